@@ -1,0 +1,115 @@
+"""From configuration to objects: the only place where names in a YAML file become classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vlp.checkpoints.importers import uniter
+from vlp.checkpoints.key_map import KeyMap
+from vlp.config import ConfigError, GroupConfig, construct
+from vlp.models.single_stream import SingleStream
+from vlp.nn.embedders import UniterEmbedder
+from vlp.nn.layout import Layout
+from vlp.objectives.masked_language import MaskedLanguage
+from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribution, MaskedRegionRegression
+from vlp.objectives.matching import Matching
+from vlp.objectives.word_region import WordRegionAlignment
+from vlp.text.wordpiece import WordPiece
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream}
+EMBEDDERS: dict[str, Callable[..., nn.Module]] = {"uniter": UniterEmbedder}
+OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
+    "masked_language": MaskedLanguage,
+    "masked_region_class": MaskedRegionClass,
+    "masked_region_distribution": MaskedRegionDistribution,
+    "masked_region_regression": MaskedRegionRegression,
+    "matching": Matching,
+    "word_region_alignment": WordRegionAlignment,
+}
+IMPORTERS: dict[str, KeyMap] = {"uniter": uniter.KEY_MAP}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of objectives ready to train: names into the objectives, in order, with their weights."""
+
+    name: str
+    sampling_ratio: float | dict[str, float]
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FeatureFacts:
+    """What a model has to know of the data: region feature size and number of region classes (0: none)."""
+
+    feature_size: int
+    classes: int
+
+
+def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts: FeatureFacts) -> nn.Module:
+    """The model of a config's `model` block.
+
+    Raises:
+        ConfigError: unknown, missing or ill-typed keys, a vocabulary too small for the tokenizer's special tokens, or
+            a `feature_size` other than the data's.
+    """
+    settings = dict(settings)
+    for key in ("embedder", "layout", "layout_types", "max_tokens"):
+        if key not in settings:
+            raise ConfigError(f"model: the key {key} is missing")
+    embedder_settings = dict(settings.pop("embedder"))
+    stated = embedder_settings.setdefault("feature_size", facts.feature_size)
+    if stated != facts.feature_size:
+        raise ConfigError(
+            f"model.embedder.feature_size is {stated}, but the data's manifest says {facts.feature_size};"
+            " leave the key out to follow the data"
+        )
+    shared = {key: settings.get(key) for key in ("hidden_size", "dropout", "norm_eps") if key in settings}
+    embedder = construct("model.embedder", embedder_settings, EMBEDDERS, **shared)
+    try:
+        layout = Layout(
+            settings.pop("layout"), settings.pop("layout_types"), special_tokens, settings.pop("max_tokens")
+        )
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
+    return construct("model", settings, MODELS, embedder=embedder, layout=layout)  # type: ignore[no-any-return]
+
+
+def build_objectives(
+    configs: list[GroupConfig], model: nn.Module, tokenizer: WordPiece, facts: FeatureFacts
+) -> tuple[nn.ModuleDict, list[Group]]:
+    """The objectives by name (their type, or `name` where a type stands twice) and the groups that use them.
+
+    Raises:
+        ConfigError: unknown, missing or ill-typed keys, a name twice, or a class objective on data without classes.
+    """
+    objectives = nn.ModuleDict()
+    groups = []
+    for number, config in enumerate(configs):
+        weights: dict[str, float] = {}
+        for place, listed in enumerate(config.objectives):
+            where = f"objectives.{number}.objectives.{place}"
+            settings = dict(listed)
+            kind = settings.get("type")
+            weight = settings.pop("loss_weight", 1.0)
+            name = settings.pop("name", kind)
+            if name in objectives:
+                raise ConfigError(f"{where}: there is an objective {name!r} already; give this one another `name`")
+            if not facts.classes and kind in ("masked_region_class", "masked_region_distribution"):
+                raise ConfigError(f"{where}: {kind} needs class scores, and the data's manifest names no classes")
+            objectives[name] = construct(
+                where,
+                settings,
+                OBJECTIVES,
+                model=model,
+                mask_id=tokenizer.special["MASK"],
+                word_ids=tokenizer.word_ids,
+                classes=facts.classes,
+            )
+            weights[name] = float(weight)
+        groups.append(Group(config.name, config.sampling_ratio, weights))
+    return objectives, groups

@@ -1,0 +1,67 @@
+"""Strict loading and safe writing of weights, safetensors only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from vlp.checkpoints.key_map import KeyMismatchError
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not valid safetensors (truncated, another format).
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` under a temporary name, flush it to disk, then rename: the file is whole or absent."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors, atomically; the same tensors give the same bytes."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    write_atomically(path, save(plain, metadata))
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load every tensor of the module from `tensors`, which must fit exactly.
+
+    Raises:
+        KeyMismatchError: missing or unexpected keys, or other shapes; all of them are listed.
+    """
+    expected = module.state_dict()
+    missing = sorted(set(expected) - set(tensors))
+    unexpected = sorted(set(tensors) - set(expected))
+    shapes = [
+        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
+        for name in sorted(set(expected) & set(tensors))
+        if tensors[name].shape != expected[name].shape
+    ]
+    if missing or unexpected or shapes:
+        lists = {"missing": missing, "not expected": unexpected, "other shape": shapes}
+        text = "\n".join(f"  {what}: {', '.join(names[:12])}" for what, names in lists.items() if names)
+        raise KeyMismatchError(f"{source} holds the weights of another model:\n{text}")
+    with torch.no_grad():
+        module.load_state_dict(dict(tensors))

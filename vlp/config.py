@@ -1,0 +1,362 @@
+"""Configuration: plain dataclasses and one YAML file, read strictly.
+
+Precedence is dataclass default, then the file, then `key.sub=value`. No includes, no interpolation, no environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names file and key."""
+
+
+@dataclass
+class GroupConfig:
+    """Objectives that share one corrupted batch and one model call.
+
+    `sampling_ratio`: how often the group is drawn, relative to the others; or one such number a source, by name.
+    `objectives`: mappings with `type`, optional `loss_weight` (1), and the arguments of that objective.
+    """
+
+    name: str
+    sampling_ratio: float | dict[str, float]
+    objectives: list[dict[str, Any]]
+
+
+@dataclass
+class ScenesConfig:
+    """Embedded scenes to be made at first use: numbers of images a split, and the seed."""
+
+    train: int
+    val: int
+    seed: int
+
+
+@dataclass
+class SourceConfig:
+    """A data set in the mix. `path` is relative to `data.root`; `ratio` an integer share of the steps."""
+
+    name: str
+    path: str
+    split: str = "train"
+    ratio: int = 1
+    scenes: ScenesConfig | None = None
+
+
+@dataclass
+class TokenizerConfig:
+    """A WordPiece vocabulary file, relative to `data.root`."""
+
+    vocabulary: str
+    lowercase: bool
+
+
+@dataclass
+class DataConfig:
+    """Where samples come from and how batches are made.
+
+    Either `micro_batch` (pairs) or `micro_batch_tokens` (text tokens and regions together) sets the size of a
+    micro-batch. An optimizer step takes `micro_batches_per_step` of them, over all devices together.
+    """
+
+    root: str
+    tokenizer: TokenizerConfig
+    sources: list[SourceConfig]
+    micro_batches_per_step: int
+    micro_batch: int | None = None
+    micro_batch_tokens: int | None = None
+    max_text_tokens: int = 60
+    max_regions: int = 100
+    workers: int = 2
+
+
+@dataclass
+class ValidationConfig:
+    """Held-out loss of every group: every `every` steps, over `micro_batches` micro-batches of split `split`."""
+
+    every: int = 1000
+    micro_batches: int = 16
+    split: str = "val"
+
+
+@dataclass
+class ParameterGroupConfig:
+    """Settings of the parameters whose name matches the regular expression `match` and no earlier group's."""
+
+    match: str
+    weight_decay: float
+    lr_scale: float = 1.0
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with linear warm-up over `warmup_steps` and linear decay to zero at the last step."""
+
+    lr: float
+    betas: tuple[float, float]
+    warmup_steps: int
+    groups: list[ParameterGroupConfig]
+    eps: float = 1e-6
+
+
+@dataclass
+class TrainerConfig:
+    """What is passed to `lightning.Trainer`. `auto` follows the hardware."""
+
+    max_steps: int
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    num_nodes: int = 1
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    gradient_clip_val: float | None = None
+
+
+@dataclass
+class CheckpointConfig:
+    """A checkpoint every `every` steps and at the end; the latest `keep` stay."""
+
+    every: int = 1000
+    keep: int = 2
+
+
+@dataclass
+class InitConfig:
+    """Weights to start from: a run folder or a safetensors file of ours; or `importer` names a foreign layout.
+
+    `may_miss`: regular expressions of our keys that the file need not have.
+    """
+
+    from_: str
+    importer: str | None = None
+    may_miss: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RunConfig:
+    """One training run."""
+
+    seed: int
+    run_dir: str
+    model: dict[str, Any]
+    objectives: list[GroupConfig]
+    data: DataConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log_every: int = 1
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise ConfigError(f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} repeated")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, name: str) -> dict[str, Any]:
+    """A YAML mapping, safely and without repeated keys.
+
+    Raises:
+        ConfigError: not YAML, not a mapping, or a key twice.
+    """
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        value = loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} must hold a mapping of keys to values")
+    return value
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run's configuration.
+
+    overrides: `key.sub=value`, the value in YAML; list items by number (`data.sources.0.ratio=2`).
+
+    Raises:
+        ConfigError: an unknown, missing or repeated key, or a value of another type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no config file {path}")
+    tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    for override in overrides:
+        _override(tree, override)
+    return typing.cast(RunConfig, convert(tree, RunConfig, str(path), ""))
+
+
+def dump_config(config: Any) -> str:
+    """The configuration as YAML that loads to an equal object."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, width=120)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name.rstrip("_"): _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"{override!r} is not of the form key.sub=value")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{dotted}: {text!r} is not a YAML value") from error
+    node: Any = tree
+    keys = dotted.split(".")
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise ConfigError(f"{dotted}: {key!r} is not the number of an item; there are {len(node)}")
+            index: Any = int(key)
+        elif isinstance(node, dict):
+            index = key
+            if not last and not isinstance(node.get(key), dict | list):
+                node[key] = {}
+        else:
+            raise ConfigError(f"{dotted}: {'.'.join(keys[:depth])} has no keys below it")
+        if last:
+            node[index] = value
+        else:
+            node = node[index]
+
+
+def unknown_key(where: str, key: Any, known: Iterable[str]) -> ConfigError:
+    """The error for a key that is not known, naming the nearest one that is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(key), known, 1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return ConfigError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def convert(value: Any, kind: Any, file: str, key: str) -> Any:
+    """`value` as an object of the annotated type `kind`.
+
+    Raises:
+        ConfigError: it cannot be one.
+    """
+    where = f"{file}: {key}" if key else file
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _convert_dataclass(value, kind, file, key)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        errors = []
+        for choice in sorted(arguments, key=lambda a: a is type(None), reverse=True):
+            try:
+                return convert(value, choice, file, key)
+            except ConfigError as error:
+                errors.append(error)
+        # the choice that a mapping or list was most likely meant to be explains best
+        raise next((e for e, c in zip(errors, arguments, strict=False) if dataclasses.is_dataclass(c)), errors[-1])
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            raise ConfigError(f"{where} is {value!r}, but must be one of {', '.join(map(str, arguments))}")
+        return value
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} must be a list, not {value!r}")
+        if origin is tuple and len(value) != len(arguments):
+            raise ConfigError(f"{where} must have {len(arguments)} items, not {len(value)}")
+        item_kinds = arguments if origin is tuple else arguments * len(value)
+        items = [
+            convert(item, k, file, f"{key}.{n}") for n, (item, k) in enumerate(zip(value, item_kinds, strict=True))
+        ]
+        return tuple(items) if origin is tuple else items
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} must be a mapping, not {value!r}")
+        return {str(name): convert(item, arguments[1], file, f"{key}.{name}") for name, item in value.items()}
+    return _convert_scalar(value, kind, where)
+
+
+def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
+    if kind is type(None) and value is None:
+        return None
+    if kind is float and not isinstance(value, bool):
+        try:
+            number = float(value) if isinstance(value, int | float | str) else math.nan
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    elif type(value) is kind:
+        return value
+    name = "null" if kind is type(None) else kind.__name__
+    raise ConfigError(f"{where} must be of type {name}, not {value!r}")
+
+
+def _convert_dataclass(value: Any, kind: Any, file: str, key: str) -> Any:
+    where = f"{file}: {key}" if key else file
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} must be a mapping with keys {', '.join(f.name for f in dataclasses.fields(kind))}")
+    annotations = typing.get_type_hints(kind)
+    known = {f.name.rstrip("_"): f for f in dataclasses.fields(kind)}
+    for name in value:
+        if name not in known:
+            raise unknown_key(where, name, known)
+    arguments = {}
+    for name, f in known.items():
+        inner = f"{key}.{name}" if key else name
+        if name in value:
+            arguments[f.name] = convert(value[name], annotations[f.name], file, inner)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{file}: the key {inner} is missing")
+    return kind(**arguments)
+
+
+def construct(where: str, settings: dict[str, Any], choices: dict[str, Callable[..., Any]], **given: Any) -> Any:
+    """Call the constructor that `settings["type"]` picks, its other keys checked against the signature.
+
+    given: arguments that do not come from the file; those the constructor does not have are left out.
+
+    Raises:
+        ConfigError: unknown type, unknown or missing keys, or a value of another type.
+    """
+    kind = settings.get("type")
+    if kind not in choices:
+        raise unknown_key(f"{where}.type", kind, choices)
+    constructor = choices[kind]
+    parameters = inspect.signature(constructor).parameters
+    annotations = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
+    values = {key: value for key, value in settings.items() if key != "type"}
+    own = [name for name in parameters if name not in given]
+    for key in values:
+        if key not in own:
+            raise unknown_key(where, key, own)
+    for name in own:
+        if name in values:
+            values[name] = convert(values[name], annotations[name], where, name)
+        elif parameters[name].default is inspect.Parameter.empty:
+            raise ConfigError(f"{where}: the key {name} is missing ({kind} needs it)")
+    return constructor(**values, **{name: value for name, value in given.items() if name in parameters})

@@ -1,0 +1,189 @@
+"""The contracts between data, models and objectives.
+
+Letters used throughout: T texts, I images, P pairs, K image slots of a pair, N rows of all sequences
+laid end to end, R regions of all images laid end to end, F region feature size, C region classes,
+H hidden size. "Ragged" means: values of all sequences end to end, with `offsets` (int64, one more
+than there are sequences, starting at 0) saying where each begins. Masks are boolean, True = real.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+NONE = -1  # an absent text, image, region or label, wherever an index or a label may be absent
+
+T = TypeVar("T")
+
+
+def map_tensors(value: T, function: Any) -> T:
+    """The same nested dataclasses, dicts and lists with `function` applied to every tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)}
+        return replace(value, **changed)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, function) for key, item in value.items()}  # type: ignore[return-value]
+    if isinstance(value, list):
+        return [map_tensors(item, function) for item in value]  # type: ignore[return-value]
+    return value
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of several sequences laid end to end: `values` [N, ...], `offsets` int64 [B + 1]."""
+
+    values: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One named piece of every text, without special tokens. A piece may be empty.
+
+    `tokens` int64 [n], `offsets` int64 [T + 1], `word_starts` bool [n] (first piece of a word).
+    `token_region` int64 [n]: the region of the text's first image that the token refers to, or NONE.
+    """
+
+    tokens: Tensor
+    offsets: Tensor
+    word_starts: Tensor
+    token_region: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """T texts, each made of the same named segments (caption, second_caption, tags, question ...).
+
+    `ids` int64 [T]: sample-wide identity of each text. `causal` bool [T]: the text is to be
+    generated from left to right (absent: none is).
+    """
+
+    segments: dict[str, Segment]
+    ids: Tensor
+    causal: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Images:
+    """I images, each with regions (maybe none), and/or pixels, and/or discrete codes.
+
+    `ids` int64 [I]: two rows with one id show the same image. `offsets` int64 [I + 1] into the R rows of:
+    `features` float [R, F]; `boxes` float [R, 4], corners x1 y1 x2 y2 as shares of width and height;
+    `scores` float [R, C], a distribution over region classes; `labels` int64 [R]; `attributes` int64 [R];
+    `masked` bool [R], set by objectives: what it means is the embedder's business.
+    `whole` float [I, F]: one vector for the whole image. `pixels` float [I, 3, h, w]. `codes` int64 [I, n].
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    features: Tensor
+    boxes: Tensor
+    scores: Tensor | None = None
+    labels: Tensor | None = None
+    attributes: Tensor | None = None
+    masked: Tensor | None = None
+    whole: Tensor | None = None
+    pixels: Tensor | None = None
+    codes: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. As the loader makes it, it is clean: no objective has touched it.
+
+    `pairs` int64 [P, 1 + K]: a text row and K image rows; NONE where there is none. `matched` bool [P]:
+    text and images belong together; an objective that swaps images clears it. `source` names the data
+    set; (`step`, `micro_batch`) is the place in the run, from which all randomness of the micro-batch
+    is derived. `report` holds numbers of the loader for the log (replaced samples).
+    """
+
+    texts: Texts
+    images: Images
+    pairs: Tensor
+    matched: Tensor
+    source: str = ""
+    step: int = 0
+    micro_batch: int = 0
+    report: dict[str, float] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch with every tensor on `device`."""
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch with every tensor in page-locked memory; the loader calls it on GPU machines."""
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where things stand in the sequences: equally long int64 vectors.
+
+    `row`: row of the stream; `source`: index of the thing in the batch (token of its segment, or region);
+    `pair`: the pair whose sequence it is.
+    """
+
+    row: Tensor
+    source: Tensor
+    pair: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a fusion model returns for P pairs.
+
+    `text` and `visual`: the two streams, `values` [N, H of the stream]; the same object in a single
+    stream. `tokens`: for each segment, the rows of its tokens in the text stream. `text_rows`: all rows
+    of text in the text stream, special tokens included (`source` is NONE there). `regions`: the rows of
+    regions in the visual stream, or None where a model has no such rows. `pooled`: named vectors
+    [P, H], absent where a model has none. `computed_rows`: rows that attention worked on, padding
+    included, for the padding share in the log.
+    """
+
+    text: Ragged
+    visual: Ragged
+    tokens: dict[str, Rows]
+    text_rows: Rows
+    regions: Rows | None
+    pooled: dict[str, Tensor]
+    computed_rows: int
+
+
+Losses = dict[str, Tensor]  # scalars with gradient, to be weighted and summed
+Report = dict[str, Tensor]  # scalars without gradient, to be logged
+
+
+class Model(Protocol):
+    """What objectives, training and evaluation may ask of a fusion model."""
+
+    hidden_size: int
+
+    def __call__(self, batch: Batch) -> Encoded:
+        """Encode the pairs of a (possibly corrupted) batch."""
+
+    def tied(self, name: str) -> Tensor:
+        """A parameter that a head shares with the model, stored once, in the model.
+
+        `word_embeddings` [vocabulary, H] or `region_projection` [H, F].
+
+        Raises:
+            KeyError: the model has no such parameter.
+        """
+
+
+class Objective(Protocol):
+    """What training asks of a pretraining objective (a `torch.nn.Module` that owns its head)."""
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Any]:
+        """A corrupted copy of the batch and the targets, drawn from `generator` on the batch's device."""
+
+    def loss(self, encoded: Encoded, targets: Any, model: Model) -> tuple[Losses, Report]:
+        """The losses to add up and the numbers to log, in two dicts.
+
+        An empty set of targets gives a zero that is connected to the graph.
+        """

@@ -1,0 +1,84 @@
+"""Text and regions through one transformer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlp.interfaces import Batch, Encoded, Ragged
+from vlp.nn.attention import plan_attention
+from vlp.nn.layout import Layout
+from vlp.nn.transformer import Transformer, initialise
+
+
+class SingleStream(nn.Module):
+    """A BERT-like encoder over text and regions together, computed without padding.
+
+    Args:
+        embedder: gives the input rows (`vlp.nn.embedders`).
+        layout: the order of a sequence.
+        hidden_size, layers, heads, mlp_size: size of the transformer.
+        dropout, attention_dropout: on hidden rows and on attention probabilities.
+        norm_eps: epsilon of every norm.
+        initial_std: standard deviation of the random weights.
+    """
+
+    def __init__(
+        self,
+        embedder: nn.Module,
+        layout: Layout,
+        hidden_size: int,
+        layers: int,
+        heads: int,
+        mlp_size: int,
+        dropout: float,
+        attention_dropout: float,
+        norm_eps: float,
+        initial_std: float,
+    ):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.norm_eps = norm_eps
+        self.initial_std = initial_std
+        self.layout = layout
+        self.embedder = embedder
+        self.encoder = Transformer(
+            layers,
+            hidden_size=hidden_size,
+            heads=heads,
+            mlp_size=mlp_size,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            norm_eps=norm_eps,
+        )
+        self.pooler = nn.Linear(hidden_size, hidden_size)
+        initialise(self, initial_std)
+
+    def tied(self, name: str) -> Tensor:
+        """A parameter shared with a head; see `vlp.interfaces.Model`."""
+        return self.embedder.tied(name)  # type: ignore[operator, no-any-return]
+
+    def forward(self, batch: Batch) -> Encoded:
+        """Encode every pair; `pooled["pair"]` [P, H] is tanh(linear(first row)).
+
+        Raises:
+            ValueError: region features of another width than the model's, or a pair with nothing in it.
+        """
+        width = batch.images.features.shape[-1]
+        if len(batch.images.features) and width != self.embedder.feature_size:
+            raise ValueError(
+                f"region features have {width} numbers, the model was built for {self.embedder.feature_size}"
+            )
+        sequences = self.layout.assemble(batch)
+        plan = plan_attention(sequences.offsets)
+        rows = self.encoder(self.embedder(batch, sequences), plan)
+        stream = Ragged(rows, sequences.offsets)
+        return Encoded(
+            text=stream,
+            visual=stream,
+            tokens=sequences.tokens,
+            text_rows=sequences.text,
+            regions=sequences.regions,
+            pooled={"pair": torch.tanh(self.pooler(rows.index_select(0, sequences.offsets[:-1])))},
+            computed_rows=plan.computed_rows,
+        )

@@ -1,0 +1,116 @@
+"""Multi-head self-attention over sequences of different lengths, without padding the sequences.
+
+Letters: N rows, B sequences, L longest of a bucket, h heads, d head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.nn.ragged import padded_index
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Sequences of similar length, computed together.
+
+    `index` int64 [B * L]: the row at each place, 0 where there is padding; None if the bucket is all
+    rows in order. `mask` bool [B, 1, 1, L], None if nothing is padded.
+    """
+
+    sequences: int
+    length: int
+    index: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Buckets that cover all sequences; `inverse` int64 [N] finds each row in the buckets' concatenation."""
+
+    buckets: list[Bucket]
+    inverse: Tensor | None
+    computed_rows: int
+
+
+def plan_attention(offsets: Tensor, slack: float = 0.2, least: int = 4) -> AttentionPlan:
+    """Group sequences so that in each bucket the shortest is no more than `slack` below the longest.
+
+    A difference of up to `least` rows is always accepted. Made once per forward pass, used by every layer.
+
+    Args:
+        offsets: int64 [B + 1], starting at 0.
+    """
+    lengths = (offsets[1:] - offsets[:-1]).tolist()
+    order = sorted((i for i in range(len(lengths)) if lengths[i] > 0), key=lambda i: -lengths[i])
+    if order and lengths[order[0]] == lengths[order[-1]] and len(order) == len(lengths):
+        return AttentionPlan([Bucket(len(order), lengths[0], None, None)], None, len(order) * lengths[0])
+    buckets: list[Bucket] = []
+    inverse = torch.empty(int(sum(lengths)), dtype=torch.int64, device=offsets.device)
+    first, computed = 0, 0
+    while first < len(order):
+        longest = lengths[order[first]]
+        last = first
+        while last < len(order) and lengths[order[last]] >= min(longest * (1 - slack), longest - least):
+            last += 1
+        members = torch.tensor(order[first:last], device=offsets.device)
+        member_offsets = torch.stack([offsets[members], offsets[members + 1]])
+        place = torch.arange(longest, device=offsets.device)
+        mask = place < (member_offsets[1] - member_offsets[0])[:, None]
+        index = torch.where(mask, member_offsets[0][:, None] + place, 0)
+        slots = torch.arange(index.numel(), device=offsets.device).view_as(index) + computed
+        inverse[index[mask]] = slots[mask]
+        all_real = lengths[order[last - 1]] == longest
+        buckets.append(Bucket(last - first, longest, index.flatten(), None if all_real else mask[:, None, None]))
+        computed += index.numel()
+        first = last
+    return AttentionPlan(buckets, inverse, computed)
+
+
+def plan_padded_attention(offsets: Tensor) -> AttentionPlan:
+    """One bucket as long as the longest sequence: what a padded implementation computes. For comparison."""
+    length = int((offsets[1:] - offsets[:-1]).max())
+    index, mask = padded_index(offsets, length)
+    inverse = torch.empty(int(offsets[-1]), dtype=torch.int64, device=offsets.device)
+    inverse[index[mask]] = torch.arange(index.numel(), device=offsets.device).view_as(index)[mask]
+    return AttentionPlan([Bucket(len(index), length, index.flatten(), mask[:, None, None])], inverse, index.numel())
+
+
+class SelfAttention(nn.Module):
+    """Scaled dot-product self-attention (Vaswani et al. 2017), full within each sequence.
+
+    Args:
+        hidden_size: H; divisible by `heads`.
+        heads: number of heads.
+        dropout: on the attention probabilities, in training.
+    """
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float):
+        super().__init__()
+        if hidden_size % heads:
+            raise ValueError(f"hidden_size {hidden_size} is not divisible by heads {heads}")
+        self.heads = heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
+        """Attend within each sequence: rows [N, H] to [N, H]."""
+        qkv = self.qkv(rows)
+        dropout = self.dropout if self.training else 0.0
+        mixed = []
+        for bucket in plan.buckets:
+            # index_select, since the backward of fancy indexing with repeated rows is not deterministic
+            part = qkv if bucket.index is None else qkv.index_select(0, bucket.index)
+            part = part.view(bucket.sequences, bucket.length, 3, self.heads, -1)
+            query, key, value = part.permute(2, 0, 3, 1, 4)  # each [B, h, L, d]
+            out = F.scaled_dot_product_attention(query, key, value, bucket.mask, dropout_p=dropout)
+            mixed.append(out.transpose(1, 2).reshape(bucket.sequences * bucket.length, -1))
+        joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        if plan.inverse is not None:
+            joined = joined.index_select(0, plan.inverse)
+        return self.out(joined)

@@ -1,0 +1,139 @@
+"""From a batch to sequences: which rows a pair's sequence has, in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlp.interfaces import NONE, Batch, Rows
+from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, ranges
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """P sequences laid end to end, N rows in all; Nt of them text, Nr regions.
+
+    `text`: rows of text with their token of the segment (NONE: a special token), and beside it
+    `token_ids`, `positions` (counted over the text rows of the sequence) and `text_types`, int64 [Nt].
+    `regions`: rows of regions with their region of the batch, and `region_types` int64 [Nr].
+    `tokens`: rows of each segment. `order` int64 [N] finds each row in [text rows, region rows].
+    """
+
+    offsets: Tensor
+    text: Rows
+    token_ids: Tensor
+    positions: Tensor
+    text_types: Tensor
+    regions: Rows
+    region_types: Tensor
+    tokens: dict[str, Rows]
+    order: Tensor
+
+
+class Layout:
+    """Assembles the sequence of each pair, e.g. `[CLS, caption, SEP, regions]`.
+
+    Args:
+        items: in order, special tokens by name (upper case), segments by name, `regions` (those of the first image
+            slot; `regions_2` those of the second, and so on).
+        types: the type id of each item, as many as there are items.
+        special: ids of the special tokens, by name.
+        max_tokens: the most tokens that each segment may have; the rest is cut off at the end.
+
+    A pair without text gets no special tokens; a pair without an image no regions; an absent segment is empty.
+
+    Raises:
+        ValueError: `types` is not as long as `items`, a special token is unknown, or a segment has no cap.
+    """
+
+    def __init__(self, items: list[str], types: list[int], special: dict[str, int], max_tokens: dict[str, int]):
+        if len(items) != len(types):
+            raise ValueError(f"layout has {len(items)} items but layout_types has {len(types)}: give one type an item")
+        for item in items:
+            if item.isupper() and item not in special:
+                raise ValueError(f"layout: no special token {item}; there are {', '.join(special)}")
+            if not item.isupper() and not item.startswith("regions") and item not in max_tokens:
+                raise ValueError(f"layout: the segment {item} needs an entry in max_tokens")
+        self.items, self.types, self.special, self.max_tokens = items, types, special, max_tokens
+
+    def assemble(self, batch: Batch) -> Sequences:
+        """Lay out the pairs of a batch.
+
+        Raises:
+            ValueError: a sequence would have no row at all.
+        """
+        pairs, device = batch.pairs, batch.pairs.device
+        text_row = pairs[:, 0]
+        has_text = text_row != NONE
+        starts, lengths = [], []  # per item: first source index and number of rows of each pair
+        for item in self.items:
+            if item.isupper():
+                start, length = torch.zeros_like(text_row), has_text.long()
+            elif item.startswith("regions"):
+                slot = 1 if item == "regions" else int(item.removeprefix("regions_"))
+                start, length = _spans(batch.images.offsets, pairs[:, slot])
+            elif item in batch.texts.segments:
+                start, length = _spans(batch.texts.segments[item].offsets, text_row)
+                length = length.clamp(max=self.max_tokens[item])
+            else:
+                start = length = torch.zeros_like(text_row)
+            starts.append(start)
+            lengths.append(length)
+        length_table = torch.stack(lengths, 1)  # [P, items]
+        first_row = offsets_of(length_table.flatten())[:-1].view_as(length_table)
+        offsets = offsets_of(length_table.sum(1))
+        empty = lengths_of(offsets) == 0
+        if bool(empty.any()):
+            raise ValueError(f"pair {int(empty.nonzero()[0])} of the batch has neither text nor regions")
+
+        text_parts: list[tuple[Tensor, ...]] = []
+        region_parts: list[tuple[Tensor, ...]] = []
+        tokens: dict[str, Rows] = {}
+        text_before = torch.zeros_like(text_row)
+        for k, item in enumerate(self.items):
+            row, within = ranges(first_row[:, k], lengths[k])
+            pair = owner_of_rows(lengths[k])
+            source = starts[k].index_select(0, pair) + within
+            item_type = torch.full_like(row, self.types[k])
+            if item.startswith("regions"):
+                region_parts.append((row, source, pair, item_type))
+                continue
+            if item.isupper():
+                ids = torch.full_like(row, self.special[item])
+                source = torch.full_like(row, NONE)
+            elif item in batch.texts.segments:
+                ids = batch.texts.segments[item].tokens.index_select(0, source)
+                tokens[item] = Rows(row, source, pair)
+            else:
+                continue
+            position = text_before.index_select(0, pair) + within
+            text_parts.append((row, source, pair, ids, position, item_type))
+            text_before = text_before + lengths[k]
+        text = [torch.cat(column) for column in zip(*text_parts, strict=True)]
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        regions = [torch.cat(column) for column in zip(*region_parts, strict=True)] or [none] * 4
+        rows = torch.cat([text[0], regions[0]])
+        order = torch.empty_like(rows)
+        order[rows] = torch.arange(len(rows), device=device)
+        return Sequences(
+            offsets=offsets,
+            text=Rows(*text[:3]),
+            token_ids=text[3],
+            positions=text[4],
+            text_types=text[5],
+            regions=Rows(*regions[:3]),
+            region_types=regions[3],
+            tokens=tokens,
+            order=order,
+        )
+
+
+def _spans(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Start and length of the sequence chosen by each pair; length 0 where none is."""
+    if len(offsets) == 1:
+        return torch.zeros_like(chosen), torch.zeros_like(chosen)
+    safe = chosen.clamp(min=0)
+    start = offsets.index_select(0, safe)
+    return start, torch.where(chosen != NONE, offsets.index_select(0, safe + 1) - start, 0)

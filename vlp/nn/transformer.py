@@ -1,0 +1,60 @@
+"""The transformer block and the stack of blocks."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.nn.attention import AttentionPlan, SelfAttention
+
+
+class Block(nn.Module):
+    """BERT's post-norm block: x = norm(x + attention(x)), then x = norm(x + mlp(x)), exact (erf) GELU.
+
+    Source: Devlin et al. 2019; residual branches get dropout before they are added.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        mlp_size: int,
+        dropout: float,
+        attention_dropout: float,
+        norm_eps: float,
+    ):
+        super().__init__()
+        self.attention = SelfAttention(hidden_size, heads, attention_dropout)
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.mlp_in = nn.Linear(hidden_size, mlp_size)
+        self.mlp_out = nn.Linear(mlp_size, hidden_size)
+        self.mlp_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
+        """Rows [N, H] of all sequences to rows [N, H]."""
+        rows = self.attention_norm(rows + self.dropout(self.attention(rows, plan)))
+        return self.mlp_norm(rows + self.dropout(self.mlp_out(F.gelu(self.mlp_in(rows)))))
+
+
+class Transformer(nn.Module):
+    """A stack of equal blocks."""
+
+    def __init__(self, layers: int, **block: float):
+        super().__init__()
+        self.layers = nn.ModuleList(Block(**block) for _ in range(layers))  # type: ignore[arg-type]
+
+    def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
+        """Rows [N, H] of all sequences to rows [N, H]."""
+        for layer in self.layers:
+            rows = layer(rows, plan)
+        return rows
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """BERT's initialisation: weights of linear layers and embeddings N(0, std), biases 0, norms 1 and 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,85 @@
+"""Masked language modelling (MLM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.interfaces import Batch, Encoded, Losses, Model, Report
+from vlp.nn.heads import Transform
+from vlp.nn.transformer import initialise
+from vlp.objectives.corruption import mask_tokens
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """`labels`: for each segment the original tokens, int64 [n]; `chosen`: bool [n], those to predict.
+
+    `matched` bool [P]: pairs whose tokens count.
+    """
+
+    labels: dict[str, Tensor]
+    chosen: dict[str, Tensor]
+    matched: Tensor
+
+
+class MaskedLanguage(nn.Module):
+    """Predict masked tokens; the decoder is tied to the word embeddings and has its own bias.
+
+    The loss is the cross entropy, mean over the predicted tokens of matched pairs (Devlin et al. 2019). Only those
+    rows go through the vocabulary.
+
+    Args:
+        model: the model to be trained; its sizes are read.
+        mask_id: id of the mask token.
+        word_ids: ids from which random replacements are drawn.
+        probability: share of tokens to predict.
+        segments: segments of the text that are masked.
+    """
+
+    word_ids: Tensor
+
+    def __init__(self, model: Model, mask_id: int, word_ids: list[int], probability: float, segments: list[str]):
+        super().__init__()
+        self.mask_id, self.probability, self.segments = mask_id, probability, segments
+        self.register_buffer("word_ids", torch.tensor(word_ids), persistent=False)
+        self.transform = Transform(model.hidden_size, model.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(len(model.tied("word_embeddings"))))
+        initialise(self, model.initial_std)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedTokens]:
+        """Mask tokens of the named segments; regions stay."""
+        segments = dict(batch.texts.segments)
+        labels, chosen = {}, {}
+        for name in self.segments:
+            segment = segments[name]
+            tokens, chosen[name] = mask_tokens(
+                segment.tokens, segment.offsets, self.probability, self.mask_id, self.word_ids, generator
+            )
+            labels[name] = segment.tokens
+            segments[name] = replace(segment, tokens=tokens)
+        corrupted = replace(batch, texts=replace(batch.texts, segments=segments))
+        return corrupted, MaskedTokens(labels, chosen, batch.matched)
+
+    def predict(self, encoded: Encoded, targets: MaskedTokens, model: Model) -> tuple[Tensor, Tensor]:
+        """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""
+        rows, labels = [], []
+        for name in self.segments:
+            where = encoded.tokens[name]
+            keep = targets.chosen[name].index_select(0, where.source) & targets.matched.index_select(0, where.pair)
+            rows.append(where.row[keep])
+            labels.append(targets.labels[name].index_select(0, where.source[keep]))
+        states = encoded.text.values.index_select(0, torch.cat(rows))
+        logits = F.linear(self.transform(states), model.tied("word_embeddings"), self.bias)
+        return logits, torch.cat(labels)
+
+    def loss(self, encoded: Encoded, targets: MaskedTokens, model: Model) -> tuple[Losses, Report]:
+        """Losses: `masked_language`. Report: `masked_language_accuracy`."""
+        logits, labels = self.predict(encoded, targets, model)
+        count = max(len(labels), 1)
+        loss = F.cross_entropy(logits, labels, reduction="sum") / count
+        correct = (logits.detach().argmax(1) == labels).sum() / count
+        return {"masked_language": loss}, {"masked_language_accuracy": correct}

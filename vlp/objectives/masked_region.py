@@ -1,0 +1,164 @@
+"""Masked region modelling: feature regression (MRFR), hard classes (MRC), class distributions (MRC-KL).
+
+All three mask regions alike; they differ in what is predicted. Letters: n masked regions, F feature size, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.interfaces import Batch, Encoded, Losses, Model, Report
+from vlp.nn.heads import Transform
+from vlp.nn.transformer import initialise
+from vlp.objectives.corruption import mask_regions
+
+
+@dataclass(frozen=True)
+class MaskedRegions:
+    """`chosen` bool [R]: regions to predict; `values` [R, F or C]: what to predict; `matched` bool [P]."""
+
+    chosen: Tensor
+    values: Tensor
+    matched: Tensor
+
+
+def _mask(batch: Batch, probability: float, generator: torch.Generator) -> tuple[Batch, Tensor]:
+    """Mask regions, or keep the mask that an earlier objective of the group has set."""
+    masked = batch.images.masked
+    if masked is None:
+        masked = mask_regions(batch.images.offsets, probability, generator)
+        batch = replace(batch, images=replace(batch.images, masked=masked))
+    return batch, masked
+
+
+def _masked_rows(encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tensor]:
+    """States [n, H] of the masked regions of matched pairs, and their targets [n, ...]."""
+    where = encoded.regions
+    if where is None:
+        raise ValueError("this model has no region rows, so region objectives can't be trained with it")
+    keep = targets.chosen.index_select(0, where.source) & targets.matched.index_select(0, where.pair)
+    states = encoded.visual.values.index_select(0, where.row[keep])
+    return states, targets.values.index_select(0, where.source[keep])
+
+
+class MaskedRegionRegression(nn.Module):
+    """Predict the features of masked regions; the decoder is the transpose of the region projection.
+
+    Squared error, mean over regions and feature numbers. Source: UNITER, model/pretrain.py (MRFR).
+
+    Args:
+        model: the model to be trained; it must have a `region_projection`.
+        probability: share of regions to mask.
+    """
+
+    def __init__(self, model: Model, probability: float):
+        super().__init__()
+        self.probability = probability
+        self.transform = Transform(model.hidden_size, model.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(model.tied("region_projection").shape[1]))
+        initialise(self, model.initial_std)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
+        """Mask regions; the text stays."""
+        corrupted, chosen = _mask(batch, self.probability, generator)
+        return corrupted, MaskedRegions(chosen, batch.images.features, batch.matched)
+
+    def predict(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Tensor, Tensor]:
+        """Predicted and true features, float [n, F] each."""
+        states, features = _masked_rows(encoded, targets)
+        return F.linear(self.transform(states), model.tied("region_projection").t(), self.bias), features
+
+    def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
+        """Losses: `masked_region_regression`."""
+        predicted, features = self.predict(encoded, targets, model)
+        error = F.mse_loss(predicted.float(), features.float(), reduction="sum")
+        return {"masked_region_regression": error / max(features.numel(), 1)}, {}
+
+
+class RegionClassifier(nn.Module):
+    """Linear, GELU, norm, linear to C classes: [n, H] to [n, C]. Source: UNITER, model/pretrain.py."""
+
+    def __init__(self, model: Model, classes: int):
+        super().__init__()
+        self.transform = Transform(model.hidden_size, model.norm_eps)
+        self.classify = nn.Linear(model.hidden_size, classes)
+        initialise(self, model.initial_std)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States [n, H] to logits [n, C]."""
+        return self.classify(self.transform(states))
+
+
+class MaskedRegionDistribution(nn.Module):
+    """Predict the class distribution of masked regions by KL divergence, mean over regions and classes (MRC-KL).
+
+    The mean divides by the number of classes too, as UNITER's does (model/pretrain.py), so its value is 1/C of the
+    usual per-region divergence.
+
+    Args:
+        model: the model to be trained.
+        classes: C, background (class 0) included.
+        probability: share of regions to mask.
+    """
+
+    def __init__(self, model: Model, classes: int, probability: float):
+        super().__init__()
+        self.probability = probability
+        self.classifier = RegionClassifier(model, classes)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
+        """Mask regions; the text stays.
+
+        Raises:
+            ValueError: the data has no class scores.
+        """
+        corrupted, chosen = _mask(batch, self.probability, generator)
+        return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
+
+    def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
+        """Losses: `masked_region_distribution`."""
+        states, scores = _masked_rows(encoded, targets)
+        log_probability = F.log_softmax(self.classifier(states).float(), dim=-1)
+        divergence = F.kl_div(log_probability, scores.float(), reduction="sum")
+        return {"masked_region_distribution": divergence / max(scores.numel(), 1)}, {}
+
+
+class MaskedRegionClass(nn.Module):
+    """Predict the most likely class of masked regions, background (class 0) never being a target (MRC).
+
+    Cross entropy, mean over regions. Source: UNITER, model/pretrain.py. Arguments as `MaskedRegionDistribution`.
+    """
+
+    def __init__(self, model: Model, classes: int, probability: float):
+        super().__init__()
+        self.probability = probability
+        self.classifier = RegionClassifier(model, classes)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
+        """Mask regions; the text stays.
+
+        Raises:
+            ValueError: the data has no class scores.
+        """
+        corrupted, chosen = _mask(batch, self.probability, generator)
+        return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
+
+    def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
+        """Losses: `masked_region_class`. Report: `masked_region_class_accuracy`."""
+        states, scores = _masked_rows(encoded, targets)
+        labels = scores[:, 1:].argmax(1) + 1
+        logits = self.classifier(states).float()
+        count = max(len(labels), 1)
+        loss = F.cross_entropy(logits, labels, reduction="sum") / count
+        correct = (logits.detach().argmax(1) == labels).sum() / count
+        return {"masked_region_class": loss}, {"masked_region_class_accuracy": correct}
+
+
+def _scores(batch: Batch) -> Tensor:
+    if batch.images.scores is None:
+        raise ValueError(f"the regions of source {batch.source!r} have no class scores; choose another objective")
+    return batch.images.scores

@@ -1,0 +1,56 @@
+"""Image-text matching (ITM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.interfaces import Batch, Encoded, Losses, Model, Report
+from vlp.nn.transformer import initialise
+from vlp.objectives.corruption import swap_images
+
+
+@dataclass(frozen=True)
+class MatchingTargets:
+    """`matched` bool [P]: text and image belong together."""
+
+    matched: Tensor
+
+
+class Matching(nn.Module):
+    """Tell matched pairs (class 1) from mismatched ones (class 0) by the pooled vector.
+
+    Cross entropy, mean over pairs. A negative is the text with another image of the micro-batch.
+    Source: UNITER, data/itm.py and model/pretrain.py.
+
+    Args:
+        model: the model to be trained; it must have a pooled vector.
+        swap_probability: share of pairs that get another image.
+    """
+
+    def __init__(self, model: Model, swap_probability: float):
+        super().__init__()
+        self.swap_probability = swap_probability
+        self.classify = nn.Linear(model.hidden_size, 2)
+        initialise(self, model.initial_std)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MatchingTargets]:
+        """Swap images; the batch's `matched` says where, to the objectives that follow in the group too."""
+        pairs, swapped = swap_images(batch.pairs, batch.images, self.swap_probability, generator)
+        matched = batch.matched & ~swapped
+        return replace(batch, pairs=pairs, matched=matched), MatchingTargets(matched)
+
+    def loss(self, encoded: Encoded, targets: MatchingTargets, model: Model) -> tuple[Losses, Report]:
+        """Losses: `matching`. Report: `matching_accuracy`."""
+        logits = self.classify(encoded.pooled["pair"]).float()
+        labels = targets.matched.long()
+        loss = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+        correct = (logits.detach().argmax(1) == labels).float().mean()
+        return {"matching": loss}, {"matching_accuracy": correct}
+
+    def score(self, encoded: Encoded) -> Tensor:
+        """How well text and image match, float32 [P], for ranking: the raw logit of class 1 (UNITER, inf_itm.py)."""
+        return self.classify(encoded.pooled["pair"]).float()[:, 1]

@@ -1,0 +1,116 @@
+"""Word-region alignment (WRA) by optimal transport.
+
+Letters: P pairs, W the most text rows, M the most regions of a pair, H hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vlp.interfaces import Batch, Encoded, Losses, Model, Report
+from vlp.nn.ragged import offsets_of, padded_index
+
+
+def cosine_cost(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor) -> Tensor:
+    """One minus the cosine similarity, float32 [P, W, M], 0 where either is padding.
+
+    words: [P, W, H]; regions: [P, M, H]; masks bool [P, W], [P, M]. Source: UNITER, model/ot.py.
+    """
+    words = nn.functional.normalize(words.float(), dim=-1, eps=1e-5)
+    regions = nn.functional.normalize(regions.float(), dim=-1, eps=1e-5)
+    real = word_mask[:, :, None] & region_mask[:, None, :]
+    return (1 - words @ regions.transpose(1, 2)).masked_fill(~real, 0.0)
+
+
+@torch.no_grad()
+def transport_plan(
+    cost: Tensor, word_mask: Tensor, region_mask: Tensor, beta: float = 0.5, iterations: int = 50
+) -> Tensor:
+    """IPOT (Xie et al. 2018, algorithm 1, one inner step) between uniform distributions.
+
+    cost: float32 [P, W, M]; masks bool [P, W], [P, M]. Returns the plan [P, M, W], 0 at padding, without gradient.
+    Source: UNITER, model/ot.py.
+    """
+    words = word_mask.sum(1).float()[:, None, None]
+    regions = region_mask.sum(1).float()[:, None, None]
+    word_mask, region_mask = word_mask.float(), region_mask.float()
+    far = 1e4  # added to what a padded row or column is divided by
+    real = region_mask[:, :, None] * word_mask[:, None, :]
+    affinity = torch.exp(-cost.transpose(1, 2) / beta) * real
+    plan = real
+    sigma = (word_mask / words[:, 0])[:, :, None]  # [P, W, 1]
+    for _ in range(iterations):
+        scaled = affinity * plan
+        delta = 1 / (regions * (scaled @ sigma) + far * (1 - region_mask)[:, :, None])  # [P, M, 1]
+        sigma = 1 / (words * (scaled.transpose(1, 2) @ delta) + far * (1 - word_mask)[:, :, None])
+        plan = delta * scaled * sigma.transpose(1, 2)
+    return plan
+
+
+def transport_distance(
+    words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor, beta: float = 0.5, iterations: int = 50
+) -> Tensor:
+    """Transport distance of each pair, float32 [P]; the gradient flows through the cost only.
+
+    words: [P, W, H]; regions: [P, M, H]; masks bool [P, W], [P, M].
+    """
+    cost = cosine_cost(words, regions, word_mask, region_mask)
+    plan = transport_plan(cost.detach(), word_mask, region_mask, beta, iterations)
+    return (cost.transpose(1, 2) * plan).sum((1, 2))
+
+
+@dataclass(frozen=True)
+class AlignmentTargets:
+    """`matched` bool [P]: pairs to be drawn together; the others are pushed apart."""
+
+    matched: Tensor
+
+
+class WordRegionAlignment(nn.Module):
+    """Draw words and regions of matched pairs together and push those of mismatched pairs apart.
+
+    (sum of matched distances - sum of mismatched distances) / P, in float32; special tokens take part.
+    It corrupts nothing: put it after `matching` in a group. Source: UNITER, pretrain.py and model/ot.py.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__()
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AlignmentTargets]:
+        """The batch as it is."""
+        return batch, AlignmentTargets(batch.matched)
+
+    def distances(self, encoded: Encoded, pairs: int) -> Tensor:
+        """Transport distance of each pair, float32 [P]; 0 for a pair that lacks text or regions."""
+        if encoded.regions is None:
+            raise ValueError("this model has no region rows, so word-region alignment can't be trained with it")
+        words, word_mask = _padded(encoded.text.values, encoded.text_rows.row, encoded.text_rows.pair, pairs)
+        regions, region_mask = _padded(encoded.visual.values, encoded.regions.row, encoded.regions.pair, pairs)
+        with torch.autocast(words.device.type, enabled=False):
+            complete = word_mask.any(1) & region_mask.any(1)
+            # an incomplete pair would divide by its zero words or regions
+            distance = transport_distance(
+                words, regions, word_mask | ~complete[:, None], region_mask | ~complete[:, None]
+            )
+        return distance * complete
+
+    def loss(self, encoded: Encoded, targets: AlignmentTargets, model: Model) -> tuple[Losses, Report]:
+        """Losses: `word_region_alignment`."""
+        distance = self.distances(encoded, len(targets.matched))
+        sign = torch.where(targets.matched, 1.0, -1.0)
+        return {"word_region_alignment": (distance * sign).sum() / max(len(distance), 1)}, {}
+
+
+def _padded(values: Tensor, rows: Tensor, pair: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """The chosen rows as [P, longest, H] with mask bool [P, longest]; rows of one pair must be in order of pairs."""
+    order = torch.argsort(pair, stable=True)
+    offsets = offsets_of(torch.bincount(pair, minlength=pairs))
+    longest = int((offsets[1:] - offsets[:-1]).max())
+    index, mask = padded_index(offsets, longest)
+    if not len(rows):
+        return values.new_zeros(pairs, 0, values.shape[1]), mask
+    chosen = rows.index_select(0, order).index_select(0, index.flatten())
+    return values.index_select(0, chosen).view(pairs, longest, -1), mask

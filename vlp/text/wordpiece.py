@@ -1,0 +1,73 @@
+"""BERT WordPiece tokens from a local vocabulary file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import WordPiece as WordPieceModel
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+SPECIAL_TOKENS = ("PAD", "UNK", "CLS", "SEP", "MASK")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of one text without special tokens, and whether each begins a word."""
+
+    ids: list[int]
+    word_starts: list[bool]
+
+
+class WordPiece:
+    """WordPiece as BERT's: basic tokenization, then greedy longest match.
+
+    Args:
+        vocabulary: text file with one token a line; the line number is the id.
+        lowercase: lower-case and strip accents, as the uncased BERT models do.
+
+    Raises:
+        ValueError: the file repeats a token or lacks one of [PAD] [UNK] [CLS] [SEP] [MASK].
+        FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, vocabulary: str | Path, lowercase: bool):
+        self.path = Path(vocabulary)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no vocabulary file {self.path}; name a WordPiece vocabulary, one token a line")
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        self.lowercase = lowercase
+        self.tokens = lines
+        ids = {token: number for number, token in enumerate(lines)}
+        if len(ids) != len(lines):
+            repeated = next(token for number, token in enumerate(lines) if ids[token] != number)
+            raise ValueError(f"{self.path}: the token {repeated!r} stands on more than one line")
+        missing = [f"[{name}]" for name in SPECIAL_TOKENS if f"[{name}]" not in ids]
+        if missing:
+            raise ValueError(f"{self.path}: not a BERT vocabulary, it lacks {', '.join(missing)}")
+        self.special: dict[str, int] = {name: ids[f"[{name}]"] for name in SPECIAL_TOKENS}
+        self._tokenizer = Tokenizer(WordPieceModel(ids, unk_token="[UNK]"))
+        self._tokenizer.normalizer = BertNormalizer(lowercase=lowercase, strip_accents=lowercase)
+        self._tokenizer.pre_tokenizer = BertPreTokenizer()
+        self._tokenizer.decoder = WordPieceDecoder()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def word_ids(self) -> list[int]:
+        """Ids that may stand for a word: all but the special and the unused ones."""
+        return [i for i, t in enumerate(self.tokens) if not (t.startswith("[") and t.endswith("]") and len(t) > 2)]
+
+    def encode(self, texts: list[str]) -> list[Tokens]:
+        """Tokens of each text; an empty text has none."""
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [Tokens(e.ids, [not token.startswith("##") for token in e.tokens]) for e in encodings]
+
+    def decode(self, ids: list[int]) -> str:
+        """The words of `ids`, special tokens left out."""
+        special = set(self.special.values())
+        return self._tokenizer.decode([i for i in ids if i not in special])
