@@ -10,7 +10,7 @@ from torch import nn
 
 from vlp.checkpoints.importers import uniter
 from vlp.checkpoints.key_map import KeyMap
-from vlp.config import ConfigError, GroupConfig, construct
+from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
 from vlp.nn.embedders import UniterEmbedder
 from vlp.nn.layout import Layout
@@ -58,25 +58,30 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
             a `feature_size` other than the data's.
     """
     settings = dict(settings)
-    for key in ("embedder", "layout", "layout_types", "max_tokens"):
+    parts = {}
+    for key, kind in (
+        ("embedder", dict[str, Any]),
+        ("layout", list[str]),
+        ("layout_types", list[int]),
+        ("max_tokens", dict[str, int]),
+    ):
         if key not in settings:
             raise ConfigError(f"model: the key {key} is missing")
-    embedder_settings = dict(settings.pop("embedder"))
-    stated = embedder_settings.setdefault("feature_size", facts.feature_size)
+        parts[key] = convert(settings.pop(key), kind, "model", key)
+    stated = parts["embedder"].setdefault("feature_size", facts.feature_size)
     if stated != facts.feature_size:
         raise ConfigError(
             f"model.embedder.feature_size is {stated}, but the data's manifest says {facts.feature_size};"
             " leave the key out to follow the data"
         )
-    shared = {key: settings.get(key) for key in ("hidden_size", "dropout", "norm_eps") if key in settings}
-    embedder = construct("model.embedder", embedder_settings, EMBEDDERS, **shared)
+    constructor, sizes = arguments("model", settings, MODELS, ("embedder", "layout"))
+    shared = {key: sizes[key] for key in ("hidden_size", "dropout", "norm_eps")}
+    embedder = construct("model.embedder", parts["embedder"], EMBEDDERS, **shared)
     try:
-        layout = Layout(
-            settings.pop("layout"), settings.pop("layout_types"), special_tokens, settings.pop("max_tokens")
-        )
+        layout = Layout(parts["layout"], parts["layout_types"], special_tokens, parts["max_tokens"])
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
-    return construct("model", settings, MODELS, embedder=embedder, layout=layout)  # type: ignore[no-any-return]
+    return constructor(embedder=embedder, layout=layout, **sizes)  # type: ignore[no-any-return]
 
 
 def build_objectives(

@@ -335,10 +335,12 @@ def _convert_dataclass(value: Any, kind: Any, file: str, key: str) -> Any:
     return kind(**arguments)
 
 
-def construct(where: str, settings: dict[str, Any], choices: dict[str, Callable[..., Any]], **given: Any) -> Any:
-    """Call the constructor that `settings["type"]` picks, its other keys checked against the signature.
+def arguments(
+    where: str, settings: dict[str, Any], choices: dict[str, Callable[..., Any]], given: Iterable[str]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The constructor that `settings["type"]` picks, and its other keys converted by its signature.
 
-    given: arguments that do not come from the file; those the constructor does not have are left out.
+    given: names of arguments that do not come from the file.
 
     Raises:
         ConfigError: unknown type, unknown or missing keys, or a value of another type.
@@ -350,7 +352,7 @@ def construct(where: str, settings: dict[str, Any], choices: dict[str, Callable[
     parameters = inspect.signature(constructor).parameters
     annotations = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
     values = {key: value for key, value in settings.items() if key != "type"}
-    own = [name for name in parameters if name not in given]
+    own = [name for name in parameters if name not in set(given)]
     for key in values:
         if key not in own:
             raise unknown_key(where, key, own)
@@ -359,4 +361,14 @@ def construct(where: str, settings: dict[str, Any], choices: dict[str, Callable[
             values[name] = convert(values[name], annotations[name], where, name)
         elif parameters[name].default is inspect.Parameter.empty:
             raise ConfigError(f"{where}: the key {name} is missing ({kind} needs it)")
-    return constructor(**values, **{name: value for name, value in given.items() if name in parameters})
+    return constructor, values
+
+
+def construct(where: str, settings: dict[str, Any], choices: dict[str, Callable[..., Any]], **given: Any) -> Any:
+    """Call the constructor that `settings["type"]` picks; see `arguments`.
+
+    given: arguments that do not come from the file; those that the constructor does not have are left out.
+    """
+    constructor, values = arguments(where, settings, choices, given)
+    known = inspect.signature(constructor).parameters
+    return constructor(**values, **{name: value for name, value in given.items() if name in known})

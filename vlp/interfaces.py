@@ -8,6 +8,7 @@ than there are sequences, starting at 0) saying where each begins. Masks are boo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -42,6 +43,25 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Token ids of one text without special tokens, and whether each begins a word."""
+
+    ids: list[int]
+    word_starts: list[bool]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of one image: `features` float [R, F], `boxes` float [R, 4] corners as shares of the image,
+    `scores` float [R, C] a distribution over classes, or None.
+    """
+
+    features: Tensor
+    boxes: Tensor
+    scores: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Segment:
     """One named piece of every text, without special tokens. A piece may be empty.
 
@@ -53,6 +73,16 @@ class Segment:
     offsets: Tensor
     word_starts: Tensor
     token_region: Tensor | None = None
+
+    @classmethod
+    def from_tokens(cls, texts: Sequence[Tokens]) -> Segment:
+        """The segment of T texts, given their tokens."""
+        lengths = torch.tensor([0, *(len(text.ids) for text in texts)], dtype=torch.int64)
+        return cls(
+            tokens=torch.tensor([i for text in texts for i in text.ids], dtype=torch.int64),
+            offsets=lengths.cumsum(0),
+            word_starts=torch.tensor([start for text in texts for start in text.word_starts], dtype=torch.bool),
+        )
 
 
 @dataclass(frozen=True)
@@ -90,6 +120,19 @@ class Images:
     whole: Tensor | None = None
     pixels: Tensor | None = None
     codes: Tensor | None = None
+
+    @classmethod
+    def from_regions(cls, regions: Sequence[Regions], ids: Sequence[int]) -> Images:
+        """Images given by their regions, all with class scores or none; features and scores become float32."""
+        lengths = torch.tensor([0, *(len(r.boxes) for r in regions)], dtype=torch.int64)
+        with_scores = bool(regions) and all(r.scores is not None for r in regions)
+        return cls(
+            ids=torch.tensor(ids, dtype=torch.int64),
+            offsets=lengths.cumsum(0),
+            features=torch.cat([r.features for r in regions]).float(),
+            boxes=torch.cat([r.boxes for r in regions]).float(),
+            scores=torch.cat([r.scores for r in regions]).float() if with_scores else None,  # type: ignore[misc]
+        )
 
 
 @dataclass(frozen=True)

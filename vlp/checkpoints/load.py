@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,10 +40,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, atomically; the same tensors give the same bytes."""
+def write_weights(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, int]) -> None:
+    """Write tensors as safetensors, atomically; the same tensors and facts give the same bytes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    write_atomically(path, save(plain, metadata))
+    # one key, since safetensors writes several in random order
+    write_atomically(path, save(plain, {"vlp": json.dumps(facts)}))
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

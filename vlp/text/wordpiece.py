@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -11,15 +10,9 @@ from tokenizers.models import WordPiece as WordPieceModel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from vlp.interfaces import Tokens
+
 SPECIAL_TOKENS = ("PAD", "UNK", "CLS", "SEP", "MASK")
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Token ids of one text without special tokens, and whether each begins a word."""
-
-    ids: list[int]
-    word_starts: list[bool]
 
 
 class WordPiece:

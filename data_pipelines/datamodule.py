@@ -1,0 +1,76 @@
+"""From plan and sources to batches: a map-style data set of micro-batches, and Lightning's data module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import lightning
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vlp.interfaces import Batch
+
+
+class MicroBatches(Dataset[Batch]):
+    """Item (step, micro-batch) is that micro-batch, always the same.
+
+    Args:
+        load: gives the batch of (step, micro-batch).
+    """
+
+    def __init__(self, load: Callable[[int, int], Batch]):
+        self.load = load
+
+    def __getitem__(self, place: tuple[int, int]) -> Batch:
+        return self.load(*place)
+
+
+class PlaceSampler(Sampler[tuple[int, int]]):
+    """The places (step, micro-batch) of one process, from a step on. Its length is that of the whole run.
+
+    Lightning counts the batches it has seen, so a resumed loader must begin later but promise the full length.
+    """
+
+    def __init__(self, first_step: int, steps: int, micro_batches_per_step: int, rank: int, world_size: int):
+        self.first_step, self.steps = first_step, steps
+        self.micro_batches_per_step, self.rank, self.world_size = micro_batches_per_step, rank, world_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for step in range(self.first_step, self.steps):
+            for micro_batch in range(self.rank, self.micro_batches_per_step, self.world_size):
+                yield step, micro_batch
+
+    def __len__(self) -> int:
+        return self.steps * self.micro_batches_per_step // self.world_size
+
+
+class DataModule(lightning.LightningDataModule):
+    """Feeds the trainer, from the step at which it stands.
+
+    Args:
+        load: gives the batch of (step, micro-batch).
+        micro_batches_per_step: G.
+        workers: loader processes.
+    """
+
+    def __init__(self, load: Callable[[int, int], Batch], micro_batches_per_step: int, workers: int):
+        super().__init__()
+        self.load, self.micro_batches_per_step, self.workers = load, micro_batches_per_step, workers
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of this process from the trainer's step to the last."""
+        assert self.trainer is not None
+        sampler = PlaceSampler(
+            self.trainer.global_step,
+            self.trainer.max_steps,
+            self.micro_batches_per_step,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        return DataLoader(
+            MicroBatches(self.load),
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            prefetch_factor=4 if self.workers else None,
+        )

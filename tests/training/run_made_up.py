@@ -1,0 +1,36 @@
+"""Train on made-up batches: `python run_made_up.py FOLDER RESUME WORKERS [key=value ...]`, a process of its own."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import made_up
+from rich.console import Console
+
+from data_pipelines.datamodule import DataModule
+from vlp.distributed import is_launching_process
+from vlp.run_folder import RunFolder
+from vlp.training.fit import build_module, fit
+
+folder, resume, workers, *overrides = sys.argv[1:]
+kill_at = int(os.environ.get("KILL_AT_STEP", "-1"))
+
+
+def load(step: int, micro_batch: int):
+    if step == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made_up.load(step, micro_batch)
+
+
+config = made_up.config(Path(folder), overrides)
+tokenizer = made_up.tokenizer(Path(folder))
+run = RunFolder(Path(config.run_dir))
+start = None
+if resume != "no":
+    start = run.checkpoint_to_resume(resume)
+elif is_launching_process():
+    run.create(config, tokenizer, made_up.FACTS)
+validation = [made_up.load(-1, n) for n in range(config.validation.micro_batches)]
+data = DataModule(load, config.data.micro_batches_per_step, int(workers))
+fit(config, build_module(config, tokenizer, made_up.FACTS), run, data, validation, Console(), start)

@@ -1,0 +1,155 @@
+"""A run's folder, complete in itself: configuration, vocabulary, data facts, weights, log, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from vlp.build import FeatureFacts, Group, build_model, build_objectives
+from vlp.checkpoints.load import write_atomically, write_weights
+from vlp.config import ConfigError, RunConfig, convert, dump_config, load_config, read_yaml
+from vlp.text.wordpiece import WordPiece
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a run has to remember of its data: feature size, class names, and each source's fingerprint."""
+
+    feature_size: int
+    class_names: list[str]
+    fingerprints: dict[str, str]
+
+    def for_model(self) -> FeatureFacts:
+        """What the model is built from."""
+        return FeatureFacts(self.feature_size, len(self.class_names))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names and rules of a run's folder: `config.yaml`, `vocabulary.txt`, `data.json`, `metrics.jsonl`,
+    `model.safetensors` (latest), `best.safetensors` (best validation loss), `checkpoints/`, `tensorboard/`.
+    """
+
+    path: Path
+
+    def create(self, config: RunConfig, tokenizer: WordPiece, facts: DataFacts) -> None:
+        """Make the folder for a new run; `config.yaml` comes last, so its presence means the folder is ready.
+
+        Raises:
+            ConfigError: the folder holds something already.
+        """
+        self.refuse_if_used()
+        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "vocabulary.txt", ("\n".join(tokenizer.tokens) + "\n").encode())
+        write_atomically(self.path / "data.json", json.dumps(asdict(facts), indent=1).encode())
+        write_atomically(self.path / "config.yaml", dump_config(config).encode())
+
+    def refuse_if_used(self) -> None:
+        """Raise a ConfigError if the folder holds something already."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(
+                f"the run folder {self.path} exists already and nothing in it is overwritten:"
+                f" add resume=last to go on with it, or run_dir=OTHER for a new run"
+            )
+
+    def read_config(self, overrides: list[str]) -> RunConfig:
+        """The run's own configuration, with overrides.
+
+        Raises:
+            ConfigError: there is no run here, or its configuration is not valid.
+        """
+        if not (self.path / "config.yaml").is_file():
+            raise ConfigError(f"there is no run in {self.path} (no config.yaml)")
+        return load_config(self.path / "config.yaml", overrides)
+
+    def read_facts(self) -> DataFacts:
+        """The run's data facts."""
+        text = (self.path / "data.json").read_text(encoding="utf-8")
+        facts: DataFacts = convert(read_yaml(text, "data.json"), DataFacts, str(self.path / "data.json"), "")
+        return facts
+
+    def tokenizer(self, config: RunConfig) -> WordPiece:
+        """The run's own tokenizer."""
+        return WordPiece(self.path / "vocabulary.txt", config.data.tokenizer.lowercase)
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.path / "checkpoints" / f"step-{step:08d}.ckpt"
+
+    def checkpoints(self) -> list[Path]:
+        """The run's checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*.ckpt"))
+
+    def checkpoint_to_resume(self, resume: str) -> Path | None:
+        """The checkpoint meant by `resume=last|PATH`; None if the run was stopped before its first one.
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        if resume == "last":
+            found = self.checkpoints()
+            return found[-1] if found else None
+        if not Path(resume).is_file():
+            names = ", ".join(p.name for p in self.checkpoints()) or "none"
+            raise ConfigError(f"resume: no checkpoint {resume}; the run has {names}")
+        return Path(resume)
+
+    def remove_old_checkpoints(self, keep: int) -> None:
+        """Leave the latest `keep` checkpoints."""
+        for path in self.checkpoints()[:-keep]:
+            path.unlink()
+
+    def write_weights(self, name: str, state: dict[str, Tensor], step: int) -> None:
+        """Write the weights of model and objectives as safetensors."""
+        write_weights(self.path / name, state, {"format": 1, "step": step})
+
+    def append_row(self, line: str) -> None:
+        """Add a line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read_rows(self) -> list[dict]:
+        """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        rows = []
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):
+                    rows.append(json.loads(line))
+        return rows
+
+    def set_aside_rows_after(self, step: int) -> None:
+        """Move rows of later steps, which will be computed anew, to metrics.superseded.jsonl."""
+        rows = self.read_rows()
+        later = [row for row in rows if row["step"] > step]
+        if later:
+            with open(self.path / "metrics.superseded.jsonl", "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in later)
+        if rows:
+            kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+            write_atomically(self.path / "metrics.jsonl", kept.encode())
+
+    def finished(self, config: RunConfig) -> bool:
+        """Whether the last step's checkpoint is there."""
+        return self.checkpoint(config.trainer.max_steps).is_file()
+
+
+def build_run(
+    config: RunConfig, tokenizer: WordPiece, facts: DataFacts
+) -> tuple[nn.Module, nn.ModuleDict, list[Group]]:
+    """Model, objectives and groups of a configuration.
+
+    Raises:
+        ConfigError: the configuration does not fit its parts, the tokenizer or the data.
+    """
+    model = build_model(config.model, tokenizer.special, facts.for_model())
+    words = len(model.tied("word_embeddings"))
+    if words < len(tokenizer):
+        raise ConfigError(
+            f"model.embedder.vocab_size is {words}, but the vocabulary {tokenizer.path} has {len(tokenizer)} tokens"
+        )
+    objectives, groups = build_objectives(config.objectives, model, tokenizer, facts.for_model())
+    return model, objectives, groups

@@ -1,0 +1,184 @@
+"""What happens at the end of an optimizer step: measure, validate, log, show, save. In that order."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from vlp.distributed import rank, sum_over_ranks, world_size
+from vlp.interfaces import Batch
+from vlp.run_folder import RunFolder
+from vlp.training.module import StepRecord, TrainingModule
+from vlp.training.screen import Screen
+
+
+class StepEnd(lightning.Callback):
+    """Runs a fixed sequence at the end of each optimizer step.
+
+    One callback rather than four, since the order matters: the validation belongs into the step's row, the row must be
+    on disk before the checkpoint that follows it. Lightning's own validation loop is not used, because a checkpoint
+    saved at a step that validates makes it skip that validation after a restart; nor its ModelCheckpoint, which saves
+    before validating.
+
+    Args:
+        folder: where to write.
+        screen: what a person sees.
+        validation: held-out micro-batches, iterated anew each time.
+        micro_batches_per_step: G, over all processes.
+        log_every, validate_every, save_every: in optimizer steps.
+        keep: number of checkpoints that stay.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        screen: Screen,
+        validation: Iterable[Batch],
+        micro_batches_per_step: int,
+        log_every: int,
+        validate_every: int,
+        save_every: int,
+        keep: int,
+    ):
+        self.folder, self.screen, self.validation = folder, screen, validation
+        self.micro_batches_per_step = micro_batches_per_step
+        self.log_every, self.validate_every, self.save_every, self.keep = log_every, validate_every, save_every, keep
+        self.best = float("inf")
+        self.waited = 0.0
+        self.writer: SummaryWriter | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation loss so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best validation loss so far."""
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Open the logs; rows after the step that is resumed from are set aside."""
+        if trainer.is_global_zero:
+            self.folder.set_aside_rows_after(trainer.global_step)
+            self.writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=trainer.global_step + 1)
+        self.screen.start(trainer.global_step)
+        self.step_began = self.batch_ended = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note how long the loader kept the model waiting, and the rate, before the schedule moves on."""
+        self.waited += time.perf_counter() - self.batch_ended
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At the end of an optimizer step: measure, validate, log, show, save."""
+        if batch.micro_batch + trainer.world_size >= self.micro_batches_per_step:
+            self._step_ended(trainer, pl_module)
+        self.batch_ended = time.perf_counter()
+
+    def _step_ended(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+        step, last = trainer.global_step, trainer.global_step == module.max_steps
+        log = step % self.log_every == 0 or last
+        validate = step % self.validate_every == 0 or last
+        save = step % self.save_every == 0 or last
+        row = self._measure(step, module)
+        if validate:
+            self.screen.say(f"validating at step {step}")
+            row.update(self._validate(module))
+        if log or validate:
+            self._write(row, step)
+        self.screen.update(row)
+        if validate and row["val_loss"] < self.best:
+            self.best = row["val_loss"]
+            self._save_weights("best.safetensors", module, step)
+        if save:
+            trainer.save_checkpoint(self.folder.checkpoint(step))
+            self._save_weights("model.safetensors", module, step)
+            if trainer.is_global_zero:
+                self.folder.remove_old_checkpoints(self.keep)
+            self.screen.say(f"checkpoint {self.folder.checkpoint(step).name}")
+        self.step_began = time.perf_counter()  # validation and saving are not counted as training time
+
+    def _save_weights(self, name: str, module: TrainingModule, step: int) -> None:
+        if rank() == 0:
+            self.folder.write_weights(name, module.state_dict(), step)
+
+    def _measure(self, step: int, module: TrainingModule) -> dict[str, Any]:
+        record, module.record = module.record, StepRecord()
+        names = sorted(record.values)
+        sums = [float(sum(record.values[name])) for name in names]
+        counts = [record.pairs, record.rows, record.computed_rows, record.replaced]
+        totals = sum_over_ranks(torch.tensor([*sums, *counts], dtype=torch.float64, device=module.device))
+        values = totals.tolist()
+        pairs, rows, computed, replaced = values[len(names) :]
+        seconds = time.perf_counter() - self.step_began
+        waited, self.waited = self.waited, 0.0
+        row: dict[str, Any] = {"step": step, "group": record.group}
+        row.update({name: values[n] / self.micro_batches_per_step for n, name in enumerate(names)})
+        row["lr"] = self.lr
+        row["samples_per_second"] = pairs / seconds
+        row["tokens_per_second"] = rows / seconds
+        row["padding_share"] = 1 - rows / computed
+        row["data_wait_share"] = min(waited / seconds, 1.0)
+        row["replaced_samples"] = int(replaced)
+        return row
+
+    @torch.no_grad()
+    def _validate(self, module: TrainingModule) -> dict[str, float]:
+        """Mean held-out loss of every objective, and `val_loss`, their mean by the groups' ratios."""
+        module.eval()
+        sums: dict[str, torch.Tensor] = {}
+        batches, device = 0, module.device
+        group_sums = torch.zeros(len(module.groups), dtype=torch.float64, device=device)
+        for number, batch in enumerate(self.validation):
+            if number % world_size() != rank():
+                continue
+            batches += 1
+            batch = batch.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in str(module.trainer.precision)):
+                for place, group in enumerate(module.groups):
+                    total, losses, _, _, _ = module.group_losses(batch, group, module.seed, "validation", number)
+                    group_sums[place] += total.double()
+                    for name, value in losses.items():
+                        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value
+        module.train()
+        # a process may have had no batch, but all must add up the same numbers
+        names = sorted({*sums, *(name for group in module.groups for name in group.weights)})
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        count = torch.tensor(batches, dtype=torch.float64, device=device)
+        totals = sum_over_ranks(torch.cat([torch.stack([sums.get(n, zero) for n in names]), group_sums, count[None]]))
+        means = (totals[:-1] / totals[-1]).tolist()
+        row = {f"val_loss/{name}": means[n] for n, name in enumerate(names)}
+        ratios = [
+            sum(g.sampling_ratio.values()) if isinstance(g.sampling_ratio, dict) else g.sampling_ratio
+            for g in module.groups
+        ]
+        row["val_loss"] = sum(r * m for r, m in zip(ratios, means[len(names) :], strict=True)) / sum(ratios)
+        return row
+
+    def _write(self, row: dict[str, Any], step: int) -> None:
+        if self.writer is None:
+            return
+        self.folder.append_row(json.dumps(row))
+        for name, value in row.items():
+            if isinstance(value, float):
+                self.writer.add_scalar(name, value, step)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Close the logs."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Close the logs, after an error too."""
+        self.screen.stop()
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None

@@ -1,0 +1,204 @@
+"""From a configuration, a data module and a run folder to a trained model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from rich.console import Console
+
+from vlp.config import ConfigError, RunConfig
+from vlp.distributed import is_launching_process
+from vlp.interfaces import Batch
+from vlp.run_folder import DataFacts, RunFolder, build_run
+from vlp.text.wordpiece import WordPiece
+from vlp.training.callbacks import StepEnd
+from vlp.training.module import TrainingModule
+from vlp.training.screen import Screen, duration, estimate_table
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or belongs to another model."""
+
+
+def resolve_hardware(config: RunConfig) -> tuple[str, int, str]:
+    """Accelerator, devices and precision of this machine where the configuration says `auto`.
+
+    `devices: auto` is the largest number of devices that divides the micro-batches of a step.
+
+    Raises:
+        ConfigError: the number of processes does not divide `data.micro_batches_per_step`, or PL_TRAINER_* is set.
+    """
+    refused = sorted(name for name in os.environ if name.startswith("PL_TRAINER_"))
+    if refused:
+        raise ConfigError(f"{', '.join(refused)} is set in the environment; the configuration alone decides: unset it")
+    t, per_step = config.trainer, config.data.micro_batches_per_step
+    accelerator = t.accelerator if t.accelerator != "auto" else ("gpu" if torch.cuda.is_available() else "cpu")
+    devices = t.devices
+    if devices == "auto":
+        available = torch.cuda.device_count() if accelerator == "gpu" else 1
+        devices = max(d for d in range(1, max(available, 1) + 1) if per_step % (d * t.num_nodes) == 0 or d == 1)
+    if per_step % (devices * t.num_nodes):
+        raise ConfigError(
+            f"{devices * t.num_nodes} processes do not divide data.micro_batches_per_step={per_step};"
+            " change trainer.devices or the micro-batches of a step"
+        )
+    precision = t.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32-true"
+    return accelerator, devices, precision
+
+
+def build_module(config: RunConfig, tokenizer: WordPiece, facts: DataFacts) -> TrainingModule:
+    """The training module with freshly drawn weights, which depend on the seed alone."""
+    torch.manual_seed(config.seed)
+    model, objectives, groups = build_run(config, tokenizer, facts)
+    return TrainingModule(model, objectives, groups, config.optim, config.trainer.max_steps, config.seed)
+
+
+def fit(
+    config: RunConfig,
+    module: TrainingModule,
+    folder: RunFolder,
+    data: lightning.LightningDataModule,
+    validation: Iterable[Batch],
+    console: Console,
+    resume_from: Path | None,
+) -> None:
+    """Train to `trainer.max_steps`.
+
+    Raises:
+        CheckpointError: `resume_from` cannot be read or is another model's.
+        NonFiniteLossError: a loss is NaN or infinite.
+    """
+    accelerator, devices, precision = resolve_hardware(config)
+    per_step = config.data.micro_batches_per_step
+    processes = devices * config.trainer.num_nodes
+    checkpoint_fits(resume_from, module)
+    sampled = len(module.groups) > 1
+    strategy = DDPStrategy(
+        find_unused_parameters=sampled, process_group_backend="gloo" if accelerator == "cpu" else None
+    )
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # device facts and tips; the estimate says it
+    with warnings.catch_warnings():
+        # the loader starts where the checkpoint ended, and the number of workers is the user's choice
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*`isinstance.treespec, LeafSpec.` is deprecated.*")
+        trainer = lightning.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=config.trainer.num_nodes,
+            precision=precision,  # type: ignore[arg-type]
+            strategy=strategy if processes > 1 else "auto",
+            max_steps=config.trainer.max_steps,
+            max_epochs=1,
+            gradient_clip_val=config.trainer.gradient_clip_val,
+            accumulate_grad_batches=per_step // processes,
+            deterministic=True if accelerator == "cpu" else None,
+            use_distributed_sampler=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[
+                StepEnd(
+                    folder,
+                    Screen(console, config.trainer.max_steps, is_launching_process()),
+                    validation,
+                    per_step,
+                    config.log_every,
+                    config.validation.every,
+                    config.checkpoint.every,
+                    config.checkpoint.keep,
+                )
+            ],
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+
+
+def checkpoint_fits(path: Path | None, module: TrainingModule) -> None:
+    """Check that a checkpoint can be read and is of this model, before anything starts.
+
+    Raises:
+        CheckpointError: it is not; the message says in what.
+    """
+    if path is None:
+        return
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]});"
+            " resume from an earlier one with resume=PATH"
+        ) from error
+    expected = module.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is not the model's" for name in state if name not in expected]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)}, the model's is {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{path} is a checkpoint of another model: {'; '.join(wrong[:8])}")
+
+
+def print_estimate(config: RunConfig, module: TrainingModule, rows_per_micro_batch: float, console: Console) -> None:
+    """Say before the first step what the run will take: batch, memory, time.
+
+    Memory: weights, gradients and two moments in float32, and activations of one micro-batch (about 34 + 2 x MLP
+    ratio values a row, layer and hidden unit). Time: 6 floating-point operations a parameter and row (word table left
+    out), at the rate of a matrix product measured now, of which training reaches about half.
+    """
+    accelerator, devices, precision = resolve_hardware(config)
+    processes = devices * config.trainer.num_nodes
+    per_step = config.data.micro_batches_per_step
+    parameters = sum(p.numel() for p in module.parameters())
+    words = module.model.tied("word_embeddings").numel()  # type: ignore[operator]
+    hidden, layers = config.model["hidden_size"], config.model["layers"]
+    width = 34 + 2 * config.model["mlp_size"] / hidden
+    activations = rows_per_micro_batch * layers * hidden * width * (2 if "bf16" in precision else 4)
+    device = "cuda" if accelerator == "gpu" else "cpu"
+    rate = matrix_product_rate(torch.device(device), torch.bfloat16 if "bf16" in precision else torch.float32)
+    operations = 6 * (parameters - words) * rows_per_micro_batch * per_step / processes
+    seconds = operations / (rate * 0.5)
+    pairs = config.data.micro_batch
+    batch = f"{pairs} pairs" if pairs else f"{config.data.micro_batch_tokens} tokens"
+    console.print(
+        estimate_table(
+            {
+                "parameters": f"{parameters / 1e6:.1f} M",
+                "hardware": f"{processes} x {accelerator}, {precision}",
+                "global batch": f"{per_step} micro-batches of {batch} a step"
+                f" (about {rows_per_micro_batch * per_step:.0f} tokens and regions)",
+                "memory": f"about {(parameters * 16 + activations) / 2**30:.1f} GiB a device",
+                "time": f"about {duration(seconds)} a step, {duration(seconds * config.trainer.max_steps)} in all"
+                f" ({config.trainer.max_steps} steps)",
+            }
+        )
+    )
+
+
+def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a matrix product on this device."""
+    a = torch.randn(1024, 1024, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(4):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 1024**3 / best

@@ -1,0 +1,137 @@
+"""The one LightningModule: draws a group, corrupts the batch, calls the model once, adds up the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlp.build import Group
+from vlp.config import ConfigError, OptimConfig
+from vlp.distributed import derive_seed, generator_for
+from vlp.interfaces import Batch, Losses, Report
+from vlp.training.optim import build_optimizer
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss is NaN or infinite; the message names objective, step and samples."""
+
+
+@dataclass
+class StepRecord:
+    """What the micro-batches of one optimizer step gave on this process; values as float64 scalars."""
+
+    group: str = ""
+    values: dict[str, list[Tensor]] = field(default_factory=dict)
+    pairs: int = 0
+    rows: int = 0
+    computed_rows: int = 0
+    replaced: int = 0
+
+
+def draw_group(groups: list[Group], source: str, *seed: int | str) -> Group:
+    """The group of a step: a pure function of the seed, drawn by the ratios that hold for the source.
+
+    Raises:
+        ConfigError: no group has a positive ratio for the source.
+    """
+    ratios = np.array(
+        [g.sampling_ratio.get(source, 0.0) if isinstance(g.sampling_ratio, dict) else g.sampling_ratio for g in groups]
+    )
+    if ratios.sum() <= 0:
+        raise ConfigError(f"objectives: no group has a sampling_ratio for the source {source!r}")
+    point = derive_seed("group", *seed) / 2**63 * ratios.sum()
+    return groups[int(np.searchsorted(ratios.cumsum(), point, side="right"))]
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains groups of objectives.
+
+    The micro-batch is the atom of randomness: group, corruption and dropout are functions of the seed and the place
+    (step, micro-batch) that the batch carries. So accumulation, resuming and the number of processes change nothing.
+    The loss of a step is the mean over its micro-batches.
+
+    Args:
+        model: a fusion model (`vlp.interfaces.Model`).
+        objectives: objectives by name.
+        groups: which of them go together, and how often.
+        optim: rates, decay, warm-up.
+        max_steps: where the schedule ends.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objectives: nn.ModuleDict,
+        groups: list[Group],
+        optim: OptimConfig,
+        max_steps: int,
+        seed: int,
+    ):
+        super().__init__()
+        self.model = model
+        self.objectives = objectives
+        self.groups = groups
+        self.optim = optim
+        self.max_steps = max_steps
+        self.seed = seed
+        self.record = StepRecord()
+
+    def group_losses(self, batch: Batch, group: Group, *seed: int | str) -> tuple[Tensor, Losses, Report, int, int]:
+        """Weighted sum, losses, report, rows and computed rows of one group on one micro-batch."""
+        generator = generator_for(batch.pairs.device, "corruption", *seed)
+        torch.manual_seed(derive_seed("dropout", *seed))
+        targets: dict[str, Any] = {}
+        for name in group.weights:
+            batch, targets[name] = self.objectives[name].corrupt(batch, generator)
+        encoded = self.model(batch)
+        losses: Losses = {}
+        report: Report = {}
+        total = torch.zeros((), device=batch.pairs.device)
+        for name, weight in group.weights.items():
+            own, numbers = self.objectives[name].loss(encoded, targets[name], self.model)
+            for key, value in own.items():
+                losses[key if key.startswith(name) else f"{name}/{key}"] = value
+                total = total + weight * value
+            report.update(numbers)
+        return total, losses, report, len(encoded.text.values), encoded.computed_rows
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one micro-batch.
+
+        Raises:
+            NonFiniteLossError: before the optimizer could take the step.
+        """
+        group = draw_group(self.groups, batch.source, self.seed, batch.step)
+        total, losses, report, rows, computed = self.group_losses(
+            batch, group, self.seed, batch.step, batch.micro_batch
+        )
+        for name, value in losses.items():
+            if not bool(torch.isfinite(value)):
+                raise NonFiniteLossError(
+                    f"the loss of {name} is {float(value)} at step {batch.step + 1} (micro-batch {batch.micro_batch}"
+                    f" of source {batch.source!r}); samples: {batch.images.ids.tolist()[:40]}"
+                )
+        record = self.record
+        record.group = group.name
+        for name, value in {
+            "loss": total,
+            **{f"loss/{k}": v for k, v in losses.items()},
+            **report,
+        }.items():
+            record.values.setdefault(name, []).append(value.detach().double())
+        record.pairs += len(batch.pairs)
+        record.rows += rows
+        record.computed_rows += computed
+        record.replaced += int(batch.report.get("replaced", 0))
+        return total
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up and decay, one schedule step an optimizer step."""
+        optimizer, schedule = build_optimizer(self, self.optim, self.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
