@@ -81,7 +81,7 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         layout = Layout(parts["layout"], parts["layout_types"], special_tokens, parts["max_tokens"])
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
-    return constructor(embedder=embedder, layout=layout, **sizes)  # type: ignore[no-any-return]
+    return constructor(embedder=embedder, layout=layout, **sizes)
 
 
 def build_objectives(

@@ -78,7 +78,6 @@ class DataConfig:
     micro_batches_per_step: int
     micro_batch: int | None = None
     micro_batch_tokens: int | None = None
-    max_text_tokens: int = 60
     max_regions: int = 100
     workers: int = 2
 
@@ -133,18 +132,6 @@ class CheckpointConfig:
 
 
 @dataclass
-class InitConfig:
-    """Weights to start from: a run folder or a safetensors file of ours; or `importer` names a foreign layout.
-
-    `may_miss`: regular expressions of our keys that the file need not have.
-    """
-
-    from_: str
-    importer: str | None = None
-    may_miss: list[str] = field(default_factory=list)
-
-
-@dataclass
 class RunConfig:
     """One training run."""
 
@@ -179,9 +166,9 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: not YAML, not a mapping, or a key twice.
     """
-    loader = _Loader(text)
-    loader.name = name
     try:
+        loader = _Loader(text)
+        loader.name = name
         value = loader.get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not valid YAML: {error}") from error
@@ -214,7 +201,7 @@ def dump_config(config: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name.rstrip("_"): _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -321,7 +308,7 @@ def _convert_dataclass(value: Any, kind: Any, file: str, key: str) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"{where} must be a mapping with keys {', '.join(f.name for f in dataclasses.fields(kind))}")
     annotations = typing.get_type_hints(kind)
-    known = {f.name.rstrip("_"): f for f in dataclasses.fields(kind)}
+    known = {f.name: f for f in dataclasses.fields(kind)}
     for name in value:
         if name not in known:
             raise unknown_key(where, name, known)

@@ -136,13 +136,22 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Replacement:
+    """A broken sample that another one stands in for: its source, its key and what is wrong with it."""
+
+    source: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch. As the loader makes it, it is clean: no objective has touched it.
 
     `pairs` int64 [P, 1 + K]: a text row and K image rows; NONE where there is none. `matched` bool [P]:
     text and images belong together; an objective that swaps images clears it. `source` names the data
     set; (`step`, `micro_batch`) is the place in the run, from which all randomness of the micro-batch
-    is derived. `report` holds numbers of the loader for the log (replaced samples).
+    is derived. `replaced`: broken samples that others stand in for.
     """
 
     texts: Texts
@@ -152,7 +161,7 @@ class Batch:
     source: str = ""
     step: int = 0
     micro_batch: int = 0
-    report: dict[str, float] = field(default_factory=dict)
+    replaced: list[Replacement] = field(default_factory=list)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on `device`."""
@@ -205,6 +214,8 @@ class Model(Protocol):
     """What objectives, training and evaluation may ask of a fusion model."""
 
     hidden_size: int
+    norm_eps: float  # of every norm, those of heads included
+    initial_std: float  # of random weights, those of heads included
 
     def __call__(self, batch: Batch) -> Encoded:
         """Encode the pairs of a (possibly corrupted) batch."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor, nn
 
 from vlp.build import FeatureFacts, Group, build_model, build_objectives
 from vlp.checkpoints.load import write_atomically, write_weights
 from vlp.config import ConfigError, RunConfig, convert, dump_config, load_config, read_yaml
+from vlp.interfaces import Model, Replacement
 from vlp.text.wordpiece import WordPiece
 
 
@@ -111,6 +113,12 @@ class RunFolder:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def quarantine(self, step: int, replaced: list[Replacement]) -> None:
+        """Add broken samples to quarantine.jsonl."""
+        lines = [json.dumps({"step": step, **asdict(one)}) + "\n" for one in replaced]
+        with open(self.path / "quarantine.jsonl", "a", encoding="utf-8") as file:
+            file.write("".join(lines))
+
     def read_rows(self) -> list[dict]:
         """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
         path = self.path / "metrics.jsonl"
@@ -146,7 +154,7 @@ def build_run(
         ConfigError: the configuration does not fit its parts, the tokenizer or the data.
     """
     model = build_model(config.model, tokenizer.special, facts.for_model())
-    words = len(model.tied("word_embeddings"))
+    words = len(cast(Model, model).tied("word_embeddings"))
     if words < len(tokenizer):
         raise ConfigError(
             f"model.embedder.vocab_size is {words}, but the vocabulary {tokenizer.path} has {len(tokenizer)} tokens"

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed, or spread over two processes, is the run that was not. Real processes, real kills."""
+"""A run that is killed and resumed, or spread over two processes, is the run that was not. Real kills."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class SingleStream(nn.Module):
 
     def tied(self, name: str) -> Tensor:
         """A parameter shared with a head; see `vlp.interfaces.Model`."""
-        return self.embedder.tied(name)  # type: ignore[operator, no-any-return]
+        return self.embedder.tied(name)  # type: ignore[operator]
 
     def forward(self, batch: Batch) -> Encoded:
         """Encode every pair; `pooled["pair"]` [P, H] is tanh(linear(first row)).

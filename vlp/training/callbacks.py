@@ -12,10 +12,17 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from vlp.distributed import rank, sum_over_ranks, world_size
-from vlp.interfaces import Batch
+from vlp.interfaces import Batch, Replacement
 from vlp.run_folder import RunFolder
 from vlp.training.module import StepRecord, TrainingModule
 from vlp.training.screen import Screen
+
+MOST_REPLACED_SHARE = 0.05  # of all samples; more, and the data set itself is taken to be broken
+LEAST_REPLACED = 20  # fewer say nothing about the share
+
+
+class TooManyBrokenSamplesError(ValueError):
+    """Too large a share of the samples had to be replaced."""
 
 
 class StepEnd(lightning.Callback):
@@ -51,6 +58,7 @@ class StepEnd(lightning.Callback):
         self.log_every, self.validate_every, self.save_every, self.keep = log_every, validate_every, save_every, keep
         self.best = float("inf")
         self.waited = 0.0
+        self.seen_pairs, self.seen_replaced = 0.0, 0
         self.writer: SummaryWriter | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,7 +123,7 @@ class StepEnd(lightning.Callback):
         record, module.record = module.record, StepRecord()
         names = sorted(record.values)
         sums = [float(sum(record.values[name])) for name in names]
-        counts = [record.pairs, record.rows, record.computed_rows, record.replaced]
+        counts = [record.pairs, record.rows, record.computed_rows, len(record.replaced)]
         totals = sum_over_ranks(torch.tensor([*sums, *counts], dtype=torch.float64, device=module.device))
         values = totals.tolist()
         pairs, rows, computed, replaced = values[len(names) :]
@@ -129,7 +137,25 @@ class StepEnd(lightning.Callback):
         row["padding_share"] = 1 - rows / computed
         row["data_wait_share"] = min(waited / seconds, 1.0)
         row["replaced_samples"] = int(replaced)
+        self._judge_replacements(step, pairs, int(replaced), record.replaced)
         return row
+
+    def _judge_replacements(self, step: int, pairs: float, count: int, replaced: list[Replacement]) -> None:
+        """List broken samples, and stop when there are too many; all processes see the same counts."""
+        if replaced:
+            self.folder.quarantine(step, replaced)
+        self.seen_pairs += pairs
+        self.seen_replaced += count
+        if count:
+            self.screen.say(
+                f"step {step}: {count} broken samples replaced, listed in {self.folder.path}/quarantine.jsonl"
+            )
+        if self.seen_replaced >= LEAST_REPLACED and self.seen_replaced > MOST_REPLACED_SHARE * self.seen_pairs:
+            raise TooManyBrokenSamplesError(
+                f"{self.seen_replaced} of {self.seen_pairs:.0f} samples were broken, more than"
+                f" {MOST_REPLACED_SHARE:.0%}; {self.folder.path}/quarantine.jsonl lists them,"
+                " tools/inspect_data.py checks a data set"
+            )
 
     @torch.no_grad()
     def _validate(self, module: TrainingModule) -> dict[str, float]:

@@ -41,16 +41,17 @@ def resolve_hardware(config: RunConfig) -> tuple[str, int, str]:
         raise ConfigError(f"{', '.join(refused)} is set in the environment; the configuration alone decides: unset it")
     t, per_step = config.trainer, config.data.micro_batches_per_step
     accelerator = t.accelerator if t.accelerator != "auto" else ("gpu" if torch.cuda.is_available() else "cpu")
-    devices = t.devices
-    if devices == "auto":
+    if t.devices == "auto":
         available = torch.cuda.device_count() if accelerator == "gpu" else 1
         devices = max(d for d in range(1, max(available, 1) + 1) if per_step % (d * t.num_nodes) == 0 or d == 1)
+    else:
+        devices = t.devices
     if per_step % (devices * t.num_nodes):
         raise ConfigError(
             f"{devices * t.num_nodes} processes do not divide data.micro_batches_per_step={per_step};"
             " change trainer.devices or the micro-batches of a step"
         )
-    precision = t.precision
+    precision: str = t.precision
     if precision == "auto":
         precision = "bf16-mixed" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32-true"
     return accelerator, devices, precision

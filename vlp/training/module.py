@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlp.build import Group
 from vlp.config import ConfigError, OptimConfig
 from vlp.distributed import derive_seed, generator_for
-from vlp.interfaces import Batch, Losses, Report
+from vlp.interfaces import Batch, Losses, Model, Objective, Replacement, Report
 from vlp.training.optim import build_optimizer
 
 
@@ -30,7 +30,7 @@ class StepRecord:
     pairs: int = 0
     rows: int = 0
     computed_rows: int = 0
-    replaced: int = 0
+    replaced: list[Replacement] = field(default_factory=list)
 
 
 def draw_group(groups: list[Group], source: str, *seed: int | str) -> Group:
@@ -87,14 +87,15 @@ class TrainingModule(lightning.LightningModule):
         generator = generator_for(batch.pairs.device, "corruption", *seed)
         torch.manual_seed(derive_seed("dropout", *seed))
         targets: dict[str, Any] = {}
-        for name in group.weights:
-            batch, targets[name] = self.objectives[name].corrupt(batch, generator)
+        objectives = {name: cast(Objective, self.objectives[name]) for name in group.weights}
+        for name, objective in objectives.items():
+            batch, targets[name] = objective.corrupt(batch, generator)
         encoded = self.model(batch)
         losses: Losses = {}
         report: Report = {}
         total = torch.zeros((), device=batch.pairs.device)
         for name, weight in group.weights.items():
-            own, numbers = self.objectives[name].loss(encoded, targets[name], self.model)
+            own, numbers = objectives[name].loss(encoded, targets[name], cast(Model, self.model))
             for key, value in own.items():
                 losses[key if key.startswith(name) else f"{name}/{key}"] = value
                 total = total + weight * value
@@ -128,7 +129,7 @@ class TrainingModule(lightning.LightningModule):
         record.pairs += len(batch.pairs)
         record.rows += rows
         record.computed_rows += computed
-        record.replaced += int(batch.report.get("replaced", 0))
+        record.replaced += batch.replaced
         return total
 
     def configure_optimizers(self) -> Any:

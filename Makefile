@@ -1,0 +1,28 @@
+# make demo   environment, embedded scenes, a small UNITER trained on them, retrieval table and pictures
+# make test   environment, lint, types, tests
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+
+.PHONY: install demo test lint
+install: .venv/installed
+
+.venv/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
+	touch $@
+
+demo: install
+	$(BIN)/python tools/train.py configs/uniter_small.yaml run_dir=$(DEMO) $$(test -e $(DEMO) && echo resume=last)
+	$(BIN)/python tools/eval_retrieval.py $(DEMO) split=val gallery=200
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest

@@ -1,0 +1,58 @@
+"""From places in the run to batches: plan, sources and tokenizer together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from data_pipelines.plan import Plan
+from data_pipelines.source import LoadedPair, Source
+from vlp.interfaces import Batch, Images, Regions, Replacement, Segment, Texts
+
+
+@dataclass(frozen=True)
+class MicroBatchLoader:
+    """Called with (step, micro-batch), gives that batch, always the same one."""
+
+    plan: Plan
+    sources: list[Source]
+
+    def __call__(self, step: int, micro_batch: int) -> Batch:
+        """Load a micro-batch; broken samples are replaced and reported in it.
+
+        Raises:
+            ShardError: too many samples in a row are broken.
+        """
+        number, pairs = self.plan.pairs_of(step, micro_batch)
+        source = self.sources[number]
+        loaded, replaced = [], []
+        for pair in pairs.tolist():
+            good, failures = source.load_or_replace(pair)
+            loaded.append(good)
+            replaced += [Replacement(source.name, error.key, error.reason) for error in failures]
+        return collate(loaded, source.name, step, micro_batch, replaced)
+
+
+def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, replaced: list[Replacement]) -> Batch:
+    """Pairs as a clean batch; an image that several captions share is in it once."""
+    rows: dict[int, int] = {}
+    images: list[Regions] = []
+    for pair in loaded:
+        if pair.sample not in rows:
+            rows[pair.sample] = len(images)
+            images.append(pair.regions)
+    numbers = torch.arange(len(loaded))
+    return Batch(
+        texts=Texts(
+            segments={"caption": Segment.from_tokens([pair.tokens for pair in loaded])},
+            ids=torch.tensor([pair.text for pair in loaded]),
+        ),
+        images=Images.from_regions(images, list(rows)),
+        pairs=torch.stack([numbers, torch.tensor([rows[pair.sample] for pair in loaded])], 1),
+        matched=torch.ones(len(loaded), dtype=torch.bool),
+        source=source,
+        step=step,
+        micro_batch=micro_batch,
+        replaced=replaced,
+    )

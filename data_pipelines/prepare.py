@@ -1,0 +1,63 @@
+"""From the `data` block of a configuration to sources, plan and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipelines.batches import MicroBatchLoader
+from data_pipelines.plan import Plan
+from data_pipelines.scenes import build_scenes
+from data_pipelines.shards import Manifest, ShardError
+from data_pipelines.source import Source
+from vlp.interfaces import Batch
+from vlp.text.wordpiece import WordPiece
+
+
+def ensure_scenes(folder: Path, train: int, val: int, seed: int, say: Callable[[str], None]) -> None:
+    """Make the embedded scenes if the folder is not there yet."""
+    if not folder.exists():
+        say(f"making the embedded scenes in {folder} ({train} images for training; about a minute for 20,000)")
+        build_scenes(folder, train, val, seed, say)
+
+
+def open_sources(
+    names: list[str], folders: list[Path], splits: list[str], tokenizer: WordPiece, max_tokens: int, max_regions: int
+) -> tuple[list[Source], Manifest]:
+    """Open the sources of a mix; returns them and the manifest that they agree on.
+
+    Raises:
+        ShardError: a data set is missing or damaged, or two differ in feature size or classes.
+    """
+    sources = [
+        Source(name, folder, split, tokenizer, max_tokens, max_regions)
+        for name, folder, split in zip(names, folders, splits, strict=True)
+    ]
+    first = sources[0].reader.manifest
+    for source in sources[1:]:
+        other = source.reader.manifest
+        if (other.feature_size, other.class_names) != (first.feature_size, first.class_names):
+            raise ShardError(
+                f"sources {sources[0].name!r} and {source.name!r} can't be mixed: features of {first.feature_size} and"
+                f" {other.feature_size} numbers, {len(first.class_names)} and {len(other.class_names)} classes"
+            )
+    return sources, first
+
+
+@dataclass(frozen=True)
+class ValidationBatches:
+    """The first `count` micro-batches of a fixed plan over held-out sources, loaded anew each time."""
+
+    loader: MicroBatchLoader
+    count: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(self.count):
+            yield self.loader(number, 0)
+
+
+def validation_batches(sources: list[Source], pairs: int | None, tokens: int | None, count: int) -> ValidationBatches:
+    """Held-out micro-batches, taken from the sources in turn; they depend on the data alone, not on the run's seed."""
+    planned = [source.planned(1, with_lengths=tokens is not None) for source in sources]
+    return ValidationBatches(MicroBatchLoader(Plan(planned, 0, 1, pairs, tokens), sources), count)

@@ -1,0 +1,140 @@
+"""Pretrain a model: python tools/train.py CONFIG.yaml [key.sub=value ...] [run_dir=PATH] [resume=last|CHECKPOINT]."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data_pipelines.batches import MicroBatchLoader
+from data_pipelines.datamodule import DataModule
+from data_pipelines.plan import Plan
+from data_pipelines.prepare import ensure_scenes, open_sources, validation_batches
+from data_pipelines.shards import ShardError
+from data_pipelines.source import Source
+from vlp.checkpoints.key_map import KeyMismatchError
+from vlp.config import ConfigError, RunConfig, load_config
+from vlp.distributed import is_launching_process
+from vlp.run_folder import DataFacts, RunFolder
+from vlp.text.wordpiece import WordPiece
+from vlp.training.callbacks import TooManyBrokenSamplesError
+from vlp.training.fit import CheckpointError, build_module, fit, print_estimate, resolve_hardware
+from vlp.training.module import NonFiniteLossError
+
+USER_ERRORS = (
+    ConfigError,
+    ShardError,
+    CheckpointError,
+    KeyMismatchError,
+    NonFiniteLossError,
+    TooManyBrokenSamplesError,
+    FileNotFoundError,
+)
+
+
+def read_arguments(arguments: list[str]) -> tuple[RunConfig, str | None]:
+    """The configuration and what to resume. A resumed run keeps its own configuration, with overrides."""
+    if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
+        raise ConfigError(__doc__ or "")
+    path, overrides = arguments[0], arguments[1:]
+    resume = [o.removeprefix("resume=") for o in overrides if o.startswith("resume=")]
+    overrides = [o for o in overrides if not o.startswith("resume=")]
+    if not resume:
+        return load_config(path, overrides), None
+    given = [o.removeprefix("run_dir=") for o in overrides if o.startswith("run_dir=")]
+    run_dir = given[-1] if given else load_config(path, overrides).run_dir
+    overrides = [o for o in overrides if not o.startswith("run_dir=")]
+    return RunFolder(Path(run_dir)).read_config([*overrides, f"run_dir={run_dir}"]), resume[-1]
+
+
+def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tuple[list[Source], DataFacts]:
+    """The sources of the configuration (their own splits, or `split`), and what the run must remember of them."""
+    data = config.data
+    sources, manifest = open_sources(
+        [s.name for s in data.sources],
+        [Path(data.root) / s.path for s in data.sources],
+        [split or s.split for s in data.sources],
+        tokenizer,
+        config.model["max_tokens"]["caption"],
+        data.max_regions,
+    )
+    fingerprints = {source.name: source.reader.fingerprint for source in sources}
+    return sources, DataFacts(manifest.feature_size, manifest.class_names, fingerprints)
+
+
+def train(config: RunConfig, resume: str | None, console: Console) -> None:
+    """Prepare data and folder, train, draw the losses."""
+    resolve_hardware(config)
+    folder, data, launching = RunFolder(Path(config.run_dir)), config.data, is_launching_process()
+    if launching and resume is None:
+        folder.refuse_if_used()
+    for listed in data.sources:
+        if listed.scenes is not None and launching:
+            s = listed.scenes
+            ensure_scenes(Path(data.root) / listed.path, s.train, s.val, s.seed, lambda text: console.print(text))
+    while not launching and not (folder.path / "config.yaml").is_file():
+        time.sleep(0.2)  # the first process is making data and folder
+    tokenizer = (
+        folder.tokenizer(config)
+        if resume
+        else WordPiece(Path(data.root) / data.tokenizer.vocabulary, data.tokenizer.lowercase)
+    )
+    sources, facts = open_data(config, tokenizer, None)
+    held_out, _ = open_data(config, tokenizer, config.validation.split)
+    if resume and facts != folder.read_facts():
+        raise ConfigError(f"the data is not what {folder.path}/data.json says the run was trained on; restore it")
+    with_lengths = data.micro_batch_tokens is not None
+    planned = [s.planned(c.ratio, with_lengths) for s, c in zip(sources, data.sources, strict=True)]
+    sizes = (data.micro_batch, data.micro_batch_tokens)
+    plan = Plan(planned, config.seed, data.micro_batches_per_step, *sizes)
+    loader = MicroBatchLoader(plan, sources)
+    validation = validation_batches(held_out, *sizes, config.validation.micro_batches)
+    module = build_module(config, tokenizer, facts)
+    start = folder.checkpoint_to_resume(resume) if resume else None
+    if launching:
+        if resume is None:
+            folder.create(config, tokenizer, facts)
+        for source in sources:
+            left_out = (
+                f" ({source.unusable_samples} samples lack captions or regions)" if source.unusable_samples else ""
+            )
+            console.print(f"source {source.name}: {len(source)} pairs of {len(source.reader)} samples{left_out}")
+        first = loader(0, 0)
+        rows = len(first.texts.segments["caption"].tokens) + 2 * len(first.pairs)
+        rows += int(first.images.offsets.diff()[first.pairs[:, 1]].sum())
+        print_estimate(config, module, rows, console)
+        console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))
+    fit(
+        config,
+        module,
+        folder,
+        DataModule(loader, data.micro_batches_per_step, data.workers),
+        validation,
+        console,
+        start,
+    )
+    if launching:
+        from vlp.training.plot import plot_losses
+
+        plot_losses(folder.read_rows(), folder.path / "losses.png")
+        console.print(f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; errors that a user can mend are printed without a traceback."""
+    console = Console(highlight=False)
+    try:
+        config, resume = read_arguments(arguments)
+        train(config, resume, console)
+    except USER_ERRORS as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,105 @@
+"""A trained model, ready to embed and score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vlp.checkpoints.load import load_strictly, read_weights
+from vlp.config import ConfigError, RunConfig
+from vlp.evaluation.retrieval import score_all_pairs
+from vlp.interfaces import NONE, Batch, Images, Regions, Segment, Texts
+from vlp.objectives.matching import Matching
+from vlp.run_folder import DataFacts, RunFolder, build_run
+from vlp.text.wordpiece import WordPiece
+
+
+class TrainedModel(nn.Module):
+    """Model and objectives of a run in evaluation mode, with what is needed to feed them.
+
+    Attributes:
+        model: the encoder (`vlp.interfaces.Model`). objectives: the trained objectives with their heads, by name.
+        tokenizer, config, facts: the run's own.
+    """
+
+    def __init__(
+        self, model: nn.Module, objectives: nn.ModuleDict, tokenizer: WordPiece, config: RunConfig, facts: DataFacts
+    ):
+        super().__init__()
+        self.model, self.objectives = model, objectives
+        self.tokenizer, self.config, self.facts = tokenizer, config, facts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def matching(self) -> Matching:
+        """The image-text matching objective.
+
+        Raises:
+            ConfigError: the run trained none.
+        """
+        for objective in self.objectives.values():
+            if isinstance(objective, Matching):
+                return objective
+        raise ConfigError("this run trained no `matching` objective, so it can't score pairs")
+
+    @torch.no_grad()
+    def embed(self, captions: Sequence[str | None], images: Sequence[Regions | None]) -> Tensor:
+        """Pooled vectors float32 [n, H] of n pairs; either side of a pair may be None.
+
+        Raises:
+            ValueError: the two lists differ in length, or a pair is (None, None).
+        """
+        if len(captions) != len(images):
+            raise ValueError(f"{len(captions)} captions and {len(images)} images: embed takes pairs; score takes all")
+        texts = [c for c in captions if c is not None]
+        pictures = [i for i in images if i is not None]
+        text_row, image_row = _number(captions), _number(images)
+        nothing = Regions(torch.zeros(0, self.facts.feature_size), torch.zeros(0, 4))
+        batch = Batch(
+            texts=Texts({"caption": Segment.from_tokens(self.tokenizer.encode(texts))}, torch.arange(len(texts))),
+            images=Images.from_regions(pictures or [nothing], list(range(max(len(pictures), 1)))),
+            pairs=torch.tensor(list(zip(text_row, image_row, strict=True))).view(-1, 2),
+            matched=torch.ones(len(captions), dtype=torch.bool),
+        )
+        pooled: Tensor = self.model(batch.to(self.device)).pooled["pair"]
+        return pooled.float().cpu()
+
+    def score(self, captions: Sequence[str], images: Sequence[Regions]) -> Tensor:
+        """How well each caption matches each image, float32 [T, I]; for ranking, larger is better."""
+        return score_all_pairs(self.score_batch, self.tokenizer.encode(list(captions)), list(images))
+
+    def score_batch(self, batch: Batch) -> Tensor:
+        """Scores float32 [P] of a batch's pairs."""
+        return self.matching().score(self.model(batch.to(self.device)))
+
+
+def _number(items: Sequence[object]) -> list[int]:
+    numbers, count = [], 0
+    for item in items:
+        numbers.append(NONE if item is None else count)
+        count += item is not None
+    return numbers
+
+
+def load(path: str | Path, device: str = "cpu") -> TrainedModel:
+    """Load a run: its folder (the latest weights) or one of its weight files, e.g. `runs/x/best.safetensors`.
+
+    Raises:
+        ConfigError: there is no run. FileNotFoundError, ValueError: no weights, or they don't fit.
+    """
+    path = Path(path)
+    weights = path / "model.safetensors" if path.is_dir() or not path.suffix else path
+    folder = RunFolder(weights.parent)
+    config = folder.read_config([])
+    facts, tokenizer = folder.read_facts(), folder.tokenizer(config)
+    with torch.random.fork_rng(devices=[]):  # building draws weights that are then replaced
+        model, objectives, _ = build_run(config, tokenizer, facts)
+    trained = TrainedModel(model, objectives, tokenizer, config, facts)
+    load_strictly(trained, read_weights(weights), str(weights))
+    return trained.eval().to(device)
