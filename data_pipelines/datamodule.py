@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 
 import lightning
@@ -43,6 +44,11 @@ class PlaceSampler(Sampler[tuple[int, int]]):
         return self.steps * self.micro_batches_per_step // self.world_size
 
 
+def _leave_interrupts_to_the_trainer(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; a worker that died of it would take the last step with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class DataModule(lightning.LightningDataModule):
     """Feeds the trainer, from the step at which it stands.
 
@@ -72,5 +78,6 @@ class DataModule(lightning.LightningDataModule):
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            worker_init_fn=_leave_interrupts_to_the_trainer,
             prefetch_factor=4 if self.workers else None,
         )

@@ -233,12 +233,17 @@ def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
                     member, row["image_format"] = "image", kind
                 if member is None:
                     continue  # other tools may keep members of their own
+                if row[f"{member}_bytes"]:
+                    raise ShardError(f"{path}: the key {key} comes twice")
                 row[f"{member}_offset"], row[f"{member}_bytes"] = info.offset_data, info.size
                 row[f"{member}_crc32"] = zlib.crc32(data)
                 if member == "json":
                     row["caption_count"] = len(json.loads(data)["captions"])
                 if member == "regions":
                     row["region_count"] = len(load_arrays(data)["boxes"])
+            file.seek(tar.offset)
+            if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+                raise ShardError(f"{path} is cut short: it lacks a tar's end mark; make the shard anew")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ShardError(f"{path} cannot be read as a tar ({error}); make the shard anew") from error
     except (ValueError, KeyError, SafetensorError) as error:

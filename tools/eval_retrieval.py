@@ -51,7 +51,9 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
 
 def read_gallery(reader: ShardReader, count: int, console: Console) -> tuple[list[int], list[list[str]], list[Regions]]:
     """Sample numbers, captions and regions of the first `count` usable samples; broken ones are named and left out."""
-    numbers, captions, regions = [], [], []
+    numbers: list[int] = []
+    captions: list[list[str]] = []
+    regions: list[Regions] = []
     for number in range(len(reader)):
         if len(numbers) == count:
             break

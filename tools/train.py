@@ -24,6 +24,7 @@ from vlp.text.wordpiece import WordPiece
 from vlp.training.callbacks import TooManyBrokenSamplesError
 from vlp.training.fit import CheckpointError, build_module, fit, print_estimate, resolve_hardware
 from vlp.training.module import NonFiniteLossError
+from vlp.training.plot import plot_losses
 
 USER_ERRORS = (
     ConfigError,
@@ -34,6 +35,9 @@ USER_ERRORS = (
     TooManyBrokenSamplesError,
     FileNotFoundError,
 )
+
+
+STOPPED = 75  # exit code of a run that a signal stopped in good order: try again with resume=last
 
 
 def read_arguments(arguments: list[str]) -> tuple[RunConfig, str | None]:
@@ -66,8 +70,8 @@ def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tup
     return sources, DataFacts(manifest.feature_size, manifest.class_names, fingerprints)
 
 
-def train(config: RunConfig, resume: str | None, console: Console) -> None:
-    """Prepare data and folder, train, draw the losses."""
+def train(config: RunConfig, resume: str | None, console: Console) -> bool:
+    """Prepare data and folder, train, draw the losses; False if a signal stopped the run before its end."""
     resolve_hardware(config)
     folder, data, launching = RunFolder(Path(config.run_dir)), config.data, is_launching_process()
     if launching and resume is None:
@@ -108,7 +112,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> None:
         rows += int(first.images.offsets.diff()[first.pairs[:, 1]].sum())
         print_estimate(config, module, rows, console)
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))
-    fit(
+    stopped_at = fit(
         config,
         module,
         folder,
@@ -118,10 +122,11 @@ def train(config: RunConfig, resume: str | None, console: Console) -> None:
         start,
     )
     if launching:
-        from vlp.training.plot import plot_losses
-
         plot_losses(folder.read_rows(), folder.path / "losses.png")
         console.print(f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png")
+        if stopped_at is not None:
+            console.print(f"stopped at step {stopped_at}; add run_dir={folder.path} resume=last to go on")
+    return stopped_at is None
 
 
 def main(arguments: list[str]) -> int:
@@ -129,11 +134,11 @@ def main(arguments: list[str]) -> int:
     console = Console(highlight=False)
     try:
         config, resume = read_arguments(arguments)
-        train(config, resume, console)
+        finished = train(config, resume, console)
     except USER_ERRORS as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
-    return 0
+    return 0 if finished else STOPPED
 
 
 if __name__ == "__main__":

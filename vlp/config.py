@@ -154,6 +154,10 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
+            if not isinstance(key, str | int):
+                raise ConfigError(
+                    f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} can't be a key"
+                )
             if key in seen:
                 raise ConfigError(f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} repeated")
             seen.add(key)
@@ -258,14 +262,7 @@ def convert(value: Any, kind: Any, file: str, key: str) -> Any:
     if kind is Any:
         return value
     if origin in (typing.Union, types.UnionType):
-        errors = []
-        for choice in sorted(arguments, key=lambda a: a is type(None), reverse=True):
-            try:
-                return convert(value, choice, file, key)
-            except ConfigError as error:
-                errors.append(error)
-        # the choice that a mapping or list was most likely meant to be explains best
-        raise next((e for e, c in zip(errors, arguments, strict=False) if dataclasses.is_dataclass(c)), errors[-1])
+        return _convert_union(value, arguments, file, key)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             raise ConfigError(f"{where} is {value!r}, but must be one of {', '.join(map(str, arguments))}")
@@ -285,6 +282,23 @@ def convert(value: Any, kind: Any, file: str, key: str) -> Any:
             raise ConfigError(f"{where} must be a mapping, not {value!r}")
         return {str(name): convert(item, arguments[1], file, f"{key}.{name}") for name, item in value.items()}
     return _convert_scalar(value, kind, where)
+
+
+def _convert_union(value: Any, kinds: tuple[Any, ...], file: str, key: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    choices = [kind for kind in kinds if kind is not type(None)]
+    errors = []
+    for choice in choices:
+        try:
+            return convert(value, choice, file, key)
+        except ConfigError as error:
+            errors.append(error)
+    # a mapping was meant to be a choice with items, a plain value one without: those say best what is wrong
+    items = [dataclasses.is_dataclass(choice) or typing.get_origin(choice) in (dict, list, tuple) for choice in choices]
+    wanted = isinstance(value, dict | list)
+    told = [str(error) for error, has in zip(errors, items, strict=True) if has == wanted] or [*map(str, errors)]
+    raise ConfigError("; or ".join(told))
 
 
 def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
@@ -332,8 +346,10 @@ def arguments(
     Raises:
         ConfigError: unknown type, unknown or missing keys, or a value of another type.
     """
-    kind = settings.get("type")
-    if kind not in choices:
+    if "type" not in settings:
+        raise ConfigError(f"{where}: the key type is missing; it is one of {', '.join(sorted(choices))}")
+    kind = settings["type"]
+    if not isinstance(kind, str) or kind not in choices:
         raise unknown_key(f"{where}.type", kind, choices)
     constructor = choices[kind]
     parameters = inspect.signature(constructor).parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,8 @@ class Layout:
     A pair without text gets no special tokens; a pair without an image no regions; an absent segment is empty.
 
     Raises:
-        ValueError: `types` is not as long as `items`, a special token is unknown, or a segment has no cap.
+        ValueError: `types` is not as long as `items`, a special token or image slot is unknown, or a segment has no
+            cap.
     """
 
     def __init__(self, items: list[str], types: list[int], special: dict[str, int], max_tokens: dict[str, int]):
@@ -54,6 +56,8 @@ class Layout:
         for item in items:
             if item.isupper() and item not in special:
                 raise ValueError(f"layout: no special token {item}; there are {', '.join(special)}")
+            if item.startswith("regions") and not re.fullmatch(r"regions(_[2-9])?", item):
+                raise ValueError(f"layout: {item} is no image slot; they are regions, regions_2, regions_3 ...")
             if not item.isupper() and not item.startswith("regions") and item not in max_tokens:
                 raise ValueError(f"layout: the segment {item} needs an entry in max_tokens")
         self.items, self.types, self.special, self.max_tokens = items, types, special, max_tokens
@@ -62,7 +66,7 @@ class Layout:
         """Lay out the pairs of a batch.
 
         Raises:
-            ValueError: a sequence would have no row at all.
+            ValueError: a sequence would have no row at all, or the pairs have no such image slot.
         """
         pairs, device = batch.pairs, batch.pairs.device
         text_row = pairs[:, 0]
@@ -73,6 +77,8 @@ class Layout:
                 start, length = torch.zeros_like(text_row), has_text.long()
             elif item.startswith("regions"):
                 slot = 1 if item == "regions" else int(item.removeprefix("regions_"))
+                if slot >= pairs.shape[1]:
+                    raise ValueError(f"the layout has {item}, but the pairs have {pairs.shape[1] - 1} image slots")
                 start, length = _spans(batch.images.offsets, pairs[:, slot])
             elif item in batch.texts.segments:
                 start, length = _spans(batch.texts.segments[item].offsets, text_row)
@@ -111,8 +117,8 @@ class Layout:
             position = text_before.index_select(0, pair) + within
             text_parts.append((row, source, pair, ids, position, item_type))
             text_before = text_before + lengths[k]
-        text = [torch.cat(column) for column in zip(*text_parts, strict=True)]
         none = torch.zeros(0, dtype=torch.int64, device=device)
+        text = [torch.cat(column) for column in zip(*text_parts, strict=True)] or [none] * 6
         regions = [torch.cat(column) for column in zip(*region_parts, strict=True)] or [none] * 4
         rows = torch.cat([text[0], regions[0]])
         order = torch.empty_like(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -57,8 +58,11 @@ class StepEnd(lightning.Callback):
         self.micro_batches_per_step = micro_batches_per_step
         self.log_every, self.validate_every, self.save_every, self.keep = log_every, validate_every, save_every, keep
         self.best = float("inf")
+        self.handlers: dict[int, Any] = {}
         self.waited = 0.0
         self.seen_pairs, self.seen_replaced = 0.0, 0
+        self.stop_asked = False  # by a signal to this process
+        self.stopped_at: int | None = None
         self.writer: SummaryWriter | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,8 +78,21 @@ class StepEnd(lightning.Callback):
         if trainer.is_global_zero:
             self.folder.set_aside_rows_after(trainer.global_step)
             self.writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=trainer.global_step + 1)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, self._ask_to_stop)
         self.screen.start(trainer.global_step)
         self.step_began = self.batch_ended = time.perf_counter()
+
+    def _ask_to_stop(self, number: int, frame: Any) -> None:
+        """Note that the run should stop after this step; a second signal acts at once."""
+        self.stop_asked = True
+        self._restore_handlers()
+        self.screen.say(f"{signal.Signals(number).name}: stopping after this step; once more to stop at once")
+
+    def _restore_handlers(self) -> None:
+        while self.handlers:
+            number, handler = self.handlers.popitem()
+            signal.signal(number, handler)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -96,8 +113,8 @@ class StepEnd(lightning.Callback):
         step, last = trainer.global_step, trainer.global_step == module.max_steps
         log = step % self.log_every == 0 or last
         validate = step % self.validate_every == 0 or last
-        save = step % self.save_every == 0 or last
-        row = self._measure(step, module)
+        row, stop = self._measure(step, module)
+        save = step % self.save_every == 0 or last or stop
         if validate:
             self.screen.say(f"validating at step {step}")
             row.update(self._validate(module))
@@ -113,20 +130,24 @@ class StepEnd(lightning.Callback):
             if trainer.is_global_zero:
                 self.folder.remove_old_checkpoints(self.keep)
             self.screen.say(f"checkpoint {self.folder.checkpoint(step).name}")
+        if stop and not last:
+            self.stopped_at = step
+            trainer.should_stop = True
         self.step_began = time.perf_counter()  # validation and saving are not counted as training time
 
     def _save_weights(self, name: str, module: TrainingModule, step: int) -> None:
         if rank() == 0:
             self.folder.write_weights(name, module.state_dict(), step)
 
-    def _measure(self, step: int, module: TrainingModule) -> dict[str, Any]:
+    def _measure(self, step: int, module: TrainingModule) -> tuple[dict[str, Any], bool]:
+        """The step's row, and whether a signal to any process asks to stop; the same on all processes."""
         record, module.record = module.record, StepRecord()
         names = sorted(record.values)
         sums = [float(sum(record.values[name])) for name in names]
-        counts = [record.pairs, record.rows, record.computed_rows, len(record.replaced)]
+        counts = [record.pairs, record.rows, record.computed_rows, len(record.replaced), int(self.stop_asked)]
         totals = sum_over_ranks(torch.tensor([*sums, *counts], dtype=torch.float64, device=module.device))
         values = totals.tolist()
-        pairs, rows, computed, replaced = values[len(names) :]
+        pairs, rows, computed, replaced, stop = values[len(names) :]
         seconds = time.perf_counter() - self.step_began
         waited, self.waited = self.waited, 0.0
         row: dict[str, Any] = {"step": step, "group": record.group}
@@ -138,7 +159,7 @@ class StepEnd(lightning.Callback):
         row["data_wait_share"] = min(waited / seconds, 1.0)
         row["replaced_samples"] = int(replaced)
         self._judge_replacements(step, pairs, int(replaced), record.replaced)
-        return row
+        return row, stop > 0
 
     def _judge_replacements(self, step: int, pairs: float, count: int, replaced: list[Replacement]) -> None:
         """List broken samples, and stop when there are too many; all processes see the same counts."""
@@ -204,6 +225,7 @@ class StepEnd(lightning.Callback):
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Close the logs, after an error too."""
+        self._restore_handlers()
         self.screen.stop()
         if self.writer is not None:
             self.writer.close()

@@ -72,8 +72,8 @@ def fit(
     validation: Iterable[Batch],
     console: Console,
     resume_from: Path | None,
-) -> None:
-    """Train to `trainer.max_steps`.
+) -> int | None:
+    """Train to `trainer.max_steps`; returns the step at which a signal stopped the run, None if it came to its end.
 
     Raises:
         CheckpointError: `resume_from` cannot be read or is another model's.
@@ -83,7 +83,17 @@ def fit(
     per_step = config.data.micro_batches_per_step
     processes = devices * config.trainer.num_nodes
     checkpoint_fits(resume_from, module)
-    sampled = len(module.groups) > 1
+    step_end = StepEnd(
+        folder,
+        Screen(console, config.trainer.max_steps, is_launching_process()),
+        validation,
+        per_step,
+        config.log_every,
+        config.validation.every,
+        config.checkpoint.every,
+        config.checkpoint.keep,
+    )
+    sampled = len(module.groups) > 1  # then some heads have no gradient in a step
     strategy = DDPStrategy(
         find_unused_parameters=sampled, process_group_backend="gloo" if accelerator == "cpu" else None
     )
@@ -111,20 +121,10 @@ def fit(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[
-                StepEnd(
-                    folder,
-                    Screen(console, config.trainer.max_steps, is_launching_process()),
-                    validation,
-                    per_step,
-                    config.log_every,
-                    config.validation.every,
-                    config.checkpoint.every,
-                    config.checkpoint.keep,
-                )
-            ],
+            callbacks=[step_end],
         )
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    return step_end.stopped_at
 
 
 def checkpoint_fits(path: Path | None, module: TrainingModule) -> None:

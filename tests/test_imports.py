@@ -1,0 +1,258 @@
+"""The layers of the design and the security rules, read from the syntax trees of every file."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("vlp", "data_pipelines", "tools")
+MOST_LINES = 500
+
+LEVEL_0 = {"interfaces", "distributed", "text"}
+PARTS = LEVEL_0 | {"nn", "metrics", "checkpoints", "models", "objectives", "tasks", "evaluation", "config"}
+# what each part of vlp may import from vlp, itself apart
+MAY_IMPORT: dict[str, set[str]] = {
+    "interfaces": set(),
+    "distributed": set(),
+    "text": {"interfaces"},
+    "nn": LEVEL_0,
+    "metrics": set(),
+    "checkpoints": set(),
+    "models": LEVEL_0 | {"nn"},
+    "objectives": LEVEL_0 | {"nn"},
+    "tasks": LEVEL_0 | {"nn", "metrics", "objectives"},
+    "evaluation": LEVEL_0 | {"metrics"},
+    "config": set(),
+    "build": PARTS,
+    "run_folder": PARTS | {"build"},
+    "inference": PARTS | {"build", "run_folder"},
+    "training": LEVEL_0 | {"config", "build", "run_folder"},
+}
+DATA_MAY_IMPORT = {"vlp.interfaces", "vlp.text", "vlp.distributed", "data_pipelines"}
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+UNSAFE_YAML = {"unsafe_load", "unsafe_load_all", "full_load", "full_load_all", "load_all"}
+UNSAFE_LOADERS = {"UnsafeLoader", "FullLoader", "Loader", "CLoader", "CUnsafeLoader", "CFullLoader", "BaseLoader"}
+
+
+def python_files(*packages: str) -> list[Path]:
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Dotted names that a tree imports, and their lines; `from a import b` gives a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((f"{'.' * node.level}{node.module or ''}.{a.name}", node.lineno) for a in node.names)
+
+
+def within(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def layer_faults(path: str, source: str) -> list[str]:
+    """What a file imports but may not."""
+    tree = ast.parse(source)
+    parts = Path(path).with_suffix("").parts
+    faults = []
+    for name, line in imported(tree):
+        where = f"{path}:{line} imports {name}"
+        if name.startswith("."):
+            faults.append(f"{where}: imports are absolute")
+        if within(name, "lightning") or within(name, "pytorch_lightning"):
+            allowed = path.startswith(("vlp/training/", "tools/")) or path == "data_pipelines/datamodule.py"
+            if not allowed:
+                faults.append(where)
+        if within(name, "transformers") and path != "tools/benchmark.py":
+            faults.append(where)
+        if within(name, "tests") or (within(name, "tools") and parts[0] != "tools"):
+            faults.append(where)
+        if parts[0] == "vlp" and within(name, "data_pipelines"):
+            faults.append(where)
+        if within(name, "vlp") and parts[0] == "data_pipelines" and not any(within(name, m) for m in DATA_MAY_IMPORT):
+            faults.append(where)
+        if within(name, "vlp") and parts[0] == "vlp" and path != "vlp/__init__.py":
+            theirs = name.split(".")[1] if "." in name else ""
+            if theirs != parts[1] and theirs not in MAY_IMPORT[parts[1]]:
+                faults.append(where)
+    if path == "vlp/__init__.py":
+        faults += [f"{path}: a top-level import of {name}" for name in eager_imports(tree) if within(name, "vlp")]
+    return faults
+
+
+def eager_imports(tree: ast.Module) -> list[str]:
+    """Names imported when the module is, those for the type checker alone left out."""
+    names = []
+    for node in tree.body:
+        checked = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not checked and not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names += [name for name, _ in imported(node)]
+    return names
+
+
+def is_true(call: ast.Call, keyword: str) -> bool:
+    return any(k.arg == keyword and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords)
+
+
+def safety_faults(path: str, source: str) -> list[str]:
+    """Calls and imports that could run code from a file."""
+    tree = ast.parse(source)
+    faults = [f"{path}:{line} imports {n}" for n, line in imported(tree) if n.split(".")[0] in UNSAFE_MODULES]
+    faults += [f"{path}:{line} imports {n}" for n, line in imported(tree) if n in ("torch.load", "yaml.load")]
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    safe = {c.name for c in classes if [ast.unparse(b) for b in c.bases] in (["yaml.SafeLoader"], ["yaml.CSafeLoader"])}
+    safe |= {"yaml.SafeLoader", "yaml.CSafeLoader"}
+    for node in ast.walk(tree):
+        unsafe = isinstance(node, ast.Attribute) and node.attr in UNSAFE_YAML | UNSAFE_LOADERS
+        if unsafe and ast.unparse(node).startswith("yaml."):
+            faults.append(f"{path}:{node.lineno} uses {ast.unparse(node)}")
+        if not isinstance(node, ast.Call):
+            continue
+        called, where = ast.unparse(node.func), f"{path}:{node.lineno}"
+        if called == "torch.load" and not is_true(node, "weights_only"):
+            faults.append(f"{where} calls torch.load without weights_only=True")
+        if any(k.arg == "ckpt_path" for k in node.keywords) and not is_true(node, "weights_only"):
+            faults.append(f"{where} reads a checkpoint without weights_only=True")
+        if called in ("eval", "exec", "compile", "__import__", "importlib.import_module"):
+            faults.append(f"{where} calls {called}")
+        if called == "yaml.load":
+            loader = node.args[1] if len(node.args) > 1 else next((k.value for k in node.keywords), None)
+            if loader is None or ast.unparse(loader) not in safe:
+                faults.append(f"{where} calls yaml.load without a safe loader")
+        if any(
+            k.arg == "allow_pickle" and not (isinstance(k.value, ast.Constant) and k.value.value is False)
+            for k in node.keywords
+        ):
+            faults.append(f"{where} allows pickle")
+    return faults
+
+
+def test_the_files_are_found() -> None:
+    """The tests below would pass on an empty list."""
+    assert len(python_files("vlp")) >= 25
+    assert len(python_files("data_pipelines")) >= 5
+    assert len(python_files("tests")) >= 15
+
+
+@pytest.mark.parametrize("path", python_files(*PACKAGES), ids=name_of)
+def test_imports_go_one_way(path: Path) -> None:
+    assert layer_faults(name_of(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", python_files(*PACKAGES), ids=name_of)
+def test_no_file_can_run_code_from_data(path: Path) -> None:
+    assert safety_faults(name_of(path), path.read_text()) == []
+
+
+def test_every_part_of_vlp_has_a_level() -> None:
+    parts = {path.stem for path in (ROOT / "vlp").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert parts - {"__init__"} <= set(MAY_IMPORT), "add the new part to the table above, at its level"
+
+
+def test_levels_have_no_circle() -> None:
+    """The table itself goes one way."""
+    left = dict(MAY_IMPORT)
+    while left:
+        free = [part for part, below in left.items() if not below & left.keys() - {part}]
+        assert free, f"a circle among {sorted(left)}"
+        for part in free:
+            del left[part]
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {name_of(p): len(p.read_text().splitlines()) for p in python_files(*PACKAGES, "tests")}
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_init_files_are_empty() -> None:
+    inits = [path for path in python_files("vlp", "data_pipelines") if path.name == "__init__.py"]
+    assert len(inits) >= 8
+    assert [name_of(p) for p in inits if p.read_text().strip()] == ["vlp/__init__.py"]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("vlp/nn/x.py", "from vlp.models.single_stream import SingleStream"),
+        ("vlp/models/x.py", "from vlp.objectives import matching"),
+        ("vlp/objectives/x.py", "import vlp.models.single_stream"),
+        ("vlp/interfaces.py", "def f():\n    from vlp.text.wordpiece import WordPiece"),
+        ("vlp/config.py", "import vlp.build"),
+        ("vlp/build.py", "import vlp.training.fit"),
+        ("vlp/checkpoints/x.py", "from vlp import config"),
+        ("vlp/nn/x.py", "from ..models import x"),
+        ("vlp/build.py", "import lightning"),
+        ("vlp/models/x.py", "from lightning.pytorch import Trainer"),
+        ("data_pipelines/plan.py", "import lightning"),
+        ("data_pipelines/plan.py", "from vlp.config import RunConfig"),
+        ("vlp/training/x.py", "from data_pipelines.plan import Plan"),
+        ("data_pipelines/x.py", "import tools.train"),
+        ("vlp/text/x.py", "from transformers import BertTokenizer"),
+        ("tools/train.py", "import transformers"),
+        ("vlp/__init__.py", "from vlp.run_folder import RunFolder"),
+        ("vlp/__init__.py", "try:\n    import vlp.build\nexcept ImportError:\n    pass"),
+    ],
+)
+def test_the_layer_check_can_fail(path: str, source: str) -> None:
+    assert layer_faults(path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("vlp/__init__.py", "def load():\n    from vlp.run_folder import RunFolder"),
+        ("vlp/__init__.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from vlp.inference import load"),
+        ("vlp/training/x.py", "import lightning\nfrom vlp.build import build_model"),
+        ("data_pipelines/datamodule.py", "import lightning\nfrom vlp.interfaces import Batch"),
+        ("tools/benchmark.py", "import transformers, lightning\nfrom data_pipelines.plan import Plan"),
+    ],
+)
+def test_the_layer_check_lets_pass(path: str, source: str) -> None:
+    assert layer_faults(path, source) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=flag)",
+        "from torch import load",
+        "trainer.fit(module, ckpt_path=path)",
+        "import pickle",
+        "def f():\n    from pickle import loads",
+        "eval(text)",
+        "exec(text)",
+        "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "yaml.load(text, _Loader)",
+        "class _Loader(yaml.UnsafeLoader): ...\nyaml.load(text, _Loader)",
+        "yaml.unsafe_load(text)",
+        "numpy.load(path, allow_pickle=True)",
+    ],
+)
+def test_the_safety_check_can_fail(source: str) -> None:
+    assert safety_faults("x.py", source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path, weights_only=True)",
+        "model.eval()",
+        "class _Loader(yaml.SafeLoader): ...\nyaml.load(text, _Loader)",
+        "yaml.safe_load(text)",
+        "numpy.load(path, allow_pickle=False)",
+    ],
+)
+def test_the_safety_check_lets_pass(source: str) -> None:
+    assert safety_faults("x.py", source) == []
