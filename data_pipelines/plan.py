@@ -106,10 +106,13 @@ class Plan:
     `ratio` times, in an order that depends on the seed and the block; each source advances in its own counter.
 
     Args:
-        sources: at least one; names must differ.
+        sources: at least one; names must differ, ratios must be positive.
         seed: the run's seed.
         micro_batches_per_step: G.
         pairs, tokens: size of a micro-batch, one of them.
+
+    Raises:
+        ValueError: one of these does not hold.
     """
 
     def __init__(
@@ -120,6 +123,15 @@ class Plan:
         pairs: int | None,
         tokens: int | None,
     ):
+        if (pairs is None) == (tokens is None) or (pairs or tokens or 0) < 1:
+            raise ValueError("the size of a micro-batch is either pairs or tokens, and at least 1")
+        if not sources:
+            raise ValueError("there is no source to draw from")
+        for number, source in enumerate(sources):
+            if source.name in [other.name for other in sources[:number]]:
+                raise ValueError(f"the source {source.name!r} stands twice; give one another name")
+            if source.ratio < 1:
+                raise ValueError(f"the ratio of source {source.name!r} is {source.ratio}, but must be at least 1")
         self.sources, self.seed, self.micro_batches_per_step = sources, seed, micro_batches_per_step
         self.batches = [Batches(source, seed, pairs, tokens) for source in sources]
         self._ratios = np.array([source.ratio for source in sources])

@@ -20,7 +20,7 @@ from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.config import ConfigError, RunConfig, load_config
 from vlp.distributed import is_launching_process
 from vlp.run_folder import DataFacts, RunFolder
-from vlp.text.wordpiece import WordPiece
+from vlp.text.wordpiece import VocabularyError, WordPiece
 from vlp.training.callbacks import TooManyBrokenSamplesError
 from vlp.training.fit import CheckpointError, build_module, fit, print_estimate, resolve_hardware
 from vlp.training.module import NonFiniteLossError
@@ -33,6 +33,7 @@ USER_ERRORS = (
     KeyMismatchError,
     NonFiniteLossError,
     TooManyBrokenSamplesError,
+    VocabularyError,
     FileNotFoundError,
 )
 

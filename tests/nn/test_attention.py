@@ -27,6 +27,15 @@ MIXES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Threads that wait for one another cost more than these sizes are worth on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def naive(layer: SelfAttention, rows: Tensor, lengths: list[int]) -> Tensor:
     """Softmax attention, one sequence and one head at a time."""
     size = HIDDEN // HEADS
@@ -69,7 +78,7 @@ def test_padded_attention_is_the_naive_one(name: str) -> None:
     assert_equals_naive(MIXES[name], plan_padded_attention(offsets_of(torch.tensor(MIXES[name]))))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 25), min_size=1, max_size=10).filter(any), st.sampled_from([0.0, 0.2, 1.0]))
 def test_any_mix_and_any_slack(lengths: list[int], slack: float) -> None:
     assert_equals_naive(lengths, plan_attention(offsets_of(torch.tensor(lengths)), slack))

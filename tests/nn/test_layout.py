@@ -114,7 +114,7 @@ def rows_of(s: Sequences) -> list[list[Row]]:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(case=cases())
 def test_layout_is_the_slow_assembly(name: str, case: Case) -> None:
     items, types = LAYOUTS[name]

@@ -15,11 +15,12 @@ from vlp.training.fit import build_module, fit
 
 folder, resume, workers, *overrides = sys.argv[1:]
 kill_at = int(os.environ.get("KILL_AT_STEP", "-1"))
+kill_with = signal.Signals[os.environ.get("KILL_WITH", "SIGKILL")]
 
 
 def load(step: int, micro_batch: int):
-    if step == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if step == kill_at and micro_batch == 1:  # amid the accumulation
+        os.kill(os.getpid(), kill_with)
     return made_up.load(step, micro_batch)
 
 
@@ -33,4 +34,5 @@ elif is_launching_process():
     run.create(config, tokenizer, made_up.FACTS)
 validation = [made_up.load(-1, n) for n in range(config.validation.micro_batches)]
 data = DataModule(load, config.data.micro_batches_per_step, int(workers))
-fit(config, build_module(config, tokenizer, made_up.FACTS), run, data, validation, Console(), start)
+stopped_at = fit(config, build_module(config, tokenizer, made_up.FACTS), run, data, validation, Console(), start)
+sys.exit(0 if stopped_at is None else 75)

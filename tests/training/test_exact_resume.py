@@ -16,9 +16,16 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
-def train(folder: Path, resume: str, workers: int, *overrides: str, kill_at: int = -1) -> subprocess.CompletedProcess:
+def train(
+    folder: Path, resume: str, workers: int, *overrides: str, kill_at: int = -1, kill_with: str = "SIGKILL"
+) -> subprocess.CompletedProcess:
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KILL_AT_STEP": str(kill_at)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
+        "KILL_AT_STEP": str(kill_at),
+        "KILL_WITH": kill_with,
+    }
     command = [sys.executable, str(HERE / "run_made_up.py"), str(folder), resume, str(workers), *overrides]
     return subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True, timeout=300)
 
@@ -69,6 +76,20 @@ def test_two_processes_are_one(uninterrupted: Path, tmp_path: Path) -> None:
         assert ours.keys() == expected.keys()
         for name in ours.keys() - {"group"}:
             assert ours[name] == pytest.approx(expected[name], rel=2e-5, abs=1e-7), (name, ours["step"])
+
+
+@pytest.mark.parametrize("asked_with", ["SIGINT", "SIGTERM"])
+def test_asked_to_stop(uninterrupted: Path, tmp_path: Path, asked_with: str) -> None:
+    """A signal amid a step: the step is finished and saved, the exit code says so, and going on loses nothing."""
+    folder = tmp_path / "asked"
+    stopped = train(folder, "no", 0, kill_at=5, kill_with=asked_with)
+    assert stopped.returncode == 75, stopped.stderr
+    assert f"{asked_with}: stopping after this step" in stopped.stdout
+    assert sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())[-1] == "step-00000006.ckpt"
+    resumed = train(folder, "last", 0)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(folder) == losses(uninterrupted)
+    assert digest(folder) == digest(uninterrupted)
 
 
 def test_resumed_from_an_earlier_checkpoint_sets_rows_aside(uninterrupted: Path, tmp_path: Path) -> None:

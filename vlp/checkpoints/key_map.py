@@ -7,7 +7,7 @@ of theirs are laid end to end along the first dimension (query, key and value of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -37,15 +37,23 @@ class KeyMismatchError(ValueError):
     """A checkpoint does not have the keys or shapes that were expected."""
 
 
-def _layers(patterns: list[str], keys: list[str]) -> list[int | None]:
-    """Layer numbers for which `keys` has any of `patterns`; [None] for patterns without a number."""
-    if "{i}" not in patterns[0]:
-        return [None]
-    found: set[int] = set()
+def _layers(patterns: Iterable[str], keys: Iterable[str]) -> dict[str, list[int]]:
+    """Layer numbers that `keys` has of each stack, a stack being what stands before `{i}` in a pattern.
+
+    All patterns of a stack count together, so a key that one layer lacks is missed. A stack without a layer has 0.
+    """
+    found: dict[str, set[int]] = {}
     for pattern in patterns:
-        expression = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d+)"))
-        found |= {int(match.group(1)) for key in keys if (match := expression.fullmatch(key))}
-    return sorted(found)  # type: ignore[return-value]
+        if "{i}" in pattern:
+            expression = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d+)"))
+            numbers = {int(match.group(1)) for key in keys if (match := expression.fullmatch(key))}
+            found.setdefault(pattern.partition("{i}")[0], set()).update(numbers)
+    return {stack: sorted(numbers) or [0] for stack, numbers in found.items()}
+
+
+def _numbers(pattern: str, layers: dict[str, list[int]]) -> list[int] | list[None]:
+    """The layers of a pattern; [None] for one without a number."""
+    return layers[pattern.partition("{i}")[0]] if "{i}" in pattern else [None]
 
 
 def _fill(pattern: str, layer: int | None) -> str:
@@ -61,14 +69,15 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
     ours: dict[str, Tensor] = {}
     left = set(theirs)
     missing: list[str] = []
+    layers = _layers([name for rule in key_map.rules for name in rule.theirs], theirs)
     for rule in key_map.rules:
-        for layer in _layers(list(rule.theirs), list(theirs)):
+        for layer in _numbers(rule.theirs[0], layers):
             names = [_fill(name, layer) for name in rule.theirs]
+            left -= set(names)
             absent = [name for name in names if name not in theirs]
             if absent:
                 missing += absent
                 continue
-            left -= set(names)
             parts = [theirs[name] for name in names]
             value = parts[0] if len(parts) == 1 else torch.cat(parts)
             ours[_fill(rule.ours, layer)] = value if rule.row is None else value[rule.row : rule.row + 1]
@@ -92,8 +101,9 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
     theirs: dict[str, Tensor] = {}
     left = set(ours)
     missing: list[str] = []
+    layers = _layers([rule.ours for rule in key_map.rules], ours)
     for rule in key_map.rules:
-        for layer in _layers([rule.ours], list(ours)):
+        for layer in _numbers(rule.ours, layers):
             name = _fill(rule.ours, layer)
             if name not in ours:
                 missing.append(name)
@@ -106,15 +116,17 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
                 value = whole
             for key, part in zip(rule.theirs, value.chunk(len(rule.theirs)), strict=True):
                 theirs[_fill(key, layer)] = part
-    for tied, original in key_map.ties.items():
-        theirs[tied] = theirs[original]
     if missing or left:
         raise KeyMismatchError(_lists("the model", missing, sorted(left)))
+    for tied, original in key_map.ties.items():
+        theirs[tied] = theirs[original]
     return theirs
 
 
-def _lists(what: str, missing: list[str], unused: list[str]) -> str:
-    def listed(keys: list[str]) -> str:
-        return ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "") or "none"
+def listed(keys: list[str]) -> str:
+    """The first twenty keys, and how many more there are."""
+    return ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "") or "none"
 
+
+def _lists(what: str, missing: list[str], unused: list[str]) -> str:
     return f"keys of {what} do not fit.\n  missing: {listed(missing)}\n  not expected: {listed(unused)}"

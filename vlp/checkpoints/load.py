@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from vlp.checkpoints.key_map import KeyMismatchError
+from vlp.checkpoints.key_map import KeyMismatchError, listed
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -33,11 +33,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` under a temporary name, flush it to disk, then rename: the file is whole or absent."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk should not stay full
+        raise
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, int]) -> None:
@@ -51,7 +55,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
     """Load every tensor of the module from `tensors`, which must fit exactly.
 
     Raises:
-        KeyMismatchError: missing or unexpected keys, or other shapes; all of them are listed.
+        KeyMismatchError: missing or unexpected keys, or other shapes; all three are listed.
     """
     expected = module.state_dict()
     missing = sorted(set(expected) - set(tensors))
@@ -63,7 +67,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
     ]
     if missing or unexpected or shapes:
         lists = {"missing": missing, "not expected": unexpected, "other shape": shapes}
-        text = "\n".join(f"  {what}: {', '.join(names[:12])}" for what, names in lists.items() if names)
+        text = "\n".join(f"  {what}: {listed(names)}" for what, names in lists.items() if names)
         raise KeyMismatchError(f"{source} holds the weights of another model:\n{text}")
     with torch.no_grad():
         module.load_state_dict(dict(tensors))

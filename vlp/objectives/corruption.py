@@ -73,6 +73,8 @@ def swap_images(pairs: Tensor, images: Images, probability: float, generator: to
         int64 [P, 2] pairs, bool [P] swapped.
     """
     has_image = pairs[:, 1] != NONE
+    if not len(images.ids):
+        return pairs, has_image
     own = images.ids.index_select(0, pairs[:, 1].clamp(min=0))
     draw = torch.rand(len(pairs), len(images.ids), generator=generator, device=pairs.device)
     coin = torch.rand(len(pairs), generator=generator, device=pairs.device)

@@ -15,6 +15,10 @@ from vlp.interfaces import Tokens
 SPECIAL_TOKENS = ("PAD", "UNK", "CLS", "SEP", "MASK")
 
 
+class VocabularyError(ValueError):
+    """A vocabulary file cannot be used; the message names it."""
+
+
 class WordPiece:
     """WordPiece as BERT's: basic tokenization, then greedy longest match.
 
@@ -23,7 +27,7 @@ class WordPiece:
         lowercase: lower-case and strip accents, as the uncased BERT models do.
 
     Raises:
-        ValueError: the file repeats a token or lacks one of [PAD] [UNK] [CLS] [SEP] [MASK].
+        VocabularyError: the file is not UTF-8, repeats a token or lacks one of [PAD] [UNK] [CLS] [SEP] [MASK].
         FileNotFoundError: there is no such file.
     """
 
@@ -31,16 +35,21 @@ class WordPiece:
         self.path = Path(vocabulary)
         if not self.path.is_file():
             raise FileNotFoundError(f"no vocabulary file {self.path}; name a WordPiece vocabulary, one token a line")
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise VocabularyError(f"{self.path}: not a vocabulary, since it is not UTF-8 text ({error})") from error
+        # not splitlines: it also splits at U+2028 and the like, which are tokens in some vocabularies
+        lines = text.removesuffix("\n").split("\n")
         self.lowercase = lowercase
         self.tokens = lines
         ids = {token: number for number, token in enumerate(lines)}
         if len(ids) != len(lines):
             repeated = next(token for number, token in enumerate(lines) if ids[token] != number)
-            raise ValueError(f"{self.path}: the token {repeated!r} stands on more than one line")
+            raise VocabularyError(f"{self.path}: the token {repeated!r} stands on more than one line")
         missing = [f"[{name}]" for name in SPECIAL_TOKENS if f"[{name}]" not in ids]
         if missing:
-            raise ValueError(f"{self.path}: not a BERT vocabulary, it lacks {', '.join(missing)}")
+            raise VocabularyError(f"{self.path}: not a BERT vocabulary, it lacks {', '.join(missing)}")
         self.special: dict[str, int] = {name: ids[f"[{name}]"] for name in SPECIAL_TOKENS}
         self._tokenizer = Tokenizer(WordPieceModel(ids, unk_token="[UNK]"))
         self._tokenizer.normalizer = BertNormalizer(lowercase=lowercase, strip_accents=lowercase)

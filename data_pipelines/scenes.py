@@ -1,0 +1,245 @@
+"""Embedded scenes: a data set that needs no network, rendered and described by rules from a seed.
+
+A scene is three to five shapes with colour, size and texture on a varied background. Everything is a pure function of
+(seed, split, number) in integer arithmetic, so pixels, boxes and texts are the same on every machine. Region features
+are computed from the pixels (`scene_features`), captions from the objects (`scene_language`).
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.scene_features import RegionFeatures
+from data_pipelines.scene_language import describe, vocabulary
+from data_pipelines.scene_model import (
+    COLOURS,
+    HELD_OUT,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    SceneObject,
+)
+from data_pipelines.shards import Manifest, RegionArrays, Sample, write_bytes, write_manifest, write_split
+from vlp.distributed import derive_seed
+
+SIDE = 96  # pixels
+RADIUS = {"small": 8, "large": 15}
+SPACING = 2  # free pixels between two objects
+CLASS_NAMES = ["background", *SHAPES]
+CHUNK = 250  # scenes that a process makes at a time
+
+
+def _rng(*seed: int | str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(derive_seed("scenes", *seed)))
+
+
+def _zipf(names: tuple[str, ...], exponent: float) -> np.ndarray:
+    weights = 1.0 / np.arange(1, len(names) + 1) ** exponent
+    return weights / weights.sum()
+
+
+# long tails, as in photographs: a few colours and shapes make up most objects, so the bag of words of a caption fits
+# many scenes, and which colour goes with which shape, and where, has to decide
+COLOUR_SHARE = _zipf(COLOURS, 1.6)
+SHAPE_SHARE = _zipf(SHAPES, 1.6)
+TEXTURE_SHARE = np.array([0.7, 0.15, 0.15])
+
+
+@dataclass(frozen=True)
+class Background:
+    """Two colours and how they are laid out."""
+
+    first: tuple[int, int, int]
+    second: tuple[int, int, int]
+    pattern: str
+
+
+def make_scene(seed: int, split: str, number: int) -> Scene:
+    """The scene `number` of a split. In split `unseen` it holds a combination that no other split has."""
+    rng = _rng(seed, split, number)
+    count = int(rng.integers(3, 6))
+    objects: list[SceneObject] = []
+    while len(objects) < count:
+        size = SIZES[int(rng.integers(len(SIZES)))]
+        radius = RADIUS[size]
+        x, y = (int(v) for v in rng.integers(radius + 1, SIDE - radius - 1, 2))
+        if any(max(abs(x - o.x), abs(y - o.y)) <= radius + RADIUS[o.size] + SPACING for o in objects):
+            continue
+        if split == "unseen" and not objects:
+            colour, shape = HELD_OUT[int(rng.integers(len(HELD_OUT)))]
+        else:
+            colour = COLOURS[int(rng.choice(len(COLOURS), p=COLOUR_SHARE))]
+            shape = SHAPES[int(rng.choice(len(SHAPES), p=SHAPE_SHARE))]
+            if split != "unseen" and (colour, shape) in HELD_OUT:
+                continue
+        texture = TEXTURES[int(rng.choice(len(TEXTURES), p=TEXTURE_SHARE))]
+        objects.append(SceneObject(colour, shape, size, texture, x, y))
+    return Scene(tuple(objects))
+
+
+def shape_mask(shape: str, size: str) -> np.ndarray:
+    """Bool [2r + 1, 2r + 1]: the pixels of a shape around its centre, by integer arithmetic."""
+    r = RADIUS[size]
+    y, x = np.mgrid[-r : r + 1, -r : r + 1]
+    far = x * x + y * y
+    masks = {
+        "circle": far <= r * r,
+        "square": (abs(x) * 8 <= r * 7) & (abs(y) * 8 <= r * 7),
+        "triangle": abs(x) * 2 <= y + r,
+        "diamond": abs(x) + abs(y) <= r,
+        "cross": (abs(x) * 3 <= r) | (abs(y) * 3 <= r),
+        "ring": (far <= r * r) & (far * 16 >= r * r * 5),
+        "bar": abs(y) * 3 <= r,
+    }
+    return masks[shape]
+
+
+def render(scene: Scene, seed: int, split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [96, 96, 3] and the objects' tight boxes float32 [R, 4] as shares of the image."""
+    rng = _rng(seed, split, number, "pixels")
+    pixels = _background(rng)
+    boxes = []
+    for o in scene.objects:
+        mask = shape_mask(o.shape, o.size)
+        r = RADIUS[o.size]
+        y, x = np.mgrid[-r : r + 1, -r : r + 1]
+        colour = np.broadcast_to(np.array(COLOURS_RGB[o.colour], dtype=np.int64), (*mask.shape, 3))
+        darker = {"plain": np.zeros_like(mask), "striped": (x + y) // 3 % 2 == 0, "dotted": (x % 4 < 2) & (y % 4 < 2)}
+        colour = np.where(darker[o.texture][..., None], colour * 5 // 9, colour)
+        window = pixels[o.y - r : o.y + r + 1, o.x - r : o.x + r + 1]
+        window[mask] = colour[mask]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        left, top = o.x - r, o.y - r
+        boxes.append([left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1])
+    noise = rng.integers(-6, 7, pixels.shape)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8), np.array(boxes, dtype=np.float32) / SIDE
+
+
+COLOURS_RGB = {
+    "red": (208, 38, 38),
+    "blue": (40, 72, 214),
+    "green": (36, 150, 58),
+    "yellow": (236, 206, 42),
+    "purple": (134, 52, 172),
+    "orange": (240, 132, 28),
+    "white": (246, 246, 246),
+    "black": (22, 22, 22),
+}
+
+
+def _background(rng: np.random.Generator) -> np.ndarray:
+    """A muted pattern, int64 [96, 96, 3]."""
+    base = rng.integers(120, 190)
+    first, second = (base + rng.integers(-18, 19, 3) for _ in range(2))
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
+    pattern = int(rng.integers(4))
+    if pattern == 0:
+        share = np.zeros_like(x)
+    elif pattern == 1:
+        share = x * 100 // SIDE
+    elif pattern == 2:
+        share = y * 100 // SIDE
+    else:
+        step = int(rng.integers(6, 16))
+        share = (x // step + y // step) % 2 * 100
+    return first + (second - first) * share[..., None] // 100
+
+
+def class_scores() -> dict[tuple[str, str], np.ndarray]:
+    """Soft classes of each (shape, size), float16 [C]: how alike its outline is to each shape's.
+
+    The share of a shape is exp(8 x overlap), overlap being intersection over union of the two outlines at that size,
+    and the background gets 0.02. So a diamond is a little of a circle: a teacher's confusions without a teacher.
+    """
+    scores = {}
+    for size in SIZES:
+        masks = [shape_mask(shape, size) for shape in SHAPES]
+        for shape, mask in zip(SHAPES, masks, strict=True):
+            overlap = np.array([(mask & other).sum() / (mask | other).sum() for other in masks])
+            share = np.exp(8 * overlap)
+            scores[shape, size] = np.array([0.02, *(0.98 * share / share.sum())]).astype(np.float16)
+    return scores
+
+
+def make_samples(seed: int, split: str, numbers: range) -> list[Sample]:
+    """Samples of scenes, complete with picture, captions and region features."""
+    extractor, scores = RegionFeatures(), class_scores()
+    samples = []
+    for number in numbers:
+        scene = make_scene(seed, split, number)
+        pixels, boxes = render(scene, seed, split, number)
+        language = describe(scene, _rng(seed, split, number, "captions"))
+        picture = io.BytesIO()
+        Image.fromarray(pixels).save(picture, "PNG", compress_level=1)
+        regions = RegionArrays(
+            boxes, extractor(pixels, boxes), np.stack([scores[o.shape, o.size] for o in scene.objects])
+        )
+        facts = {
+            "width": SIDE,
+            "height": SIDE,
+            "language": "en",
+            "source": "embedded scenes",
+            "licence": "CC0",
+            "objects": [asdict(o) for o in scene.objects],
+            "region_names": [o.shape for o in scene.objects],
+            "meanings": [asdict(caption.meaning) for caption in language],
+            "foils": [caption.foil for caption in language],
+        }
+        samples.append(
+            Sample(f"scene-{split}-{number:06d}", [caption.text for caption in language], regions, picture.getvalue(), "png", facts)
+        )
+    return samples
+
+
+def _make_chunk(task: tuple[int, str, range]) -> list[Sample]:
+    return make_samples(*task)
+
+
+def _all_samples(seed: int, split: str, count: int, processes: int) -> Iterator[Sample]:
+    tasks = [(seed, split, range(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK)]
+    if processes == 1 or len(tasks) == 1:
+        for task in tasks:
+            yield from _make_chunk(task)
+        return
+    # spawned, not forked: a fork of a process whose torch has started threads may hang
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(tasks))) as pool:
+        for samples in pool.imap(_make_chunk, tasks):
+            yield from samples
+
+
+def build_scenes(
+    folder: Path, train: int, val: int, seed: int, say: Callable[[str], None], processes: int | None = None
+) -> None:
+    """Make the data set: splits `train`, `val` and `unseen` (as large as `val`), vocabulary and manifest.
+
+    It is built beside `folder` and renamed at the end, so a build that is stopped leaves nothing half made.
+
+    Raises:
+        FileExistsError: `folder` is there already.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; remove it or choose another folder")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for split, count in (("train", train), ("val", val), ("unseen", val)):
+            say(f"scenes: {count} for {split}")
+            write_split(temporary, split, _all_samples(seed, split, count, processes or os.cpu_count() or 1))
+        write_bytes(temporary / "vocabulary.txt", "\n".join([*vocabulary(), ""]).encode())
+        counts = {"train": train, "val": val, "unseen": val}
+        extractor = f"random convolutions on {SIDE} px scenes, seed 0"
+        write_manifest(temporary, Manifest("scenes", RegionFeatures.size, CLASS_NAMES, extractor, "CC0", counts))
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

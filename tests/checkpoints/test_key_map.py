@@ -1,0 +1,116 @@
+"""Key maps: both directions, and every way in which a checkpoint may not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, Rule, export_state, import_state
+
+MAP = KeyMap(
+    rules=[
+        Rule("words", ("emb.word",)),
+        Rule("layers.{i}.qkv", ("enc.{i}.q", "enc.{i}.k", "enc.{i}.v")),
+        Rule("layers.{i}.out", ("enc.{i}.o",)),
+        Rule("mask", ("emb.mask",), row=1, rows=2),
+    ],
+    ties={"decoder": "emb.word"},
+    unused={r"emb\.position_ids": "a constant"},
+)
+
+
+def theirs(layers: int = 3) -> dict[str, Tensor]:
+    state = {"emb.word": torch.randn(5, 2), "emb.mask": torch.stack([torch.zeros(2), torch.randn(2)])}
+    state["decoder"] = state["emb.word"]
+    for layer in range(layers):
+        state.update({f"enc.{layer}.{part}": torch.randn(2, 2) for part in "qkvo"})
+    return state
+
+
+def test_import_by_hand() -> None:
+    state = theirs(12)
+    ours = import_state(state, MAP)
+    layers = {f"layers.{n}.{part}" for n in range(12) for part in ("qkv", "out")}
+    assert set(ours) == {"words", "mask"} | layers
+    assert torch.equal(ours["words"], state["emb.word"])
+    assert torch.equal(ours["mask"], state["emb.mask"][1:])
+    for n in (0, 1, 10, 11):
+        assert torch.equal(ours[f"layers.{n}.qkv"][:2], state[f"enc.{n}.q"])
+        assert torch.equal(ours[f"layers.{n}.qkv"][2:4], state[f"enc.{n}.k"])
+        assert torch.equal(ours[f"layers.{n}.qkv"][4:], state[f"enc.{n}.v"])
+
+
+@pytest.mark.parametrize("layers", [1, 3, 12])
+def test_there_and_back(layers: int) -> None:
+    state = theirs(layers)
+    back = export_state(import_state(state, MAP), MAP)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_what_is_listed_as_unused_may_be_there() -> None:
+    state = {**theirs(), "emb.position_ids": torch.arange(5)}
+    assert "emb.position_ids" not in import_state(state, MAP)
+    assert export_state(import_state(state, MAP), MAP).keys() == theirs().keys()
+
+
+@pytest.mark.parametrize(
+    ("absent", "extra"),
+    [
+        (["emb.word", "decoder"], []),
+        (["enc.1.k"], []),
+        (["enc.1.q", "enc.1.k", "enc.1.v"], []),
+        (["enc.2.o"], []),
+        ([f"enc.{n}.o" for n in range(3)], []),
+        ([], ["enc.1.bias", "pooler.weight"]),
+        ([], ["emb.position_ids.x"]),
+        (["emb.mask", "enc.0.o"], ["emb.masks", "enc.x.o"]),
+    ],
+    ids=lambda keys: " ".join(keys) or "none",
+)
+def test_missing_and_extra_keys_are_both_listed(absent: list[str], extra: list[str]) -> None:
+    state = {name: value for name, value in theirs().items() if name not in absent}
+    state.update({name: torch.zeros(1) for name in extra})
+    with pytest.raises(KeyMismatchError) as caught:
+        import_state(state, MAP)
+    missing, unexpected = str(caught.value).split("not expected:")
+    for name in absent:
+        if name != "decoder":
+            assert name in missing
+    for name in extra:
+        assert name in unexpected
+    if not extra:
+        assert unexpected.strip() == "none"
+
+
+def test_a_checkpoint_without_any_layer_is_refused() -> None:
+    with pytest.raises(KeyMismatchError, match=r"enc\.0\.q"):
+        import_state(theirs(0), MAP)
+
+
+def test_long_lists_say_how_many_more() -> None:
+    state = {**theirs(), **{f"extra.{n:02}": torch.zeros(1) for n in range(33)}}
+    with pytest.raises(KeyMismatchError, match=r"extra\.19 and 13 more"):
+        import_state(state, MAP)
+
+
+def test_a_tie_may_be_left_out_but_must_hold() -> None:
+    state = theirs()
+    del state["decoder"]
+    assert torch.equal(import_state(state, MAP)["words"], state["emb.word"])
+    state["decoder"] = state["emb.word"] + 1
+    with pytest.raises(KeyMismatchError, match=r"decoder should equal emb\.word"):
+        import_state(state, MAP)
+
+
+@pytest.mark.parametrize("absent", ["words", "mask", "layers.1.out", "layers.0.qkv"])
+def test_export_names_what_ours_lacks(absent: str) -> None:
+    ours = import_state(theirs(), MAP)
+    del ours[absent]
+    ours["another"] = torch.zeros(1)
+    with pytest.raises(KeyMismatchError) as caught:
+        export_state(ours, MAP)
+    missing, unexpected = str(caught.value).split("not expected:")
+    assert absent in missing
+    assert unexpected.strip() == "another"
