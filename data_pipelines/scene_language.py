@@ -5,7 +5,8 @@ from __future__ import annotations
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ SYNONYMS = {
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 OPENINGS = ("", "", "", "there is ", "i see ", "a picture of ", "this shows ")
 CANONICAL = {word: name for name, words in SYNONYMS.items() for word in words}
-LABEL_WORDS = frozenset((*COLOURS, *SHAPES, *SIZES))
+LABEL_WORDS = frozenset((*COLOURS, *SHAPES, *SIZES, *TEXTURES))
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,12 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Caption:
-    """A text, what it claims, and a foil: a text that differs in one attribute or relation and is false."""
+    """A text, what it claims, and a foil: a text that differs in one attribute or relation and is false of the scene."""
 
     text: str
     meaning: Meaning
-    foil: str = field(default="")
+    foil: str
+    foil_meaning: Meaning
 
 
 def holds(meaning: Meaning, scene: Scene) -> bool:
@@ -128,7 +130,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> list[Caption]:
         foil = _foil(meaning, scene, rng)
         if foil is None or any(text == caption.text for caption in captions):
             continue
-        captions.append(Caption(text, meaning, _say(foil, words.again())))
+        captions.append(Caption(text, meaning, _say(foil, words.again()), foil))
     return captions
 
 
@@ -250,7 +252,8 @@ def _foil(meaning: Meaning, scene: Scene, rng: np.random.Generator) -> Meaning |
             name = said[int(rng.integers(len(said)))]
             others = [value for value in choices[name] if value != getattr(entity, name)]
             entities = list(meaning.entities)
-            entities[n] = replace(entity, **{name: others[int(rng.integers(len(others)))]})
+            other: dict[str, Any] = {name: others[int(rng.integers(len(others)))]}
+            entities[n] = replace(entity, **other)
             changed = replace(meaning, entities=tuple(entities))
         if not holds(changed, scene):
             return changed
@@ -272,7 +275,7 @@ def vocabulary() -> list[str]:
 
 
 def label_words(text: str) -> Counter[str]:
-    """Colour, shape and size words of a caption, synonyms and plurals brought to one form."""
+    """Colour, shape, size and texture words of a caption, synonyms and plurals brought to one form."""
     counts: Counter[str] = Counter()
     many = 1
     numbers = {word: n for n, word in NUMBERS.items()}
@@ -294,23 +297,30 @@ def _canonical(word: str) -> str:
     return name if name in LABEL_WORDS else ""
 
 
+def _guesses(texts: int, images: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(0)).random((texts, images))
+
+
 def bag_of_words_scores(captions: list[str], scenes: list[list[dict]]) -> np.ndarray:
     """A baseline that knows words but not which belong together: float64 [T, I].
 
-    The words of a caption and the labels of a scene's regions (colour, shape and size of each object) as bags; the
-    score is the caption's share of words that the scene has, less a little for what the caption leaves unsaid.
+    The words of a caption and the labels of a scene's regions (colour, shape, size and texture of each object) as
+    bags; the score is the caption's share of words that the scene has, less a little for what the caption leaves
+    unsaid. Equal scores are told apart at random, as a guess would.
 
     Args:
         captions: T texts.
         scenes: I lists of objects, as stored in a sample's facts.
     """
-    bags = [Counter(word for o in scene for word in (o["colour"], o["shape"], o["size"])) for scene in scenes]
-    scores = np.zeros((len(captions), len(bags)))
+    bags = [
+        Counter(word for o in scene for word in (o["colour"], o["shape"], o["size"], o["texture"])) for scene in scenes
+    ]
+    scores = 1e-6 * _guesses(len(captions), len(bags))
     for t, caption in enumerate(captions):
         said = label_words(caption)
         for i, bag in enumerate(bags):
             shared = (said & bag).total()
-            scores[t, i] = shared / max(said.total(), 1) - 0.01 * (bag - said).total()
+            scores[t, i] += shared / max(said.total(), 1) - 0.01 * (bag - said).total()
     return scores
 
 

@@ -1,6 +1,7 @@
 """Embedded scenes: a data set that needs no network, rendered and described by rules from a seed.
 
-A scene is three to five shapes with colour, size and texture on a varied background. Everything is a pure function of
+A scene is three to five shapes with colour, size and texture on a varied background. Scenes come in families that
+differ only in what belongs together and where it is. Everything is a pure function of
 (seed, split, number) in integer arithmetic, so pixels, boxes and texts are the same on every machine. Region features
 are computed from the pixels (`scene_features`), captions from the objects (`scene_language`).
 """
@@ -8,14 +9,17 @@ are computed from the pixels (`scene_features`), captions from the objects (`sce
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from data_pipelines.scene_features import RegionFeatures
@@ -35,6 +39,9 @@ from vlp.distributed import derive_seed
 SIDE = 96  # pixels
 RADIUS = {"small": 8, "large": 15}
 SPACING = 2  # free pixels between two objects
+FAMILY = 3  # scenes that share their colours, shapes, sizes and textures
+MOST_LARGE = 3  # large objects in a scene; more may not fit
+DEALS = 20  # tries to deal the shapes so that held-out combinations stay out
 CLASS_NAMES = ["background", *SHAPES]
 CHUNK = 250  # scenes that a process makes at a time
 
@@ -48,42 +55,62 @@ def _zipf(names: tuple[str, ...], exponent: float) -> np.ndarray:
     return weights / weights.sum()
 
 
-# long tails, as in photographs: a few colours and shapes make up most objects, so the bag of words of a caption fits
-# many scenes, and which colour goes with which shape, and where, has to decide
-COLOUR_SHARE = _zipf(COLOURS, 1.6)
-SHAPE_SHARE = _zipf(SHAPES, 1.6)
+# long tails, as in photographs: a few colours and shapes make up most objects, so the words of a caption fit many
+# scenes besides those of its family, and which colour goes with which shape, and where, has to decide
+COLOUR_SHARE = _zipf(COLOURS, 1.0)
+SHAPE_SHARE = _zipf(SHAPES, 1.0)
 TEXTURE_SHARE = np.array([0.7, 0.15, 0.15])
 
 
-@dataclass(frozen=True)
-class Background:
-    """Two colours and how they are laid out."""
+def _draw(rng: np.random.Generator, names: tuple[str, ...], shares: np.ndarray) -> str:
+    return names[int(rng.choice(len(names), p=shares))]
 
-    first: tuple[int, int, int]
-    second: tuple[int, int, int]
-    pattern: str
+
+def _family(seed: int, split: str, family: int) -> list[list[str]]:
+    """Colours, shapes, sizes and textures, one of each for every object that the scenes of a family have."""
+    rng = _rng(seed, split, "family", family)
+    count = int(rng.integers(3, 6))
+    kinds: list[tuple[str, str]] = []
+    if split == "unseen":
+        kinds.append(HELD_OUT[int(rng.integers(len(HELD_OUT)))])
+    while len(kinds) < count:
+        kind = _draw(rng, COLOURS, COLOUR_SHARE), _draw(rng, SHAPES, SHAPE_SHARE)
+        if split == "unseen" or kind not in HELD_OUT:
+            kinds.append(kind)
+    large = int(rng.integers(0, min(count, MOST_LARGE) + 1))
+    sizes = ["large"] * large + ["small"] * (count - large)
+    textures = [_draw(rng, TEXTURES, TEXTURE_SHARE) for _ in range(count)]
+    return [[colour for colour, _ in kinds], [shape for _, shape in kinds], sizes, textures]
 
 
 def make_scene(seed: int, split: str, number: int) -> Scene:
-    """The scene `number` of a split. In split `unseen` it holds a combination that no other split has."""
+    """The scene `number` of a split. In split `unseen` it holds a combination that no other split has.
+
+    `FAMILY` scenes in a row have the same colours, shapes, sizes and textures, dealt anew to objects in other places:
+    who only knows which words occur can't tell them apart.
+    """
+    colours, shapes, sizes, textures = _family(seed, split, number // FAMILY)
     rng = _rng(seed, split, number)
-    count = int(rng.integers(3, 6))
+    count = len(colours)
+    dealt = shapes
+    for _ in range(DEALS):  # the shapes as they are always fit
+        trial = [shapes[k] for k in rng.permutation(count)]
+        if any(kind in HELD_OUT for kind in zip(colours, trial, strict=True)) == (split == "unseen"):
+            dealt = trial
+            break
+    sizes, textures = ([names[k] for k in rng.permutation(count)] for names in (sizes, textures))
     objects: list[SceneObject] = []
+    failures = 0
     while len(objects) < count:
-        size = SIZES[int(rng.integers(len(SIZES)))]
-        radius = RADIUS[size]
+        n = len(objects)
+        radius = RADIUS[sizes[n]]
         x, y = (int(v) for v in rng.integers(radius + 1, SIDE - radius - 1, 2))
         if any(max(abs(x - o.x), abs(y - o.y)) <= radius + RADIUS[o.size] + SPACING for o in objects):
+            failures += 1
+            if failures > 60:  # the objects so far may leave no room
+                objects, failures = [], 0
             continue
-        if split == "unseen" and not objects:
-            colour, shape = HELD_OUT[int(rng.integers(len(HELD_OUT)))]
-        else:
-            colour = COLOURS[int(rng.choice(len(COLOURS), p=COLOUR_SHARE))]
-            shape = SHAPES[int(rng.choice(len(SHAPES), p=SHAPE_SHARE))]
-            if split != "unseen" and (colour, shape) in HELD_OUT:
-                continue
-        texture = TEXTURES[int(rng.choice(len(TEXTURES), p=TEXTURE_SHARE))]
-        objects.append(SceneObject(colour, shape, size, texture, x, y))
+        objects.append(SceneObject(colours[n], dealt[n], sizes[n], textures[n], x, y))
     return Scene(tuple(objects))
 
 
@@ -196,7 +223,14 @@ def make_samples(seed: int, split: str, numbers: range) -> list[Sample]:
             "foils": [caption.foil for caption in language],
         }
         samples.append(
-            Sample(f"scene-{split}-{number:06d}", [caption.text for caption in language], regions, picture.getvalue(), "png", facts)
+            Sample(
+                f"scene-{split}-{number:06d}",
+                [caption.text for caption in language],
+                regions,
+                picture.getvalue(),
+                "png",
+                facts,
+            )
         )
     return samples
 
@@ -211,10 +245,15 @@ def _all_samples(seed: int, split: str, count: int, processes: int) -> Iterator[
         for task in tasks:
             yield from _make_chunk(task)
         return
-    # spawned, not forked: a fork of a process whose torch has started threads may hang
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(tasks))) as pool:
-        for samples in pool.imap(_make_chunk, tasks):
-            yield from samples
+    # spawned, not forked: a fork of a process whose torch has started threads may hang; and an executor, since a
+    # multiprocessing.Pool whose processes die at their start waits for ever
+    # one thread each, since they would fight over the cores
+    with ProcessPoolExecutor(min(processes, len(tasks)), get_context("spawn"), torch.set_num_threads, (1,)) as executor:
+        waiting = deque(executor.submit(_make_chunk, task) for task in tasks[: 2 * processes])
+        for task in [*tasks[2 * processes :], *[None] * len(waiting)]:
+            yield from waiting.popleft().result()
+            if task is not None:
+                waiting.append(executor.submit(_make_chunk, task))
 
 
 def build_scenes(
@@ -222,7 +261,8 @@ def build_scenes(
 ) -> None:
     """Make the data set: splits `train`, `val` and `unseen` (as large as `val`), vocabulary and manifest.
 
-    It is built beside `folder` and renamed at the end, so a build that is stopped leaves nothing half made.
+    It is built in a hidden folder beside `folder` and renamed at the end, so `folder` is whole or absent. A build that
+    is killed leaves the hidden folder behind; it may be removed.
 
     Raises:
         FileExistsError: `folder` is there already.

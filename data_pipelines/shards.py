@@ -28,6 +28,7 @@ from safetensors.numpy import save as save_arrays
 SCHEMA_VERSION = 1
 IMAGE_FORMATS = ("png", "jpg", "webp")
 MEMBERS = ("json", "image", "regions")
+READY = "features.ready"  # folder inside a data set's: finished shards that are being put in place of the older ones
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,15 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json`.
 
     Raises:
-        ShardError: it is missing, not JSON, lacks a key, or of another schema version.
+        ShardError: it is missing, not JSON, lacks a key, or of another schema version; or the data set is half way
+            between its state without region features and with them.
     """
     path = folder / "manifest.json"
+    if (folder / READY).exists():
+        raise ShardError(
+            f"{folder} is half way to its region features, since the extraction was stopped in its last step;"
+            " run the same tools/extract_features.py command again to finish it, nothing is lost"
+        )
     if not path.is_file():
         raise ShardError(f"{folder} holds no data set (no manifest.json); tools/make_shards.py makes one")
     try:

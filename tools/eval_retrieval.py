@@ -8,6 +8,7 @@ the run's weights.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import vlp
 from data_pipelines.images import decode_image
@@ -117,7 +119,7 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
         )
     seconds = time.perf_counter() - began
     results = {"model": both_directions(scores, image_of_text)}
-    objects = [reader.facts(number).get("objects") for number in numbers]
+    objects = [reader.facts(number).get("objects", []) for number in numbers]
     if all(objects):
         baseline = torch.from_numpy(bag_of_words_scores(texts, objects)).float()
         results["bag of words"] = both_directions(baseline, image_of_text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# threads that wait shouldn't spin: beside loader processes, or on a shared machine, steps would take ten times as long
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.datamodule import DataModule

@@ -101,7 +101,8 @@ def test_truncated_shard(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size - 3000)
     with pytest.raises(ShardError, match=r"train-00001\.tar has \d+ bytes, but the index"):
         ShardReader(folder, "train")
-    members = list(tarfile.open(folder / "train-00000.tar"))
+    with tarfile.open(folder / "train-00000.tar") as tar:
+        members = list(tar)
     for size in (members[3].offset, members[3].offset + 100, members[3].offset_data + 10):
         os.truncate(folder / "train-00000.tar", size)  # between members it would look like a shorter tar
         with pytest.raises(ShardError, match=r"train-00000\.tar"):

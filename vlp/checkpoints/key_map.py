@@ -114,7 +114,8 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
                 whole = value.new_zeros(rule.rows, *value.shape[1:])
                 whole[rule.row] = value[0]
                 value = whole
-            for key, part in zip(rule.theirs, value.chunk(len(rule.theirs)), strict=True):
+            parts = [value] if len(rule.theirs) == 1 else value.chunk(len(rule.theirs))  # scalars can't be cut
+            for key, part in zip(rule.theirs, parts, strict=True):
                 theirs[_fill(key, layer)] = part
     if missing or left:
         raise KeyMismatchError(_lists("the model", missing, sorted(left)))

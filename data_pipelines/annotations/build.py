@@ -1,0 +1,88 @@
+"""From a reader's samples to a split of a data set, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+from data_pipelines.annotations.coco import LeftOut
+from data_pipelines.shards import Manifest, Sample, ShardError, read_manifest, write_bytes, write_manifest, write_split
+
+
+def build_split(
+    folder: Path, split: str, samples: Iterable[Sample], manifest: Manifest, left_out: list[LeftOut]
+) -> int:
+    """Write samples as one split of a new data set, or add the split to one of the same kind; returns their number.
+
+    All is written beside `folder` first. `left_out` may grow while `samples` are read; it is stored as
+    `SPLIT.left_out.jsonl`. The counts of `manifest` are filled in here.
+
+    Raises:
+        ShardError: no sample is usable, the split is there already, or the data set there is another one, has other
+            classes or has features already.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_]+", split):
+        raise ShardError(f"the split's name {split!r} may hold letters, digits and underscores only")
+    there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if there:
+        manifest = replace(manifest, samples=_check_fits(folder, split, manifest).samples)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        ordered = iter(samples)
+        first = next(ordered, None)
+        if first is None:
+            reasons = ", ".join(f"{n} x {reason}" for reason, n in Counter(e.reason for e in left_out).most_common(5))
+            raise ShardError(f"no sample for split {split!r} can be used; left out: {reasons or 'nothing'}")
+        count = write_split(temporary, split, chain([first], ordered))
+        manifest = replace(manifest, samples={**manifest.samples, split: count})
+        if left_out:
+            lines = [json.dumps(entry._asdict()) for entry in left_out]
+            write_bytes(temporary / f"{split}.left_out.jsonl", "\n".join([*lines, ""]).encode())
+        if not there:
+            write_manifest(temporary, manifest)
+            os.rename(temporary, folder)
+            return count
+        # the index comes last: until then the split is not there
+        index = temporary / f"{split}.parquet"
+        for path in [path for path in sorted(temporary.iterdir()) if path != index]:
+            os.rename(path, folder / path.name)
+        write_manifest(folder, manifest)
+        os.rename(index, folder / index.name)
+        return count
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_fits(folder: Path, split: str, manifest: Manifest) -> Manifest:
+    """The manifest of the data set in `folder`, to which the split can be added."""
+    there = read_manifest(folder)
+    if (folder / f"{split}.parquet").exists():
+        raise ShardError(f"{folder} has a split {split!r} already; choose another --split or folder")
+    if list(folder.glob(f"{split}[-.]*")):
+        raise ShardError(
+            f"{folder} holds files of a split {split!r} without an index, left by a command that was killed;"
+            f" remove {split}-*.tar and {split}.* there"
+        )
+    if there.feature_size:
+        raise ShardError(f"{folder} has region features already; add all splits to a data set before its features")
+    if (folder / "features.tmp").exists():
+        raise ShardError(
+            f"{folder}/features.tmp holds an unfinished extraction; finish or remove it before you add a split"
+        )
+    if there.name != manifest.name:
+        raise ShardError(f"{folder} holds the data set {there.name!r}; choose another folder for {manifest.name!r}")
+    if there.class_names != manifest.class_names:
+        raise ShardError(
+            f"{folder} has {len(there.class_names)} classes and the new split {len(manifest.class_names)}, or in"
+            " another order; make both from files with the same categories"
+        )
+    return there
