@@ -76,7 +76,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Caption:
-    """A text, what it claims, and a foil: a text that differs in one attribute or relation and is false of the scene."""
+    """A text, what it claims, and a foil: a text that is false, for it differs in one attribute or relation."""
 
     text: str
     meaning: Meaning

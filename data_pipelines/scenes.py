@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -44,6 +45,7 @@ MOST_LARGE = 3  # large objects in a scene; more may not fit
 DEALS = 20  # tries to deal the shapes so that held-out combinations stay out
 CLASS_NAMES = ["background", *SHAPES]
 CHUNK = 250  # scenes that a process makes at a time
+CALIBRATION = 600  # scenes on which the region features are calibrated
 
 
 def _rng(*seed: int | str) -> np.random.Generator:
@@ -198,19 +200,25 @@ def class_scores() -> dict[tuple[str, str], np.ndarray]:
     return scores
 
 
+@cache
+def region_features() -> RegionFeatures:
+    """The extractor of all scenes, calibrated on scenes that are in no split; made once a process."""
+    scenes = [make_scene(0, "calibration", number) for number in range(CALIBRATION)]
+    return RegionFeatures(render(scene, 0, "calibration", number) for number, scene in enumerate(scenes))
+
+
 def make_samples(seed: int, split: str, numbers: range) -> list[Sample]:
     """Samples of scenes, complete with picture, captions and region features."""
-    extractor, scores = RegionFeatures(), class_scores()
+    scores = class_scores()
+    scenes = [make_scene(seed, split, number) for number in numbers]
+    pictures = [render(scene, seed, split, number) for scene, number in zip(scenes, numbers, strict=True)]
+    features = region_features()(pictures)
     samples = []
-    for number in numbers:
-        scene = make_scene(seed, split, number)
-        pixels, boxes = render(scene, seed, split, number)
+    for number, scene, (pixels, boxes), own in zip(numbers, scenes, pictures, features, strict=True):
         language = describe(scene, _rng(seed, split, number, "captions"))
         picture = io.BytesIO()
         Image.fromarray(pixels).save(picture, "PNG", compress_level=1)
-        regions = RegionArrays(
-            boxes, extractor(pixels, boxes), np.stack([scores[o.shape, o.size] for o in scene.objects])
-        )
+        regions = RegionArrays(boxes, own, np.stack([scores[o.shape, o.size] for o in scene.objects]))
         facts = {
             "width": SIDE,
             "height": SIDE,
@@ -250,10 +258,11 @@ def _all_samples(seed: int, split: str, count: int, processes: int) -> Iterator[
     # one thread each, since they would fight over the cores
     with ProcessPoolExecutor(min(processes, len(tasks)), get_context("spawn"), torch.set_num_threads, (1,)) as executor:
         waiting = deque(executor.submit(_make_chunk, task) for task in tasks[: 2 * processes])
-        for task in [*tasks[2 * processes :], *[None] * len(waiting)]:
+        for task in tasks[2 * processes :]:  # no more at a time, since each is some megabytes
             yield from waiting.popleft().result()
-            if task is not None:
-                waiting.append(executor.submit(_make_chunk, task))
+            waiting.append(executor.submit(_make_chunk, task))
+        for future in waiting:
+            yield from future.result()
 
 
 def build_scenes(
@@ -278,7 +287,7 @@ def build_scenes(
             write_split(temporary, split, _all_samples(seed, split, count, processes or os.cpu_count() or 1))
         write_bytes(temporary / "vocabulary.txt", "\n".join([*vocabulary(), ""]).encode())
         counts = {"train": train, "val": val, "unseen": val}
-        extractor = f"random convolutions on {SIDE} px scenes, seed 0"
+        extractor = f"whitened random convolutions on {SIDE} px scenes"
         write_manifest(temporary, Manifest("scenes", RegionFeatures.size, CLASS_NAMES, extractor, "CC0", counts))
         os.rename(temporary, folder)
     finally:

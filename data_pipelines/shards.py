@@ -253,7 +253,7 @@ def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
                 raise ShardError(f"{path} is cut short: it lacks a tar's end mark; make the shard anew")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ShardError(f"{path} cannot be read as a tar ({error}); make the shard anew") from error
-    except (ValueError, KeyError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         if isinstance(error, ShardError):
             raise
         raise ShardError(f"{path}: sample {key} is damaged ({error})") from error
@@ -303,7 +303,7 @@ class ShardReader:
                 for name in _schema().names
                 if "key" not in name and "format" not in name
             }
-        except (pyarrow.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{path} is not an index of shards ({error}); make the data set anew") from error
         self.shards = [folder / shard["name"] for shard in shards]
         for shard, facts in zip(self.shards, shards, strict=True):
@@ -361,9 +361,11 @@ class ShardReader:
         data = self.read_member(number, "json")
         try:
             facts: dict[str, Any] = json.loads(data or b"")
-            if not all(isinstance(caption, str) for caption in facts["captions"]):
+            if not isinstance(facts["captions"], list):
                 raise TypeError("captions")
-        except (ValueError, KeyError, TypeError) as error:
+            for caption in facts["captions"]:
+                caption.encode()  # text, and no half of a surrogate pair, which no tokenizer takes
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadSampleError(self.key(number), "JSON without a list of captions") from error
         return facts
 
@@ -412,14 +414,17 @@ def check_regions(key: str, regions: RegionArrays, manifest: Manifest) -> None:
         BadSampleError: wrong sizes, numbers that are not finite, boxes outside the image or without area.
     """
     r = regions
+    lengths = {array.shape[:1] for array in (r.boxes, r.features, r.scores) if array is not None}
+    if r.boxes.shape[1:] != (4,) or len(lengths) != 1:
+        raise BadSampleError(key, "boxes, features and scores do not fit together")
     if r.features.ndim != 2 or r.features.shape[1] != manifest.feature_size:
         raise BadSampleError(key, f"features of {r.features.shape[1:]} numbers, not {manifest.feature_size}")
     if r.scores is not None and r.scores.shape[1:] != (len(manifest.class_names),):
         raise BadSampleError(key, f"scores of {r.scores.shape[1:]} classes, not {len(manifest.class_names)}")
     # max keeps a NaN and finds an infinity, without a mask as large as the features
-    if len(r.features) and not np.isfinite(np.abs(r.features).max()):
+    if r.features.size and not np.isfinite(np.abs(r.features).max()):
         raise BadSampleError(key, "features are not finite")
-    if r.scores is not None and len(r.scores) and not np.isfinite(r.scores.max()):
+    if r.scores is not None and r.scores.size and not np.isfinite(r.scores.max()):
         raise BadSampleError(key, "scores are not finite")
     inside = (r.boxes >= -1e-3) & (r.boxes <= 1 + 1e-3)  # NaN is not inside either
     if not inside.all():

@@ -12,7 +12,7 @@ from vlp.checkpoints.importers import uniter
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
-from vlp.nn.embedders import UniterEmbedder
+from vlp.nn.embedders.uniter import UniterEmbedder
 from vlp.nn.layout import Layout
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribution, MaskedRegionRegression

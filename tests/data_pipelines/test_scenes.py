@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from data_pipelines import scene_language as language
-from data_pipelines.scene_features import RegionFeatures
 from data_pipelines.scene_language import Entity, Meaning, bag_of_words_scores, ceiling, describe, holds, label_words
 from data_pipelines.scene_model import HELD_OUT, Scene, SceneObject, related
 from data_pipelines.scenes import (
@@ -28,6 +27,7 @@ from data_pipelines.scenes import (
     class_scores,
     make_samples,
     make_scene,
+    region_features,
     render,
     shape_mask,
 )
@@ -156,7 +156,7 @@ def test_a_text_says_what_it_means() -> None:
             assert label_words(caption.text) == wanted, caption
             said = [w for w in ("left", "right", "above", "over", "below", "under", "beneath") if w in caption.text]
             relations = {relation for _, relation, _ in caption.meaning.relations}
-            assert {w for w in said} <= {w for r in relations for phrase in words_of(r) for w in phrase.split()}
+            assert set(said) <= {w for r in relations for phrase in words_of(r) for w in phrase.split()}
             assert bool(said) == bool(relations)
 
 
@@ -209,15 +209,13 @@ def test_a_linear_probe_reads_the_features() -> None:
     """Ridge regression on one-hot targets, fitted on some scenes and tried on others: pixels suffice for the names."""
     probe: dict[str, tuple[list, list]] = {"train": ([], []), "val": ([], [])}
     for split, count in (("train", 1200), ("val", 250)):
-        extract = RegionFeatures()
-        for number in range(count):
-            scene = make_scene(0, split, number)
-            probe[split][0].append(extract(*render(scene, 0, split, number)).astype(np.float32))
-            probe[split][1].extend(scene.objects)
+        pictures = [render(scene, 0, split, number) for number, scene in enumerate(scenes(split, count))]
+        probe[split][0].extend(features.astype(np.float32) for features in region_features()(pictures))
+        probe[split][1].extend(o for scene in scenes(split, count) for o in scene.objects)
     x, held_out = (torch.from_numpy(np.concatenate(probe[split][0])) for split in ("train", "val"))
     mean = x.mean(0)
     x, held_out = x - mean, held_out - mean
-    gram = x.T @ x + 30 * torch.eye(x.shape[1])
+    gram = x.T @ x + 1000 * torch.eye(x.shape[1])
     accuracies = {}
     for attribute in ("shape", "colour", "size"):
         train, val = ([getattr(o, attribute) for o in probe[split][1]] for split in ("train", "val"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tarfile
@@ -165,6 +166,27 @@ def test_links_in_a_tar_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "facts", [b"[]", b'{"captions": "abc"}', b'{"captions": [1]}', b'{"captions": ["\\ud83d"]}', b"{"]
+)
+def test_json_without_a_list_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: bytes) -> None:
+    reader = ShardReader(make_data_set(tmp_path / "d", [make_sample(0)]), "train")
+    monkeypatch.setattr(reader, "read_member", lambda number, member: facts)
+    with pytest.raises(BadSampleError, match="sample-0000: JSON without a list of captions"):
+        reader.facts(0)
+
+
+@pytest.mark.parametrize("facts", [b"[]", b"[" * 100_000])
+def test_json_that_cannot_be_indexed(tmp_path: Path, facts: bytes) -> None:
+    folder = make_data_set(tmp_path / "d", [make_sample(0)])
+    with tarfile.open(folder / "train-00000.tar", "w:") as tar:
+        info = tarfile.TarInfo("sample-0000.json")
+        info.size = len(facts)
+        tar.addfile(info, io.BytesIO(facts))
+    with pytest.raises(ShardError, match=r"train-00000\.tar: sample sample-0000 is damaged"):
+        write_index(folder, "train")
+
+
+@pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda r: replace(r, features=np.where(np.arange(FEATURES) == 3, np.nan, r.features)), "not finite"),
@@ -173,6 +195,10 @@ def test_links_in_a_tar_are_refused(tmp_path: Path) -> None:
         (lambda r: replace(r, features=r.features[:, :8]), "features of"),
         (lambda r: replace(r, scores=r.scores[:, :2]), "scores of"),
         (lambda r: replace(r, scores=r.scores * np.nan), "scores are not finite"),
+        (lambda r: replace(r, features=r.features[:2]), "do not fit together"),
+        (lambda r: replace(r, scores=r.scores[:2]), "do not fit together"),
+        (lambda r: replace(r, boxes=r.boxes[:, :3]), "do not fit together"),
+        (lambda r: replace(r, boxes=r.boxes.ravel()[:3]), "do not fit together"),
         (lambda r: replace(r, boxes=r.boxes + 0.9), "outside the image"),
         (lambda r: replace(r, boxes=r.boxes - 0.9), "outside the image"),
         (lambda r: replace(r, boxes=r.boxes * np.nan), "outside the image"),

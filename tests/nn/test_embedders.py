@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from vlp.interfaces import NONE, Batch
-from vlp.nn.embedders import UniterEmbedder, box_geometry
+from vlp.nn.embedders.geometry import box_geometry
+from vlp.nn.embedders.uniter import UniterEmbedder
 
 
 def test_box_geometry_by_hand() -> None:

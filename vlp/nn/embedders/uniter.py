@@ -1,7 +1,4 @@
-"""Embedders: from a (corrupted) batch and its sequences to the rows that enter the transformer.
-
-An embedder takes the whole batch, since in some systems a token's embedding depends on the picture.
-"""
+"""UNITER's embedder."""
 
 from __future__ import annotations
 
@@ -9,16 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import Batch
+from vlp.nn.embedders.geometry import box_geometry
 from vlp.nn.layout import Sequences
-
-
-def box_geometry(boxes: Tensor) -> Tensor:
-    """Seven numbers a box: x1 y1 x2 y2 width height area, all as shares of the image.
-
-    boxes: [R, 4] normalised corners; returns [R, 7]. Source: UNITER, data/data.py.
-    """
-    size = boxes[:, 2:] - boxes[:, :2]
-    return torch.cat([boxes, size, size.prod(1, keepdim=True)], 1)
 
 
 class UniterEmbedder(nn.Module):
