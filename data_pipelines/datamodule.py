@@ -44,9 +44,11 @@ class PlaceSampler(Sampler[tuple[int, int]]):
         return self.steps * self.micro_batches_per_step // self.world_size
 
 
-def _leave_interrupts_to_the_trainer(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; a worker that died of it would take the last step with it
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    # Ctrl-C and a cluster's SIGTERM reach the whole process group; a worker that died of them would take the last step
+    # with it. A worker whose trainer is gone still notices that and ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class DataModule(lightning.LightningDataModule):
@@ -78,6 +80,6 @@ class DataModule(lightning.LightningDataModule):
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
-            worker_init_fn=_leave_interrupts_to_the_trainer,
+            worker_init_fn=_leave_signals_to_the_trainer,
             prefetch_factor=4 if self.workers else None,
         )
