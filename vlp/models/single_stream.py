@@ -41,6 +41,7 @@ class SingleStream(nn.Module):
         self.norm_eps = norm_eps
         self.initial_std = initial_std
         self.layout = layout
+        self.region_rows = layout.has_regions
         self.embedder = embedder
         self.encoder = Transformer(
             layers,
@@ -78,7 +79,7 @@ class SingleStream(nn.Module):
             visual=stream,
             tokens=sequences.tokens,
             text_rows=sequences.text,
-            regions=sequences.regions,
+            regions=sequences.regions if self.region_rows else None,
             pooled={"pair": torch.tanh(self.pooler(rows.index_select(0, sequences.offsets[:-1])))},
             computed_rows=plan.computed_rows,
         )
