@@ -12,6 +12,8 @@ from vlp.checkpoints.importers import uniter, vlbert
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
+from vlp.nn.embedders.b2t2 import B2T2Embedder
+from vlp.nn.embedders.summed import SummedEmbedder
 from vlp.nn.embedders.uniter import UniterEmbedder
 from vlp.nn.embedders.vlbert import VLBertEmbedder
 from vlp.nn.layout import Layout
@@ -22,7 +24,12 @@ from vlp.objectives.word_region import WordRegionAlignment
 from vlp.text.wordpiece import WordPiece
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream}
-EMBEDDERS: dict[str, Callable[..., nn.Module]] = {"uniter": UniterEmbedder, "vlbert": VLBertEmbedder}
+EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
+    "b2t2": B2T2Embedder,
+    "summed": SummedEmbedder,
+    "uniter": UniterEmbedder,
+    "vlbert": VLBertEmbedder,
+}
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,

@@ -26,7 +26,7 @@ def whole_features(images: Images) -> Tensor:
     # a padded sum rather than scattered additions, whose order is not fixed on a GPU
     padded = features.index_select(0, index.flatten()).view(*index.shape, -1)
     total = torch.where(real[:, :, None], padded, 0).sum(1)
-    return total / (real.sum(1, keepdim=True) + 1e-5)
+    return total / (real.sum(1, keepdim=True).to(total.dtype) + 1e-5)
 
 
 def whole_boxes(images: Images) -> Tensor:
