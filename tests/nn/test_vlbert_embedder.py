@@ -16,6 +16,7 @@ from vlp.interfaces import NONE, Batch, Texts
 from vlp.nn.embedders.geometry import box_waves
 from vlp.nn.embedders.vlbert import VLBertEmbedder
 from vlp.nn.embedders.whole_image import whole_boxes, whole_features
+from vlp.objectives.matching import Matching
 
 FREQUENCIES = 3
 
@@ -191,3 +192,14 @@ def test_tied_parameters() -> None:
     assert model.tied("word_embeddings") is model.embedder.word_table.weight
     with pytest.raises(KeyError):
         model.tied("region_projection")
+
+
+def test_a_model_without_a_pooler() -> None:
+    model = made_model()
+    bare = samples.model(pooler=False)
+    assert set(model(made([[0, 0]])).pooled) == {"pair"}
+    encoded = bare(samples.batch([[7]], [2], [[0, 0]]))
+    assert not encoded.pooled
+    assert not [name for name, _ in bare.named_parameters() if "pooler" in name]
+    with pytest.raises(ValueError, match="no pooled vector"):
+        Matching(bare, 0.5).score(encoded)
