@@ -38,7 +38,12 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "matching": Matching,
     "word_region_alignment": WordRegionAlignment,
 }
-REGION_OBJECTIVES = {name for name in OBJECTIVES if "region" in name}
+READ_REGION_ROWS = {  # objectives that a model without region rows can't be trained with
+    "masked_region_class",
+    "masked_region_distribution",
+    "masked_region_regression",
+    "word_region_alignment",
+}
 IMPORTERS: dict[str, KeyMap] = {"uniter": uniter.KEY_MAP, "vlbert": vlbert.KEY_MAP}
 
 
@@ -123,7 +128,7 @@ def build_objectives(
                 raise ConfigError(f"{where}: there is an objective {name!r} already; give this one another `name`")
             if not facts.classes and kind in ("masked_region_class", "masked_region_distribution"):
                 raise ConfigError(f"{where}: {kind} needs class scores, and the data's manifest names no classes")
-            if kind in REGION_OBJECTIVES and not model.region_rows:
+            if kind in READ_REGION_ROWS and not model.region_rows:
                 raise ConfigError(f"{where}: {kind} needs region rows, and model.layout has no `regions`")
             objectives[name] = construct(
                 where,

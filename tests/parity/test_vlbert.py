@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from vlp.build import IMPORTERS, FeatureFacts, build_model
 from vlp.checkpoints.importers.vlbert import ENCODER_KEY_MAP
-from vlp.checkpoints.key_map import export_state, import_state
+from vlp.checkpoints.key_map import KeyMismatchError, export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.interfaces import NONE, Batch, Encoded, Images, Segment, Texts
 from vlp.nn.ragged import offsets_of, padded_index
@@ -321,3 +321,25 @@ def test_pretraining(pretraining) -> None:
     total.backward()
     check_gradients(golden, parts, key_map)
     golden.assert_all_read()
+
+
+def test_published_layout(pretraining) -> None:
+    """Published files have no pooler and no matching head; those trained on pixels hold the detector as well."""
+    golden = Golden.read(pretraining)
+    absent = ("vlbert.pooler", "vlbert.relationsip_head")
+    weights = {name: value for name, value in golden.weights.items() if not name.startswith(absent)}
+    detector = {
+        "image_feature_extractor.backbone.conv1.weight": torch.zeros(1),
+        "image_feature_extractor.roi_head_feature_extractor.0.bias": torch.zeros(1),
+    }
+    key_map = IMPORTERS["vlbert"]
+    imported = import_state(weights | detector, key_map)
+    whole = import_state(golden.weights, key_map)
+    assert {name for name in whole if name not in imported} == {
+        f"{part}.{kind}" for part in ("model.pooler", "objectives.matching.classify") for kind in ("weight", "bias")
+    }
+    assert export_state(imported, key_map).keys() == weights.keys()
+    with pytest.raises(KeyMismatchError, match=r"not expected: vlbert\.unheard_of"):
+        import_state(weights | {"vlbert.unheard_of": torch.zeros(1)}, key_map)
+    with pytest.raises(KeyMismatchError, match=r"missing: vlbert\.end_embedding\.weight"):
+        import_state({name: v for name, v in weights.items() if "end_embedding" not in name}, key_map)
