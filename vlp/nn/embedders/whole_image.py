@@ -12,7 +12,8 @@ from vlp.nn.ragged import padded_index
 def whole_features(images: Images) -> Tensor:
     """`images.whole`, or else the sum of the features of unmasked regions / (their number + 1e-5), float [I, F].
 
-    So a masked region does not show through, and an image all masked, or without regions, has zeros.
+    So a masked region does not show through, and an image all masked, or without regions, has zeros. A vector that the
+    data gives is taken as it is, whatever is masked.
     Source: VL-BERT, pretrain/data/datasets/conceptual_captions.py.
     """
     if images.whole is not None:
