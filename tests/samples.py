@@ -56,8 +56,8 @@ def batch(
     )
 
 
-def model(hidden_size: int = 8, dropout: float = 0.0) -> SingleStream:
-    """A tiny UNITER; weights larger than usual, so that differences show."""
+def model(hidden_size: int = 8, dropout: float = 0.0, **changed: object) -> SingleStream:
+    """A tiny UNITER, or what `changed` makes of it; weights larger than usual, so that differences show."""
     settings = {
         "type": "single_stream",
         "hidden_size": hidden_size,
@@ -73,7 +73,7 @@ def model(hidden_size: int = 8, dropout: float = 0.0) -> SingleStream:
         "max_tokens": {"caption": 20},
         "embedder": {"type": "uniter", "vocab_size": WORDS, "positions": 32, "types": 2},
     }
-    return build_model(settings, SPECIAL, FeatureFacts(FEATURES, CLASSES))
+    return build_model(settings | changed, SPECIAL, FeatureFacts(FEATURES, CLASSES))
 
 
 def tokenizer(folder: Path, words: int = WORDS) -> WordPiece:

@@ -8,11 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import uniter
+from vlp.checkpoints.importers import uniter, vlbert
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
+from vlp.nn.embedders.b2t2 import B2T2Embedder
+from vlp.nn.embedders.summed import SummedEmbedder
 from vlp.nn.embedders.uniter import UniterEmbedder
+from vlp.nn.embedders.vlbert import VLBertEmbedder
 from vlp.nn.layout import Layout
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribution, MaskedRegionRegression
@@ -21,7 +24,12 @@ from vlp.objectives.word_region import WordRegionAlignment
 from vlp.text.wordpiece import WordPiece
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream}
-EMBEDDERS: dict[str, Callable[..., nn.Module]] = {"uniter": UniterEmbedder}
+EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
+    "b2t2": B2T2Embedder,
+    "summed": SummedEmbedder,
+    "uniter": UniterEmbedder,
+    "vlbert": VLBertEmbedder,
+}
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,
@@ -30,7 +38,13 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "matching": Matching,
     "word_region_alignment": WordRegionAlignment,
 }
-IMPORTERS: dict[str, KeyMap] = {"uniter": uniter.KEY_MAP}
+READ_REGION_ROWS = {  # objectives that a model without region rows can't be trained with
+    "masked_region_class",
+    "masked_region_distribution",
+    "masked_region_regression",
+    "word_region_alignment",
+}
+IMPORTERS: dict[str, KeyMap] = {"uniter": uniter.KEY_MAP, "vlbert": vlbert.KEY_MAP}
 
 
 @dataclass(frozen=True)
@@ -57,13 +71,14 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         ConfigError: unknown, missing or ill-typed keys, a vocabulary too small for the tokenizer's special tokens, or
             a `feature_size` other than the data's.
     """
-    settings = dict(settings)
+    settings = {"regions_share_position": False, **settings}
     parts = {}
     for key, kind in (
         ("embedder", dict[str, Any]),
         ("layout", list[str]),
         ("layout_types", list[int]),
         ("max_tokens", dict[str, int]),
+        ("regions_share_position", bool),
     ):
         if key not in settings:
             raise ConfigError(f"model: the key {key} is missing")
@@ -78,7 +93,13 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
     shared = {key: sizes[key] for key in ("hidden_size", "dropout", "norm_eps")}
     embedder = construct("model.embedder", parts["embedder"], EMBEDDERS, **shared)
     try:
-        layout = Layout(parts["layout"], parts["layout_types"], special_tokens, parts["max_tokens"])
+        layout = Layout(
+            parts["layout"],
+            parts["layout_types"],
+            special_tokens | getattr(embedder, "special", {}),  # the tokenizer's, and those the embedder adds
+            parts["max_tokens"],
+            parts["regions_share_position"],
+        )
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
     return constructor(embedder=embedder, layout=layout, **sizes)
@@ -90,7 +111,8 @@ def build_objectives(
     """The objectives by name (their type, or `name` where a type stands twice) and the groups that use them.
 
     Raises:
-        ConfigError: unknown, missing or ill-typed keys, a name twice, or a class objective on data without classes.
+        ConfigError: unknown, missing or ill-typed keys, a name twice, a class objective on data without classes, or
+            a region objective on a model without region rows.
     """
     objectives = nn.ModuleDict()
     groups = []
@@ -106,6 +128,8 @@ def build_objectives(
                 raise ConfigError(f"{where}: there is an objective {name!r} already; give this one another `name`")
             if not facts.classes and kind in ("masked_region_class", "masked_region_distribution"):
                 raise ConfigError(f"{where}: {kind} needs class scores, and the data's manifest names no classes")
+            if kind in READ_REGION_ROWS and not model.region_rows:
+                raise ConfigError(f"{where}: {kind} needs region rows, and model.layout has no `regions`")
             objectives[name] = construct(
                 where,
                 settings,

@@ -105,8 +105,10 @@ class Images:
     `ids` int64 [I]: two rows with one id show the same image. `offsets` int64 [I + 1] into the R rows of:
     `features` float [R, F]; `boxes` float [R, 4], corners x1 y1 x2 y2 as shares of width and height;
     `scores` float [R, C], a distribution over region classes; `labels` int64 [R]; `attributes` int64 [R];
-    `masked` bool [R], set by objectives: what it means is the embedder's business.
-    `whole` float [I, F]: one vector for the whole image. `pixels` float [I, 3, h, w]. `codes` int64 [I, n].
+    `masked` bool [R], set by objectives: what it means is the embedder's business. `chosen` bool [R]: regions that the
+    objectives of the group predict, those among them that are left unmasked too.
+    `whole` float [I, F]: one vector for the whole image; `whole_boxes` float [I, 4]: where official features put its
+    box, which ends a pixel short (absent: 0 0 1 1). `pixels` float [I, 3, h, w]. `codes` int64 [I, n].
     """
 
     ids: Tensor
@@ -117,7 +119,9 @@ class Images:
     labels: Tensor | None = None
     attributes: Tensor | None = None
     masked: Tensor | None = None
+    chosen: Tensor | None = None
     whole: Tensor | None = None
+    whole_boxes: Tensor | None = None
     pixels: Tensor | None = None
     codes: Tensor | None = None
 
@@ -216,6 +220,7 @@ class Model(Protocol):
     hidden_size: int
     norm_eps: float  # of every norm, those of heads included
     initial_std: float  # of random weights, those of heads included
+    region_rows: bool  # whether `Encoded.regions` is there
 
     def __call__(self, batch: Batch) -> Encoded:
         """Encode the pairs of a (possibly corrupted) batch."""

@@ -114,3 +114,17 @@ def test_export_names_what_ours_lacks(absent: str) -> None:
     missing, unexpected = str(caught.value).split("not expected:")
     assert absent in missing
     assert unexpected.strip() == "another"
+
+
+def test_what_is_optional_may_be_absent_as_a_whole() -> None:
+    """On both sides; but half of a fused projection is a fault."""
+    both = Rule("pooler", ("pool.a", "pool.b"), optional=True)
+    with_pooler = KeyMap([*MAP.rules, both], MAP.ties, MAP.unused)
+    state = theirs()
+    assert import_state(state, with_pooler).keys() == import_state(state, MAP).keys()
+    assert export_state(import_state(state, MAP), with_pooler).keys() == state.keys()
+    complete = {**state, "pool.a": torch.randn(2, 2), "pool.b": torch.randn(2, 2)}
+    back = export_state(import_state(complete, with_pooler), with_pooler)
+    assert all(torch.equal(back[name], complete[name]) for name in complete)
+    with pytest.raises(KeyMismatchError, match=r"missing: pool\.b"):
+        import_state({**state, "pool.a": torch.randn(2, 2)}, with_pooler)

@@ -16,12 +16,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rule:
-    """`ours` <-> `theirs`. `row`: ours is that single row of theirs, the others being zero on export."""
+    """`ours` <-> `theirs`. `row`: ours is that single row of theirs, the others being zero on export.
+
+    `optional`: only some checkpoints, and only some of our models, have it.
+    """
 
     ours: str
     theirs: tuple[str, ...]
     row: int | None = None
     rows: int | None = None  # rows of theirs, needed to export a `row` rule
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
             left -= set(names)
             absent = [name for name in names if name not in theirs]
             if absent:
-                missing += absent
+                missing += [] if rule.optional and len(absent) == len(names) else absent
                 continue
             parts = [theirs[name] for name in names]
             value = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -106,7 +110,7 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
         for layer in _numbers(rule.ours, layers):
             name = _fill(rule.ours, layer)
             if name not in ours:
-                missing.append(name)
+                missing += [] if rule.optional else [name]
                 continue
             left.discard(name)
             value = ours[name]

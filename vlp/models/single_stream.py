@@ -21,6 +21,7 @@ class SingleStream(nn.Module):
         dropout, attention_dropout: on hidden rows and on attention probabilities.
         norm_eps: epsilon of every norm.
         initial_std: standard deviation of the random weights.
+        pooler: whether there is a pooled vector, which matching needs.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class SingleStream(nn.Module):
         attention_dropout: float,
         norm_eps: float,
         initial_std: float,
+        pooler: bool = True,
     ):
         super().__init__()
         self.hidden_size = hidden_size
         self.norm_eps = norm_eps
         self.initial_std = initial_std
         self.layout = layout
+        self.region_rows = layout.has_regions
         self.embedder = embedder
         self.encoder = Transformer(
             layers,
@@ -51,7 +54,7 @@ class SingleStream(nn.Module):
             attention_dropout=attention_dropout,
             norm_eps=norm_eps,
         )
-        self.pooler = nn.Linear(hidden_size, hidden_size)
+        self.pooler = nn.Linear(hidden_size, hidden_size) if pooler else None
         initialise(self, initial_std)
 
     def tied(self, name: str) -> Tensor:
@@ -59,7 +62,7 @@ class SingleStream(nn.Module):
         return self.embedder.tied(name)  # type: ignore[operator]
 
     def forward(self, batch: Batch) -> Encoded:
-        """Encode every pair; `pooled["pair"]` [P, H] is tanh(linear(first row)).
+        """Encode every pair; `pooled["pair"]` [P, H] is tanh(linear(first row)), if there is a pooler.
 
         Raises:
             ValueError: region features of another width than the model's, or a pair with nothing in it.
@@ -73,12 +76,15 @@ class SingleStream(nn.Module):
         plan = plan_attention(sequences.offsets)
         rows = self.encoder(self.embedder(batch, sequences), plan)
         stream = Ragged(rows, sequences.offsets)
+        pooled = {}
+        if self.pooler is not None:
+            pooled["pair"] = torch.tanh(self.pooler(rows.index_select(0, sequences.offsets[:-1])))
         return Encoded(
             text=stream,
             visual=stream,
             tokens=sequences.tokens,
             text_rows=sequences.text,
-            regions=sequences.regions,
-            pooled={"pair": torch.tanh(self.pooler(rows.index_select(0, sequences.offsets[:-1])))},
+            regions=sequences.regions if self.region_rows else None,
+            pooled=pooled,
             computed_rows=plan.computed_rows,
         )

@@ -14,12 +14,14 @@ from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, ranges
 
 @dataclass(frozen=True)
 class Sequences:
-    """P sequences laid end to end, N rows in all; Nt of them text, Nr regions.
+    """P sequences laid end to end, N rows in all; Nt of them text, Nr regions, Nw whole images.
 
     `text`: rows of text with their token of the segment (NONE: a special token), and beside it
-    `token_ids`, `positions` (counted over the text rows of the sequence) and `text_types`, int64 [Nt].
-    `regions`: rows of regions with their region of the batch, and `region_types` int64 [Nr].
-    `tokens`: rows of each segment. `order` int64 [N] finds each row in [text rows, region rows].
+    `token_ids`, `positions` (counted over the text rows of the sequence), `text_types`, and `text_regions`, the
+    region of the batch that a token refers to or NONE, int64 [Nt].
+    `regions`: rows of regions with their region of the batch, `region_types` and `region_positions` int64 [Nr].
+    `wholes`: rows of whole images with their image of the batch, `whole_types` and `whole_positions` int64 [Nw].
+    `tokens`: rows of each segment. `order` int64 [N] finds each row in [text rows, region rows, whole rows].
     """
 
     offsets: Tensor
@@ -27,8 +29,13 @@ class Sequences:
     token_ids: Tensor
     positions: Tensor
     text_types: Tensor
+    text_regions: Tensor
     regions: Rows
     region_types: Tensor
+    region_positions: Tensor
+    wholes: Rows
+    whole_types: Tensor
+    whole_positions: Tensor
     tokens: dict[str, Rows]
     order: Tensor
 
@@ -38,10 +45,12 @@ class Layout:
 
     Args:
         items: in order, special tokens by name (upper case), segments by name, `regions` (those of the first image
-            slot; `regions_2` those of the second, and so on).
+            slot; `regions_2` those of the second, and so on), `whole` (one row for the first image as a whole).
         types: the type id of each item, as many as there are items.
-        special: ids of the special tokens, by name.
+        special: ids of the special tokens, by name: the tokenizer's, and those that the embedder has vectors for.
         max_tokens: the most tokens that each segment may have; the rest is cut off at the end.
+        regions_share_position: the regions of a sequence, and the whole image, stand at one position, and the text
+            after them at the next (VL-BERT). Otherwise text positions skip them.
 
     A pair without text gets no special tokens; a pair without an image no regions; an absent segment is empty.
 
@@ -50,7 +59,14 @@ class Layout:
             cap.
     """
 
-    def __init__(self, items: list[str], types: list[int], special: dict[str, int], max_tokens: dict[str, int]):
+    def __init__(
+        self,
+        items: list[str],
+        types: list[int],
+        special: dict[str, int],
+        max_tokens: dict[str, int],
+        regions_share_position: bool = False,
+    ):
         if len(items) != len(types):
             raise ValueError(f"layout has {len(items)} items but layout_types has {len(types)}: give one type an item")
         for item in items:
@@ -58,9 +74,15 @@ class Layout:
                 raise ValueError(f"layout: no special token {item}; there are {', '.join(special)}")
             if item.startswith("regions") and not re.fullmatch(r"regions(_[2-9])?", item):
                 raise ValueError(f"layout: {item} is no image slot; they are regions, regions_2, regions_3 ...")
-            if not item.isupper() and not item.startswith("regions") and item not in max_tokens:
+            if not item.isupper() and not _is_visual(item) and item not in max_tokens:
                 raise ValueError(f"layout: the segment {item} needs an entry in max_tokens")
         self.items, self.types, self.special, self.max_tokens = items, types, special, max_tokens
+        self.regions_share_position = regions_share_position
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether sequences have rows of regions."""
+        return any(item.startswith("regions") for item in self.items)
 
     def assemble(self, batch: Batch) -> Sequences:
         """Lay out the pairs of a batch.
@@ -80,6 +102,8 @@ class Layout:
                 if slot >= pairs.shape[1]:
                     raise ValueError(f"the layout has {item}, but the pairs have {pairs.shape[1] - 1} image slots")
                 start, length = _spans(batch.images.offsets, pairs[:, slot])
+            elif item == "whole":
+                start, length = pairs[:, 1], (pairs[:, 1] != NONE).long()
             elif item in batch.texts.segments:
                 start, length = _spans(batch.texts.segments[item].offsets, text_row)
                 length = length.clamp(max=self.max_tokens[item])
@@ -95,32 +119,44 @@ class Layout:
             raise ValueError(f"pair {int(empty.nonzero()[0])} of the batch has neither text nor regions")
 
         text_parts: list[tuple[Tensor, ...]] = []
-        region_parts: list[tuple[Tensor, ...]] = []
+        visual_parts: dict[str, list[tuple[Tensor, ...]]] = {"regions": [], "whole": []}
         tokens: dict[str, Rows] = {}
         text_before = torch.zeros_like(text_row)
+        after_regions = False
         for k, item in enumerate(self.items):
             row, within = ranges(first_row[:, k], lengths[k])
             pair = owner_of_rows(lengths[k])
             source = starts[k].index_select(0, pair) + within
             item_type = torch.full_like(row, self.types[k])
-            if item.startswith("regions"):
-                region_parts.append((row, source, pair, item_type))
+            if _is_visual(item):
+                kind = "whole" if item == "whole" else "regions"
+                visual_parts[kind].append((row, source, pair, item_type, text_before.index_select(0, pair)))
+                after_regions = True
                 continue
+            refers = torch.full_like(row, NONE)
             if item.isupper():
                 ids = torch.full_like(row, self.special[item])
                 source = torch.full_like(row, NONE)
             elif item in batch.texts.segments:
-                ids = batch.texts.segments[item].tokens.index_select(0, source)
+                segment = batch.texts.segments[item]
+                ids = segment.tokens.index_select(0, source)
                 tokens[item] = Rows(row, source, pair)
+                if segment.token_region is not None:
+                    refers = _regions_meant(batch, segment.token_region.index_select(0, source), pair)
             else:
                 continue
+            if after_regions and self.regions_share_position:
+                text_before = text_before + 1
+            after_regions = False
             position = text_before.index_select(0, pair) + within
-            text_parts.append((row, source, pair, ids, position, item_type))
+            text_parts.append((row, source, pair, ids, position, item_type, refers))
             text_before = text_before + lengths[k]
         none = torch.zeros(0, dtype=torch.int64, device=device)
-        text = [torch.cat(column) for column in zip(*text_parts, strict=True)] or [none] * 6
-        regions = [torch.cat(column) for column in zip(*region_parts, strict=True)] or [none] * 4
-        rows = torch.cat([text[0], regions[0]])
+        text = [torch.cat(column) for column in zip(*text_parts, strict=True)] or [none] * 7
+        regions, wholes = (
+            [torch.cat(column) for column in zip(*parts, strict=True)] or [none] * 5 for parts in visual_parts.values()
+        )
+        rows = torch.cat([text[0], regions[0], wholes[0]])
         order = torch.empty_like(rows)
         order[rows] = torch.arange(len(rows), device=device)
         return Sequences(
@@ -129,8 +165,13 @@ class Layout:
             token_ids=text[3],
             positions=text[4],
             text_types=text[5],
+            text_regions=text[6],
             regions=Rows(*regions[:3]),
             region_types=regions[3],
+            region_positions=regions[4],
+            wholes=Rows(*wholes[:3]),
+            whole_types=wholes[3],
+            whole_positions=wholes[4],
             tokens=tokens,
             order=order,
         )
@@ -143,3 +184,14 @@ def _spans(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     safe = chosen.clamp(min=0)
     start = offsets.index_select(0, safe)
     return start, torch.where(chosen != NONE, offsets.index_select(0, safe + 1) - start, 0)
+
+
+def _is_visual(item: str) -> bool:
+    return item == "whole" or item.startswith("regions")
+
+
+def _regions_meant(batch: Batch, number: Tensor, pair: Tensor) -> Tensor:
+    """The region of the batch that is `number` of the first image of each row's `pair`; NONE if it has no such one."""
+    start, count = _spans(batch.images.offsets, batch.pairs[:, 1])
+    there = (number != NONE) & (number < count.index_select(0, pair))
+    return torch.where(there, start.index_select(0, pair) + number, NONE)

@@ -9,8 +9,10 @@ from vlp.interfaces import NONE, Images
 from vlp.nn.ragged import lengths_of, owner_of_rows
 
 
-def choose(offsets: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Choose each row with `probability`.
+def choose(
+    offsets: Tensor, probability: float, generator: torch.Generator, leader: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Choose each row with `probability`, or as its `leader` int64 [N], another row of its sequence, is chosen.
 
     offsets: int64 [B + 1]. Returns bool [N] chosen rows and bool [B], sequences that have rows but none chosen.
     """
@@ -18,43 +20,71 @@ def choose(offsets: Tensor, probability: float, generator: torch.Generator) -> t
     owner = owner_of_rows(lengths)
     draw = torch.rand(len(owner), generator=generator, device=offsets.device)
     chosen = draw < probability
+    if leader is not None:
+        chosen = chosen.index_select(0, leader)
     count = torch.zeros_like(lengths).index_add_(0, owner, chosen.long())
     return chosen, (count == 0) & (lengths > 0)
 
 
+def leaders(offsets: Tensor, word_starts: Tensor) -> Tensor:
+    """For each token the first token of its word, int64 [n]; a word does not reach into the text before."""
+    place = torch.arange(len(word_starts), device=offsets.device)
+    starts = word_starts.clone()
+    starts[offsets[:-1][lengths_of(offsets) > 0]] = True
+    return torch.where(starts, place, 0).cummax(0).values
+
+
 def mask_tokens(
-    tokens: Tensor, offsets: Tensor, probability: float, mask_id: int, word_ids: Tensor, generator: torch.Generator
+    tokens: Tensor,
+    offsets: Tensor,
+    probability: float,
+    mask_id: int,
+    word_ids: Tensor,
+    generator: torch.Generator,
+    word_starts: Tensor | None = None,
+    force: bool = True,
+    mask_share: float = 0.8,
+    random_share: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
     """BERT's masking: of the chosen tokens 80 % become the mask, 10 % a random word id, 10 % stay.
-
-    If nothing of a text was chosen its first token becomes the mask (UNITER, data/mlm.py).
 
     Args:
         tokens, offsets: ragged int64 [n], [T + 1].
         word_ids: int64 [w], ids that a random replacement is drawn from.
+        word_starts: bool [n]; if given, words are chosen rather than tokens, and all tokens of a word share its fate,
+            random ones being drawn token by token.
+        force: if nothing of a text was chosen its first token (or word) becomes the mask (UNITER, data/mlm.py).
+        mask_share, random_share: of the chosen, those that become the mask and a random word.
 
     Returns:
         int64 [n] corrupted tokens, bool [n] chosen.
     """
-    chosen, forced = choose(offsets, probability, generator)
+    leader = None if word_starts is None else leaders(offsets, word_starts)
+    chosen, forced = choose(offsets, probability, generator, leader)
     action = torch.rand(len(tokens), generator=generator, device=tokens.device)
+    if leader is not None:
+        action = action.index_select(0, leader)
     drawn = torch.randint(len(word_ids), (len(tokens),), generator=generator, device=tokens.device)
-    corrupted = torch.where(chosen & (action < 0.8), mask_id, tokens)
-    random = chosen & (action >= 0.8) & (action < 0.9)
+    corrupted = torch.where(chosen & (action < mask_share), mask_id, tokens)
+    random = chosen & (action >= mask_share) & (action < mask_share + random_share)
     corrupted = torch.where(random, word_ids.index_select(0, drawn), corrupted)
-    first = offsets[:-1][forced]
-    chosen, corrupted = chosen.clone(), corrupted.clone()
-    chosen[first] = True
-    corrupted[first] = mask_id
+    if force:
+        owner = owner_of_rows(lengths_of(offsets))
+        leads = torch.arange(len(tokens), device=tokens.device) if leader is None else leader
+        first = forced.index_select(0, owner) & (leads == offsets.index_select(0, owner))
+        chosen = chosen | first
+        corrupted = torch.where(first, mask_id, corrupted)
     return corrupted, chosen
 
 
-def mask_regions(offsets: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Choose regions with `probability`, and one at random in an image where none was chosen.
+def mask_regions(offsets: Tensor, probability: float, generator: torch.Generator, force: bool = True) -> Tensor:
+    """Choose regions with `probability`, and, with `force`, one at random in an image where none was chosen.
 
     offsets: int64 [I + 1]; returns bool [R]. Source: UNITER, data/mrm.py.
     """
     chosen, forced = choose(offsets, probability, generator)
+    if not force:
+        return chosen
     lengths = lengths_of(offsets)
     draw = torch.rand(len(lengths), generator=generator, device=offsets.device)
     place = offsets[:-1] + (draw * lengths).long().clamp(max=lengths - 1)

@@ -38,13 +38,28 @@ class MaskedLanguage(nn.Module):
         word_ids: ids from which random replacements are drawn.
         probability: share of tokens to predict.
         segments: segments of the text that are masked.
+        whole_words: choose words rather than tokens.
+        force, mask_share, random_share: see `mask_tokens`.
     """
 
     word_ids: Tensor
 
-    def __init__(self, model: Model, mask_id: int, word_ids: list[int], probability: float, segments: list[str]):
+    def __init__(
+        self,
+        model: Model,
+        mask_id: int,
+        word_ids: list[int],
+        probability: float,
+        segments: list[str],
+        whole_words: bool = False,
+        force: bool = True,
+        mask_share: float = 0.8,
+        random_share: float = 0.1,
+    ):
         super().__init__()
         self.mask_id, self.probability, self.segments = mask_id, probability, segments
+        self.whole_words, self.force = whole_words, force
+        self.mask_share, self.random_share = mask_share, random_share
         self.register_buffer("word_ids", torch.tensor(word_ids), persistent=False)
         self.transform = Transform(model.hidden_size, model.norm_eps)
         self.bias = nn.Parameter(torch.zeros(len(model.tied("word_embeddings"))))
@@ -57,7 +72,16 @@ class MaskedLanguage(nn.Module):
         for name in self.segments:
             segment = segments[name]
             tokens, chosen[name] = mask_tokens(
-                segment.tokens, segment.offsets, self.probability, self.mask_id, self.word_ids, generator
+                segment.tokens,
+                segment.offsets,
+                self.probability,
+                self.mask_id,
+                self.word_ids,
+                generator,
+                word_starts=segment.word_starts if self.whole_words else None,
+                force=self.force,
+                mask_share=self.mask_share,
+                random_share=self.random_share,
             )
             labels[name] = segment.tokens
             segments[name] = replace(segment, tokens=tokens)

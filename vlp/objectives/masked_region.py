@@ -19,20 +19,28 @@ from vlp.objectives.corruption import mask_regions
 
 @dataclass(frozen=True)
 class MaskedRegions:
-    """`chosen` bool [R]: regions to predict; `values` [R, F or C]: what to predict; `matched` bool [P]."""
+    """`chosen` bool [R]: regions to predict; `values` [R, F or C]: what to predict; `matched` bool [P].
+
+    Some of the chosen may be left unmasked (`keep_share`).
+    """
 
     chosen: Tensor
     values: Tensor
     matched: Tensor
 
 
-def _mask(batch: Batch, probability: float, generator: torch.Generator) -> tuple[Batch, Tensor]:
-    """Mask regions, or keep the mask that an earlier objective of the group has set."""
-    masked = batch.images.masked
-    if masked is None:
-        masked = mask_regions(batch.images.offsets, probability, generator)
-        batch = replace(batch, images=replace(batch.images, masked=masked))
-    return batch, masked
+def _mask(
+    batch: Batch, probability: float, generator: torch.Generator, keep_share: float = 0.0, force: bool = True
+) -> tuple[Batch, Tensor]:
+    """Choose regions and mask them but for `keep_share`, or keep what an earlier objective of the group has chosen."""
+    chosen = batch.images.masked if batch.images.chosen is None else batch.images.chosen
+    if chosen is None:
+        chosen = masked = mask_regions(batch.images.offsets, probability, generator, force)
+        if keep_share:
+            draw = torch.rand(len(chosen), generator=generator, device=chosen.device)
+            masked = chosen & (draw >= keep_share)
+        batch = replace(batch, images=replace(batch.images, masked=masked, chosen=chosen))
+    return batch, chosen
 
 
 def _masked_rows(encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tensor]:
@@ -52,19 +60,21 @@ class MaskedRegionRegression(nn.Module):
 
     Args:
         model: the model to be trained; it must have a `region_projection`.
-        probability: share of regions to mask.
+        probability: share of regions to predict.
+        keep_share: of these, the share that is not masked.
+        force: choose at least one region of an image.
     """
 
-    def __init__(self, model: Model, probability: float):
+    def __init__(self, model: Model, probability: float, keep_share: float = 0.0, force: bool = True):
         super().__init__()
-        self.probability = probability
+        self.probability, self.keep_share, self.force = probability, keep_share, force
         self.transform = Transform(model.hidden_size, model.norm_eps)
         self.bias = nn.Parameter(torch.zeros(model.tied("region_projection").shape[1]))
         initialise(self, model.initial_std)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
         """Mask regions; the text stays."""
-        corrupted, chosen = _mask(batch, self.probability, generator)
+        corrupted, chosen = _mask(batch, self.probability, generator, self.keep_share, self.force)
         return corrupted, MaskedRegions(chosen, batch.images.features, batch.matched)
 
     def predict(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Tensor, Tensor]:
@@ -80,11 +90,14 @@ class MaskedRegionRegression(nn.Module):
 
 
 class RegionClassifier(nn.Module):
-    """Linear, GELU, norm, linear to C classes: [n, H] to [n, C]. Source: UNITER, model/pretrain.py."""
+    """Linear, GELU, norm, linear to C classes: [n, H] to [n, C]. Source: UNITER, model/pretrain.py.
 
-    def __init__(self, model: Model, classes: int):
+    Without `norm` as VL-BERT's, common/visual_linguistic_bert.py.
+    """
+
+    def __init__(self, model: Model, classes: int, norm: bool = True):
         super().__init__()
-        self.transform = Transform(model.hidden_size, model.norm_eps)
+        self.transform = Transform(model.hidden_size, model.norm_eps, norm)
         self.classify = nn.Linear(model.hidden_size, classes)
         initialise(self, model.initial_std)
 
@@ -102,13 +115,27 @@ class MaskedRegionDistribution(nn.Module):
     Args:
         model: the model to be trained.
         classes: C, background (class 0) included.
-        probability: share of regions to mask.
+        probability, keep_share, force: as `MaskedRegionRegression`.
+        head_norm: whether the classifier has a norm.
+        cross_entropy: instead of the divergence, - sum over classes of p log q, mean over regions (VL-BERT).
+        sum_tolerance: skip regions whose scores do not sum to one within this; None: none is skipped.
     """
 
-    def __init__(self, model: Model, classes: int, probability: float):
+    def __init__(
+        self,
+        model: Model,
+        classes: int,
+        probability: float,
+        keep_share: float = 0.0,
+        force: bool = True,
+        head_norm: bool = True,
+        cross_entropy: bool = False,
+        sum_tolerance: float | None = None,
+    ):
         super().__init__()
-        self.probability = probability
-        self.classifier = RegionClassifier(model, classes)
+        self.probability, self.keep_share, self.force = probability, keep_share, force
+        self.cross_entropy, self.sum_tolerance = cross_entropy, sum_tolerance
+        self.classifier = RegionClassifier(model, classes, head_norm)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
         """Mask regions; the text stays.
@@ -116,15 +143,26 @@ class MaskedRegionDistribution(nn.Module):
         Raises:
             ValueError: the data has no class scores.
         """
-        corrupted, chosen = _mask(batch, self.probability, generator)
+        corrupted, chosen = _mask(batch, self.probability, generator, self.keep_share, self.force)
         return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
+
+    def predict(self, encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tensor]:
+        """Logits and true scores, float [n, C] each, of the regions that count."""
+        if self.sum_tolerance is not None:
+            valid = (targets.values.sum(1) - 1).abs() < self.sum_tolerance
+            targets = replace(targets, chosen=targets.chosen & valid)
+        states, scores = _masked_rows(encoded, targets)
+        return self.classifier(states), scores
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_distribution`."""
-        states, scores = _masked_rows(encoded, targets)
-        log_probability = F.log_softmax(self.classifier(states).float(), dim=-1)
-        divergence = F.kl_div(log_probability, scores.float(), reduction="sum")
-        return {"masked_region_distribution": divergence / max(scores.numel(), 1)}, {}
+        logits, scores = self.predict(encoded, targets)
+        if self.cross_entropy:
+            loss = F.cross_entropy(logits.float(), scores.float(), reduction="sum") / max(len(scores), 1)
+        else:
+            log_probability = F.log_softmax(logits.float(), dim=-1)
+            loss = F.kl_div(log_probability, scores.float(), reduction="sum") / max(scores.numel(), 1)
+        return {"masked_region_distribution": loss}, {}
 
 
 class MaskedRegionClass(nn.Module):
@@ -133,9 +171,9 @@ class MaskedRegionClass(nn.Module):
     Cross entropy, mean over regions. Source: UNITER, model/pretrain.py. Arguments as `MaskedRegionDistribution`.
     """
 
-    def __init__(self, model: Model, classes: int, probability: float):
+    def __init__(self, model: Model, classes: int, probability: float, keep_share: float = 0.0, force: bool = True):
         super().__init__()
-        self.probability = probability
+        self.probability, self.keep_share, self.force = probability, keep_share, force
         self.classifier = RegionClassifier(model, classes)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
@@ -144,7 +182,7 @@ class MaskedRegionClass(nn.Module):
         Raises:
             ValueError: the data has no class scores.
         """
-        corrupted, chosen = _mask(batch, self.probability, generator)
+        corrupted, chosen = _mask(batch, self.probability, generator, self.keep_share, self.force)
         return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:

@@ -45,7 +45,7 @@ class Matching(nn.Module):
 
     def loss(self, encoded: Encoded, targets: MatchingTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `matching`. Report: `matching_accuracy`."""
-        logits = self.classify(encoded.pooled["pair"]).float()
+        logits = self.classify(_pooled(encoded)).float()
         labels = targets.matched.long()
         loss = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
         correct = (logits.detach().argmax(1) == labels).float().mean()
@@ -53,4 +53,10 @@ class Matching(nn.Module):
 
     def score(self, encoded: Encoded) -> Tensor:
         """How well text and image match, float32 [P], for ranking: the raw logit of class 1 (UNITER, inf_itm.py)."""
-        return self.classify(encoded.pooled["pair"]).float()[:, 1]
+        return self.classify(_pooled(encoded)).float()[:, 1]
+
+
+def _pooled(encoded: Encoded) -> Tensor:
+    if "pair" not in encoded.pooled:
+        raise ValueError("this model has no pooled vector, so matching can't be trained with it; set model.pooler")
+    return encoded.pooled["pair"]

@@ -1,0 +1,77 @@
+"""B2T2's embedder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlp.interfaces import NONE, Batch
+from vlp.nn.embedders.special_tokens import token_vectors
+from vlp.nn.embedders.whole_image import whole_features
+from vlp.nn.layout import Sequences
+
+
+class B2T2Embedder(nn.Module):
+    """Text rows only: norm(word + position + type), then tanh(W v + b) is added to each.
+
+    v is the feature of the region that the token refers to (`token_region`), that of the whole image at the token
+    IMAGE, and zero elsewhere, so tanh(b) is added there. It comes after norm and dropout.
+    Source: B2T2 (Alberti et al. 2019), google-research/language, question_answering/b2t2/run_b2t2.py.
+
+    Args:
+        hidden_size: H.
+        vocab_size: rows of the word table; may exceed the tokenizer's.
+        positions: rows of the position table.
+        types: rows of the type table.
+        feature_size: F, the width of region and whole-image features.
+        dropout: after the norm.
+        norm_eps: epsilon of the norm.
+
+    Attributes:
+        special: the id of IMAGE, for the layout.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        positions: int,
+        types: int,
+        feature_size: int,
+        dropout: float,
+        norm_eps: float,
+    ):
+        super().__init__()
+        self.feature_size = feature_size
+        self.special = {"IMAGE": vocab_size}
+        self.word_table = nn.Embedding(vocab_size, hidden_size)
+        self.special_table = nn.Embedding(1, hidden_size)
+        self.position_table = nn.Embedding(positions, hidden_size)
+        self.type_table = nn.Embedding(types, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.image_projection = nn.Linear(feature_size, hidden_size)
+
+    def tied(self, name: str) -> Tensor:
+        """`word_embeddings` [vocabulary, H].
+
+        Raises:
+            KeyError: no such parameter.
+        """
+        return {"word_embeddings": self.word_table.weight}[name]
+
+    def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
+        """The rows [N, H] of all sequences."""
+        s, images = sequences, batch.images
+        text = token_vectors(self.word_table, self.special_table, s.token_ids)
+        text = text + self.position_table(s.positions) + self.type_table(s.text_types)
+        text = self.dropout(self.norm(text))
+        count, nothing = len(images.features), len(images.features) + len(images.ids)
+        features = torch.cat([images.features, whole_features(images), images.features.new_zeros(1, self.feature_size)])
+        image = batch.pairs[:, 1].index_select(0, s.text.pair)
+        at_image = (s.token_ids == self.special["IMAGE"]) & (image != NONE)
+        shown = torch.where(at_image, count + image, nothing)
+        shown = torch.where(s.text_regions == NONE, shown, s.text_regions)
+        # projected once each, however many rows show it
+        terms = torch.tanh(self.image_projection(features))
+        return (text + terms.index_select(0, shown)).index_select(0, s.order)

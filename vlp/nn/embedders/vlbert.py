@@ -1,0 +1,153 @@
+"""VL-BERT's embedder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlp.interfaces import NONE, Batch, Images
+from vlp.nn.embedders.geometry import box_waves
+from vlp.nn.embedders.special_tokens import token_vectors
+from vlp.nn.embedders.whole_image import whole_boxes, whole_features
+from vlp.nn.layout import Sequences
+
+
+class VisualTerm(nn.Module):
+    """What a region's vector adds to a row: projected where sizes differ, then normed, or else scaled by one number.
+
+    Args:
+        visual_size, hidden_size: V and H.
+        norm: a norm with a gain of `scale` at first, or a learned scale of that value.
+        scale: 0 lets training begin without any visual contribution.
+        norm_eps: epsilon of the norm.
+    """
+
+    def __init__(self, visual_size: int, hidden_size: int, norm: bool, scale: float, norm_eps: float):
+        super().__init__()
+        self.projection = nn.Linear(visual_size, hidden_size) if visual_size != hidden_size else nn.Identity()
+        if norm:
+            self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+            nn.init.constant_(self.norm.weight, scale)
+        else:
+            self.scale = nn.Parameter(torch.tensor(scale))
+        self.normed = norm
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Vectors [n, V] to [n, H]."""
+        projected = self.projection(vectors)
+        return self.norm(projected) if self.normed else projected * self.scale
+
+
+class VLBertEmbedder(nn.Module):
+    """Each row is norm(linguistic + visual + position + type); visual terms are added to text rows too.
+
+    A region's vector is ReLU(W [waves of its box, feature]); a masked region's feature is replaced by a learned one.
+    Text: the word, with the vector of the region it refers to (`token_region`) or of the whole image. Regions and the
+    whole image: one shared word, another one if masked, with their own vector. END: a vector of its own, nothing
+    visual. Text of a pair without an image takes a learned vector in the place of the image's.
+    Source: VL-BERT (Su et al. 2020), common/visual_linguistic_bert.py and common/fast_rcnn.py.
+
+    Args:
+        hidden_size: H.
+        vocab_size: rows of the word table; may exceed the tokenizer's.
+        positions: rows of the position table.
+        types: rows of the type table.
+        feature_size: F, the width of region features.
+        dropout: before the region projection and after the final norm.
+        norm_eps: epsilon of every norm.
+        frequencies: of the box waves; a box gives 8 numbers each.
+        visual_size: V, the width of region vectors; H if not given.
+        visual_norm, visual_scale: see `VisualTerm`; the latter is its value at first.
+        text_only: learn a vector for pairs without an image, which are refused otherwise.
+
+    Attributes:
+        special: the id of END, for the layout.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        positions: int,
+        types: int,
+        feature_size: int,
+        dropout: float,
+        norm_eps: float,
+        frequencies: int = 256,
+        visual_size: int | None = None,
+        visual_norm: bool = True,
+        visual_scale: float = 1.0,
+        text_only: bool = False,
+    ):
+        super().__init__()
+        visual_size = hidden_size if visual_size is None else visual_size
+        self.feature_size, self.frequencies = feature_size, frequencies
+        self.special = {"END": vocab_size}
+        self.word_table = nn.Embedding(vocab_size, hidden_size)
+        self.special_table = nn.Embedding(1, hidden_size)
+        self.position_table = nn.Embedding(positions, hidden_size)
+        self.type_table = nn.Embedding(types, hidden_size)
+        self.mask_vector = nn.Parameter(torch.zeros(1, feature_size))
+        self.region_projection = nn.Linear(8 * frequencies + feature_size, visual_size)
+        self.region_word = nn.Embedding(1, hidden_size)
+        self.masked_region_word = nn.Embedding(1, hidden_size)
+        self.text_only_vector = nn.Embedding(1, visual_size) if text_only else None
+        self.text_visual = VisualTerm(visual_size, hidden_size, visual_norm, visual_scale, norm_eps)
+        self.region_visual = VisualTerm(visual_size, hidden_size, visual_norm, visual_scale, norm_eps)
+        self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def tied(self, name: str) -> Tensor:
+        """`word_embeddings` [vocabulary, H].
+
+        Raises:
+            KeyError: no such parameter.
+        """
+        return {"word_embeddings": self.word_table.weight}[name]
+
+    def vectors(self, images: Images) -> Tensor:
+        """Vectors [R + I, V] of all regions, then of all whole images."""
+        features = images.features
+        if images.masked is not None:
+            features = torch.where(images.masked[:, None], self.mask_vector.to(features.dtype), features)
+        features = torch.cat([features, whole_features(images)])
+        waves = box_waves(torch.cat([images.boxes, whole_boxes(images)]), self.frequencies)
+        return torch.relu(self.region_projection(self.dropout(torch.cat([waves, features], 1))))
+
+    def region_words(self, images: Images) -> Tensor:
+        """The linguistic part [R + I, H] of all regions, then of all whole images."""
+        count, wholes = len(images.features), len(images.ids)
+        masked = torch.zeros(count + wholes, dtype=torch.bool, device=images.features.device)
+        if images.masked is not None:
+            masked[:count] = images.masked
+        return torch.where(masked[:, None], self.masked_region_word.weight, self.region_word.weight)
+
+    def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
+        """The rows [N, H] of all sequences.
+
+        Raises:
+            ValueError: a pair has no image, and the embedder was made without `text_only`.
+        """
+        s, images = sequences, batch.images
+        vectors = self.vectors(images)
+        count = len(images.features)
+        terms = self.text_visual(vectors)
+        if self.text_only_vector is not None:
+            terms = torch.cat([terms, self.text_visual(self.text_only_vector.weight)])
+        elif bool((batch.pairs[:, 1] == NONE).any()):
+            raise ValueError(
+                f"source {batch.source!r} has a pair without an image; set model.embedder.text_only to train on text"
+            )
+        terms = torch.cat([terms, terms.new_zeros(1, terms.shape[1])])
+        image = batch.pairs[:, 1].index_select(0, s.text.pair)
+        seen = torch.where(image == NONE, len(vectors), count + image)
+        seen = torch.where(s.text_regions == NONE, seen, s.text_regions)
+        seen = torch.where(s.token_ids == self.special["END"], len(terms) - 1, seen)
+        text = token_vectors(self.word_table, self.special_table, s.token_ids) + terms.index_select(0, seen)
+        text = text + self.position_table(s.positions) + self.type_table(s.text_types)
+
+        shown = torch.cat([s.regions.source, count + s.wholes.source])
+        visual = (self.region_words(images) + self.region_visual(vectors)).index_select(0, shown)
+        visual = visual + self.position_table(torch.cat([s.region_positions, s.whole_positions]))
+        visual = visual + self.type_table(torch.cat([s.region_types, s.whole_types]))
+        return self.dropout(self.norm(torch.cat([text, visual]))).index_select(0, s.order)
