@@ -152,7 +152,7 @@ def test_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "exists already" in capsys.readouterr().err
     regions = ["regions", "--shards", str(out), "--boxes", "grid:2x2", "--trunk", "timm:test_resnet"]
     assert extract_features.main(regions) == 1
-    assert "has region features already, by: random convolutions" in capsys.readouterr().err
+    assert "has region features already, by: whitened random convolutions" in capsys.readouterr().err
     assert contents(out) == before
 
 
