@@ -8,29 +8,49 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import uniter
+from vlp.checkpoints.importers import lxmert, uniter, vilbert
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
+from vlp.models.two_stream import TwoStream
+from vlp.nn.embedders.lxmert import LxmertEmbedder
 from vlp.nn.embedders.uniter import UniterEmbedder
+from vlp.nn.embedders.vilbert import VilbertEmbedder
 from vlp.nn.layout import Layout
+from vlp.objectives.answering import Answering
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribution, MaskedRegionRegression
+from vlp.objectives.masked_region_contrast import MaskedRegionContrast
 from vlp.objectives.matching import Matching
+from vlp.objectives.region_prediction import RegionPrediction
 from vlp.objectives.word_region import WordRegionAlignment
 from vlp.text.wordpiece import WordPiece
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream}
-EMBEDDERS: dict[str, Callable[..., nn.Module]] = {"uniter": UniterEmbedder}
+MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream, "two_stream": TwoStream}
+EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
+    "lxmert": LxmertEmbedder,
+    "uniter": UniterEmbedder,
+    "vilbert": VilbertEmbedder,
+}
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
+    "answering": Answering,
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,
+    "masked_region_contrast": MaskedRegionContrast,
     "masked_region_distribution": MaskedRegionDistribution,
     "masked_region_regression": MaskedRegionRegression,
     "matching": Matching,
+    "region_prediction": RegionPrediction,
     "word_region_alignment": WordRegionAlignment,
 }
-IMPORTERS: dict[str, KeyMap] = {"uniter": uniter.KEY_MAP}
+IMPORTERS: dict[str, KeyMap] = {
+    "lxmert": lxmert.KEY_MAP,
+    "lxmert_transformers": lxmert.TRANSFORMERS,
+    "uniter": uniter.KEY_MAP,
+    "vilbert": vilbert.KEY_MAP,
+    "vilbert_contrast": vilbert.CONTRAST,
+    "vilbert_regression": vilbert.REGRESSION,
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,7 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
             " leave the key out to follow the data"
         )
     constructor, sizes = arguments("model", settings, MODELS, ("embedder", "layout"))
-    shared = {key: sizes[key] for key in ("hidden_size", "dropout", "norm_eps")}
+    shared = {key: sizes[key] for key in ("hidden_size", "visual_hidden_size", "dropout", "norm_eps") if key in sizes}
     embedder = construct("model.embedder", parts["embedder"], EMBEDDERS, **shared)
     try:
         layout = Layout(parts["layout"], parts["layout_types"], special_tokens, parts["max_tokens"])
@@ -104,17 +124,24 @@ def build_objectives(
             name = settings.pop("name", kind)
             if name in objectives:
                 raise ConfigError(f"{where}: there is an objective {name!r} already; give this one another `name`")
-            if not facts.classes and kind in ("masked_region_class", "masked_region_distribution"):
+            by_class = kind == "region_prediction" and "class" in settings.get("predict", [])
+            by_class |= kind in ("masked_region_class", "masked_region_distribution")
+            if not facts.classes and by_class:
                 raise ConfigError(f"{where}: {kind} needs class scores, and the data's manifest names no classes")
-            objectives[name] = construct(
-                where,
-                settings,
-                OBJECTIVES,
-                model=model,
-                mask_id=tokenizer.special["MASK"],
-                word_ids=tokenizer.word_ids,
-                classes=facts.classes,
-            )
+            try:
+                objectives[name] = construct(
+                    where,
+                    settings,
+                    OBJECTIVES,
+                    model=model,
+                    mask_id=tokenizer.special["MASK"],
+                    word_ids=tokenizer.word_ids,
+                    classes=facts.classes,
+                )
+            except ConfigError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"{where}: {error}") from error
             weights[name] = float(weight)
         groups.append(Group(config.name, config.sampling_ratio, weights))
     return objectives, groups

@@ -19,7 +19,8 @@ class Sequences:
     `text`: rows of text with their token of the segment (NONE: a special token), and beside it
     `token_ids`, `positions` (counted over the text rows of the sequence) and `text_types`, int64 [Nt].
     `regions`: rows of regions with their region of the batch, and `region_types` int64 [Nr].
-    `tokens`: rows of each segment. `order` int64 [N] finds each row in [text rows, region rows].
+    `tokens`: rows of each segment. `whole`: rows that stand for a whole image, their source being the image.
+    `order` int64 [N] finds each row in [text rows, region rows, whole rows].
     """
 
     offsets: Tensor
@@ -30,6 +31,7 @@ class Sequences:
     regions: Rows
     region_types: Tensor
     tokens: dict[str, Rows]
+    whole: Rows
     order: Tensor
 
 
@@ -38,10 +40,11 @@ class Layout:
 
     Args:
         items: in order, special tokens by name (upper case), segments by name, `regions` (those of the first image
-            slot; `regions_2` those of the second, and so on).
+            slot; `regions_2` those of the second, and so on), `whole` (one row for the first image).
         types: the type id of each item, as many as there are items.
         special: ids of the special tokens, by name.
         max_tokens: the most tokens that each segment may have; the rest is cut off at the end.
+        may_be_empty: a pair may have no row at all.
 
     A pair without text gets no special tokens; a pair without an image no regions; an absent segment is empty.
 
@@ -50,7 +53,14 @@ class Layout:
             cap.
     """
 
-    def __init__(self, items: list[str], types: list[int], special: dict[str, int], max_tokens: dict[str, int]):
+    def __init__(
+        self,
+        items: list[str],
+        types: list[int],
+        special: dict[str, int],
+        max_tokens: dict[str, int],
+        may_be_empty: bool = False,
+    ):
         if len(items) != len(types):
             raise ValueError(f"layout has {len(items)} items but layout_types has {len(types)}: give one type an item")
         for item in items:
@@ -58,9 +68,19 @@ class Layout:
                 raise ValueError(f"layout: no special token {item}; there are {', '.join(special)}")
             if item.startswith("regions") and not re.fullmatch(r"regions(_[2-9])?", item):
                 raise ValueError(f"layout: {item} is no image slot; they are regions, regions_2, regions_3 ...")
-            if not item.isupper() and not item.startswith("regions") and item not in max_tokens:
+            if not item.isupper() and not _is_visual(item) and item not in max_tokens:
                 raise ValueError(f"layout: the segment {item} needs an entry in max_tokens")
         self.items, self.types, self.special, self.max_tokens = items, types, special, max_tokens
+        self.may_be_empty = may_be_empty
+
+    def split(self) -> tuple[Layout, Layout]:
+        """The layouts of the text and of the image, for models with a stream each; a pair may lack either."""
+        parts = []
+        for visual in (False, True):
+            chosen = [k for k, item in enumerate(self.items) if _is_visual(item) == visual]
+            items, types = [self.items[k] for k in chosen], [self.types[k] for k in chosen]
+            parts.append(Layout(items, types, self.special, self.max_tokens, may_be_empty=True))
+        return parts[0], parts[1]
 
     def assemble(self, batch: Batch) -> Sequences:
         """Lay out the pairs of a batch.
@@ -80,6 +100,8 @@ class Layout:
                 if slot >= pairs.shape[1]:
                     raise ValueError(f"the layout has {item}, but the pairs have {pairs.shape[1] - 1} image slots")
                 start, length = _spans(batch.images.offsets, pairs[:, slot])
+            elif item == "whole":
+                start, length = pairs[:, 1], (pairs[:, 1] != NONE).long()
             elif item in batch.texts.segments:
                 start, length = _spans(batch.texts.segments[item].offsets, text_row)
                 length = length.clamp(max=self.max_tokens[item])
@@ -91,11 +113,12 @@ class Layout:
         first_row = offsets_of(length_table.flatten())[:-1].view_as(length_table)
         offsets = offsets_of(length_table.sum(1))
         empty = lengths_of(offsets) == 0
-        if bool(empty.any()):
+        if not self.may_be_empty and bool(empty.any()):
             raise ValueError(f"pair {int(empty.nonzero()[0])} of the batch has neither text nor regions")
 
         text_parts: list[tuple[Tensor, ...]] = []
         region_parts: list[tuple[Tensor, ...]] = []
+        whole_parts: list[tuple[Tensor, ...]] = []
         tokens: dict[str, Rows] = {}
         text_before = torch.zeros_like(text_row)
         for k, item in enumerate(self.items):
@@ -105,6 +128,9 @@ class Layout:
             item_type = torch.full_like(row, self.types[k])
             if item.startswith("regions"):
                 region_parts.append((row, source, pair, item_type))
+                continue
+            if item == "whole":
+                whole_parts.append((row, source, pair))
                 continue
             if item.isupper():
                 ids = torch.full_like(row, self.special[item])
@@ -120,7 +146,8 @@ class Layout:
         none = torch.zeros(0, dtype=torch.int64, device=device)
         text = [torch.cat(column) for column in zip(*text_parts, strict=True)] or [none] * 6
         regions = [torch.cat(column) for column in zip(*region_parts, strict=True)] or [none] * 4
-        rows = torch.cat([text[0], regions[0]])
+        whole = [torch.cat(column) for column in zip(*whole_parts, strict=True)] or [none] * 3
+        rows = torch.cat([text[0], regions[0], whole[0]])
         order = torch.empty_like(rows)
         order[rows] = torch.arange(len(rows), device=device)
         return Sequences(
@@ -132,8 +159,13 @@ class Layout:
             regions=Rows(*regions[:3]),
             region_types=regions[3],
             tokens=tokens,
+            whole=Rows(*whole),
             order=order,
         )
+
+
+def _is_visual(item: str) -> bool:
+    return item == "whole" or item.startswith("regions")
 
 
 def _spans(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,16 +26,31 @@ class MaskedRegions:
     matched: Tensor
 
 
-def _mask(batch: Batch, probability: float, generator: torch.Generator) -> tuple[Batch, Tensor]:
-    """Mask regions, or keep the mask that an earlier objective of the group has set."""
-    masked = batch.images.masked
-    if masked is None:
-        masked = mask_regions(batch.images.offsets, probability, generator)
-        batch = replace(batch, images=replace(batch.images, masked=masked))
-    return batch, masked
+def mask_some(
+    batch: Batch, probability: float, generator: torch.Generator, hidden: float = 1.0, replaced: float = 0.0
+) -> tuple[Batch, Tensor]:
+    """Choose regions to predict, or keep the choice that an earlier objective of the group has made.
+
+    Of the chosen ones the share `hidden` is masked, the share `replaced` gets the feature of any region of the batch,
+    the rest stays as it is. Returns the corrupted batch and bool [R], the chosen regions.
+    """
+    images = batch.images
+    if images.masked is not None:
+        return batch, images.masked if images.chosen is None else images.chosen
+    chosen = mask_regions(images.offsets, probability, generator)
+    if hidden >= 1:
+        return replace(batch, images=replace(images, masked=chosen)), chosen
+    draw = torch.rand(len(chosen), generator=generator, device=chosen.device)
+    masked = chosen & (draw < hidden)
+    if replaced and len(chosen):
+        other = torch.randint(len(chosen), chosen.shape, generator=generator, device=chosen.device)
+        swap = chosen & ~masked & (draw < hidden + replaced)
+        features = torch.where(swap[:, None], images.features.index_select(0, other), images.features)
+        images = replace(images, features=features)
+    return replace(batch, images=replace(images, masked=masked, chosen=chosen)), chosen
 
 
-def _masked_rows(encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tensor]:
+def masked_rows(encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tensor]:
     """States [n, H] of the masked regions of matched pairs, and their targets [n, ...]."""
     where = encoded.regions
     if where is None:
@@ -48,29 +63,35 @@ def _masked_rows(encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tens
 class MaskedRegionRegression(nn.Module):
     """Predict the features of masked regions; the decoder is the transpose of the region projection.
 
-    Squared error, mean over regions and feature numbers. Source: UNITER, model/pretrain.py (MRFR).
+    Squared error, mean over regions and feature numbers. Source: UNITER, model/pretrain.py (MRFR); with a decoder of
+    its own ViLBERT's (visual_target 1).
 
     Args:
         model: the model to be trained; it must have a `region_projection`.
-        probability: share of regions to mask.
+        probability: share of regions to predict.
+        hidden: share of those that is masked; the rest stays as it is.
+        tied: whether the decoder is the transpose of the region projection, rather than one of its own.
     """
 
-    def __init__(self, model: Model, probability: float):
+    def __init__(self, model: Model, probability: float, hidden: float = 1.0, tied: bool = True):
         super().__init__()
-        self.probability = probability
-        self.transform = Transform(model.hidden_size, model.norm_eps)
-        self.bias = nn.Parameter(torch.zeros(model.tied("region_projection").shape[1]))
+        self.probability, self.hidden = probability, hidden
+        self.transform = Transform(model.visual_size, model.norm_eps)
+        size = model.tied("region_projection").shape[1]
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.decode = None if tied else nn.Linear(model.visual_size, size, bias=False)
         initialise(self, model.initial_std)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
         """Mask regions; the text stays."""
-        corrupted, chosen = _mask(batch, self.probability, generator)
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.hidden)
         return corrupted, MaskedRegions(chosen, batch.images.features, batch.matched)
 
     def predict(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Tensor, Tensor]:
         """Predicted and true features, float [n, F] each."""
-        states, features = _masked_rows(encoded, targets)
-        return F.linear(self.transform(states), model.tied("region_projection").t(), self.bias), features
+        states, features = masked_rows(encoded, targets)
+        weight = model.tied("region_projection").t() if self.decode is None else self.decode.weight
+        return F.linear(self.transform(states), weight, self.bias), features
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_regression`."""
@@ -84,8 +105,8 @@ class RegionClassifier(nn.Module):
 
     def __init__(self, model: Model, classes: int):
         super().__init__()
-        self.transform = Transform(model.hidden_size, model.norm_eps)
-        self.classify = nn.Linear(model.hidden_size, classes)
+        self.transform = Transform(model.visual_size, model.norm_eps)
+        self.classify = nn.Linear(model.visual_size, classes)
         initialise(self, model.initial_std)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -97,17 +118,19 @@ class MaskedRegionDistribution(nn.Module):
     """Predict the class distribution of masked regions by KL divergence, mean over regions and classes (MRC-KL).
 
     The mean divides by the number of classes too, as UNITER's does (model/pretrain.py), so its value is 1/C of the
-    usual per-region divergence.
+    usual per-region divergence, which ViLBERT's is (vilbert/vilbert.py, visual_target 0).
 
     Args:
         model: the model to be trained.
         classes: C, background (class 0) included.
-        probability: share of regions to mask.
+        probability: share of regions to predict.
+        hidden: share of those that is masked; the rest stays as it is.
+        sum_classes: take the sum over classes, the divergence proper, instead of the mean.
     """
 
-    def __init__(self, model: Model, classes: int, probability: float):
+    def __init__(self, model: Model, classes: int, probability: float, hidden: float = 1.0, sum_classes: bool = False):
         super().__init__()
-        self.probability = probability
+        self.probability, self.hidden, self.sum_classes = probability, hidden, sum_classes
         self.classifier = RegionClassifier(model, classes)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
@@ -116,15 +139,16 @@ class MaskedRegionDistribution(nn.Module):
         Raises:
             ValueError: the data has no class scores.
         """
-        corrupted, chosen = _mask(batch, self.probability, generator)
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.hidden)
         return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_distribution`."""
-        states, scores = _masked_rows(encoded, targets)
+        states, scores = masked_rows(encoded, targets)
         log_probability = F.log_softmax(self.classifier(states).float(), dim=-1)
         divergence = F.kl_div(log_probability, scores.float(), reduction="sum")
-        return {"masked_region_distribution": divergence / max(scores.numel(), 1)}, {}
+        count = len(scores) if self.sum_classes else scores.numel()
+        return {"masked_region_distribution": divergence / max(count, 1)}, {}
 
 
 class MaskedRegionClass(nn.Module):
@@ -144,12 +168,12 @@ class MaskedRegionClass(nn.Module):
         Raises:
             ValueError: the data has no class scores.
         """
-        corrupted, chosen = _mask(batch, self.probability, generator)
+        corrupted, chosen = mask_some(batch, self.probability, generator)
         return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_class`. Report: `masked_region_class_accuracy`."""
-        states, scores = _masked_rows(encoded, targets)
+        states, scores = masked_rows(encoded, targets)
         labels = scores[:, 1:].argmax(1) + 1
         logits = self.classifier(states).float()
         count = max(len(labels), 1)
