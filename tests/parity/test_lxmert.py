@@ -140,10 +140,10 @@ def test_pretraining(path) -> None:
 
     head = o["region_prediction"]
     states = head.transform(encoded.visual.values)
-    visual, _ = head.loss(encoded, region_targets(golden, all_matched), model)
+    visual, each = head.loss(encoded, region_targets(golden, all_matched), model)
     for ours, theirs in PREDICTIONS.items():
         golden.check(f"{theirs}_scores", head.decoders[ours](states), regions, **STATES)
-        golden.check(f"{theirs}_loss", visual[f"region_prediction_{ours}"], **LOSSES)
+        golden.check(f"{theirs}_loss", each[f"region_prediction_{ours}"], **LOSSES)
 
     golden.check("answer_score", o["answering"](encoded.pooled["pair"]), **STATES)
     assert (g["ans"][~matched] == NONE).all()

@@ -41,14 +41,15 @@ def plan_cross_attention(
         first, second: offsets int64 [P + 1] of the two streams.
     """
     lengths = lengths_of(first).tolist(), lengths_of(second).tolist()
-    complete = [pair for pair in range(len(lengths[0])) if lengths[0][pair] and lengths[1][pair]]
+    complete = [pair for pair, (a, b) in enumerate(zip(*lengths, strict=True)) if a and b]
     groups = [
         group
         for similar in _similar(complete, lengths[0], slack, least)
         for group in _similar(similar, lengths[1], slack, least)
     ]
-    (a, a_inverse), (b, b_inverse) = _buckets(groups, first), _buckets(groups, second)
-    return CrossPlan(a, b, a_inverse), CrossPlan(b, a, b_inverse)
+    one, one_inverse = _buckets(groups, first, lengths[0])
+    two, two_inverse = _buckets(groups, second, lengths[1])
+    return CrossPlan(one, two, one_inverse), CrossPlan(two, one, two_inverse)
 
 
 def _similar(members: list[int], lengths: list[int], slack: float, least: int) -> Iterator[list[int]]:
@@ -64,7 +65,7 @@ def _similar(members: list[int], lengths: list[int], slack: float, least: int) -
         first = last
 
 
-def _buckets(groups: list[list[int]], offsets: Tensor) -> tuple[list[Bucket], Tensor]:
+def _buckets(groups: list[list[int]], offsets: Tensor, lengths: list[int]) -> tuple[list[Bucket], Tensor]:
     """The buckets of one stream, and the place of each of its rows in their concatenation."""
     buckets: list[Bucket] = []
     places: list[tuple[Tensor, Tensor]] = []  # rows, and where they are
@@ -72,14 +73,15 @@ def _buckets(groups: list[list[int]], offsets: Tensor) -> tuple[list[Bucket], Te
     for group in groups:
         members = torch.tensor(group, device=offsets.device)
         start, end = offsets.index_select(0, members), offsets.index_select(0, members + 1)
-        length = int((end - start).max())
+        length = max(lengths[member] for member in group)
         place = torch.arange(length, device=offsets.device)
         mask = place < (end - start)[:, None]
         index = torch.where(mask, start[:, None] + place, 0)
         places.append((index[mask], mask.flatten().nonzero()[:, 0] + total))
-        buckets.append(Bucket(len(group), length, index.flatten(), None if bool(mask.all()) else mask[:, None, None]))
+        all_real = all(lengths[member] == length for member in group)
+        buckets.append(Bucket(len(group), length, index.flatten(), None if all_real else mask[:, None, None]))
         total += index.numel()
-    inverse = torch.full((int(offsets[-1]),), total, dtype=torch.int64, device=offsets.device)
+    inverse = torch.full((sum(lengths),), total, dtype=torch.int64, device=offsets.device)
     for rows, where in places:
         inverse[rows] = where
     return buckets, inverse

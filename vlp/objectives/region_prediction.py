@@ -33,11 +33,12 @@ class RegionTargets:
 class RegionPrediction(nn.Module):
     """Predict features, classes and attributes of regions, with one transform and a linear decoder for each.
 
-    A prediction's loss is the mean over all regions, masked or not, of loss * weight, divided by `probability`. The
-    weight of `feature` (smooth L1, mean over F) is 1 for the regions to predict, else 0. That of `class` and
-    `attribute` (cross entropy) is the detector's confidence, for regions that are not masked too, as in the original
-    (LXMERT, Tan and Bansal 2019, lxrt/modeling.py and pretrain/lxmert_data.py). The class of a region is the most
-    likely one but background (class 0), its score being the confidence; an attribute is that of `images.attributes`.
+    The losses are added up. Each is the mean over all regions, masked or not, of loss * weight, divided by
+    `probability`. The weight of `feature` (smooth L1, mean over F) is 1 for the regions to predict, else 0. That of
+    `class` and `attribute` (cross entropy) is the detector's confidence, for regions that are not masked too, as in
+    the original (LXMERT, Tan and Bansal 2019, lxrt/modeling.py and pretrain/lxmert_data.py). The class of a region is
+    the most likely one but background (class 0), its score being the confidence; an attribute is that of
+    `images.attributes`.
 
     Args:
         model: the model to be trained; it must have a `region_projection` to predict features.
@@ -96,14 +97,14 @@ class RegionPrediction(nn.Module):
         return corrupted, RegionTargets(values, weights, batch.matched)
 
     def loss(self, encoded: Encoded, targets: RegionTargets, model: Model) -> tuple[Losses, Report]:
-        """Losses: `region_prediction_` and the name of each prediction."""
+        """Losses: `region_prediction`, the sum. Report: `region_prediction_` and the name of each prediction."""
         where = encoded.regions
         if where is None:
             raise ValueError("this model has no region rows, so region objectives can't be trained with it")
         matched = targets.matched.index_select(0, where.pair)
         source, count = where.source[matched], max(int(matched.sum()), 1)
         states = self.transform(encoded.visual.values.index_select(0, where.row[matched]))
-        losses: Losses = {}
+        losses = {}
         for name, decoder in self.decoders.items():
             value, weight = (part[name].index_select(0, source) for part in (targets.values, targets.weights))
             predicted = decoder(states).float()
@@ -112,4 +113,5 @@ class RegionPrediction(nn.Module):
             else:
                 error = F.cross_entropy(predicted, value, reduction="none")
             losses[f"region_prediction_{name}"] = (error * weight).sum() / count / self.probability
-        return losses, {}
+        total = torch.stack([*losses.values()]).sum()
+        return {"region_prediction": total}, {name: value.detach() for name, value in losses.items()}

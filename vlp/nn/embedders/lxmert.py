@@ -68,8 +68,7 @@ class LxmertEmbedder(nn.Module):
         if images.masked is not None:
             features = features.masked_fill(images.masked[:, None], 0.0)
         # embedded once a region, however many pairs show it
-        regions = self.feature_norm(self.feature_projection(features)) + self.box_norm(
-            self.box_projection(images.boxes)
-        )
-        rows = (regions / 2).index_select(0, visual.regions.source).index_select(0, visual.order)
+        regions = self.feature_norm(self.feature_projection(features))
+        regions = (regions + self.box_norm(self.box_projection(images.boxes))) / 2
+        rows = regions.index_select(0, visual.regions.source).index_select(0, visual.order)
         return self.text(text).index_select(0, text.order), self.dropout(rows)
