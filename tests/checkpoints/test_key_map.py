@@ -114,3 +114,12 @@ def test_export_names_what_ours_lacks(absent: str) -> None:
     missing, unexpected = str(caught.value).split("not expected:")
     assert absent in missing
     assert unexpected.strip() == "another"
+
+
+def test_rows_in_another_order() -> None:
+    """Row k of ours is row order[k] of theirs, and back."""
+    key_map = KeyMap([Rule("ours", ("theirs",), order=(2, 0, 1))])
+    state = {"theirs": torch.tensor([[10.0], [20.0], [30.0]])}
+    ours = import_state(state, key_map)
+    assert ours["ours"].tolist() == [[30.0], [10.0], [20.0]]
+    assert torch.equal(export_state(ours, key_map)["theirs"], state["theirs"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from golden import LOSSES, STATES, Golden, golden_cases
@@ -168,3 +170,70 @@ def test_importer_round_trip(path) -> None:
     assert set(back) == set(golden.weights)
     for name, value in back.items():
         torch.testing.assert_close(value, golden.weights[name], rtol=0, atol=0)
+
+
+TINY = {
+    "vocab_size": 60,
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "l_layers": 2,
+    "r_layers": 1,
+    "x_layers": 2,
+    "max_position_embeddings": 16,
+    "type_vocab_size": 2,
+    "visual_feat_dim": 10,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+}
+
+
+def test_transformers() -> None:
+    """The same random weights through the importer give what transformers' LxmertForPreTraining gives, and go back."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LxmertConfig(
+        **TINY, num_object_labels=9, num_attr_labels=6, num_qa_labels=5, visual_pos_dim=4, task_qa=True
+    )
+    theirs = transformers.LxmertForPreTraining(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    names = {"obj_id_num": 9, "attr_id_num": 6, "num_answers": 5}
+    ours = Lxmert({**TINY, **names}, {"CLS": 1, "SEP": 2}).eval()
+    state = theirs.state_dict()
+    imported = import_state(state, IMPORTERS["lxmert_transformers"])
+    load_strictly(ours, imported, "transformers")
+    back = export_state(imported, IMPORTERS["lxmert_transformers"])
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+
+    lengths = [7, 4, 2]  # of the texts, special tokens included
+    real = torch.arange(8) < torch.tensor(lengths)[:, None]
+    ids = torch.zeros(3, 8, dtype=torch.int64)
+    ids[real] = torch.randint(4, 60, (sum(lengths),))
+    ids[:, 0] = 1
+    ids[torch.arange(3), torch.tensor(lengths) - 1] = 2
+    corners = torch.rand(3, 5, 2) * 0.5
+    boxes = torch.cat([corners, corners + 0.4], 2)
+    features, regions = torch.randn(3, 5, 10), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    with torch.no_grad():
+        expected = theirs(ids, features, boxes, real.long(), regions.long())
+        trunk = theirs.lxmert(ids, features, boxes, real.long(), regions.long())
+    golden = Golden(Path("made up"))
+    golden.inputs = {"input_ids": ids, "attention_mask": real, "token_type_ids": torch.zeros_like(ids)}
+    golden.inputs |= {"pos": boxes, "features": features}
+    with torch.no_grad():
+        encoded = ours.model(batch_of(golden, "input_ids", "features", regions))
+        words = ours.objectives["masked_language"]
+        logits = nn.functional.linear(
+            words.transform(encoded.text.values), ours.model.tied("word_embeddings"), words.bias
+        )
+        matching = ours.objectives["matching"].classify(encoded.pooled["pair"])
+        answers = ours.objectives["answering"](encoded.pooled["pair"])
+    torch.testing.assert_close(encoded.text.values, trunk.language_output[real], **STATES)
+    torch.testing.assert_close(encoded.visual.values, trunk.vision_output[regions], **STATES)
+    torch.testing.assert_close(encoded.pooled["pair"], trunk.pooled_output, **STATES)
+    torch.testing.assert_close(logits, expected.prediction_logits[real], **STATES)
+    torch.testing.assert_close(matching, expected.cross_relationship_score, **STATES)
+    torch.testing.assert_close(answers, expected.question_answering_score, **STATES)
