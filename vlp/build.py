@@ -128,20 +128,15 @@ def build_objectives(
             by_class |= kind in ("masked_region_class", "masked_region_distribution")
             if not facts.classes and by_class:
                 raise ConfigError(f"{where}: {kind} needs class scores, and the data's manifest names no classes")
-            try:
-                objectives[name] = construct(
-                    where,
-                    settings,
-                    OBJECTIVES,
-                    model=model,
-                    mask_id=tokenizer.special["MASK"],
-                    word_ids=tokenizer.word_ids,
-                    classes=facts.classes,
-                )
-            except ConfigError:
-                raise
-            except ValueError as error:
-                raise ConfigError(f"{where}: {error}") from error
+            objectives[name] = construct(
+                where,
+                settings,
+                OBJECTIVES,
+                model=model,
+                mask_id=tokenizer.special["MASK"],
+                word_ids=tokenizer.word_ids,
+                classes=facts.classes,
+            )
             weights[name] = float(weight)
         groups.append(Group(config.name, config.sampling_ratio, weights))
     return objectives, groups

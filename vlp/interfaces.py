@@ -105,9 +105,9 @@ class Images:
     `ids` int64 [I]: two rows with one id show the same image. `offsets` int64 [I + 1] into the R rows of:
     `features` float [R, F]; `boxes` float [R, 4], corners x1 y1 x2 y2 as shares of width and height;
     `scores` float [R, C], a distribution over region classes; `labels` int64 [R]; `attributes` int64 [R];
-    `attribute_confidence` float [R], the detector's, of the attributes;
-    `masked` bool [R], set by objectives: what it means is the embedder's business;
-    `chosen` bool [R], set with it where some regions are to be predicted but not masked: all to be predicted.
+    `attribute_confidence` float [R], the detector's;
+    `masked` bool [R], set by objectives: what it means is the embedder's business. `chosen` bool [R]: regions that the
+    objectives of the group predict, those among them that are left unmasked too.
     `whole` float [I, F]: one vector for the whole image. `pixels` float [I, 3, h, w]. `codes` int64 [I, n].
     """
 
@@ -231,7 +231,7 @@ class Model(Protocol):
     def tied(self, name: str) -> Tensor:
         """A parameter that a head shares with the model, stored once, in the model.
 
-        `word_embeddings` [vocabulary, H] or `region_projection` [H, F].
+        `word_embeddings` [vocabulary, hidden_size] or `region_projection` [visual_size, F].
 
         Raises:
             KeyError: the model has no such parameter.

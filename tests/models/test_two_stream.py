@@ -20,6 +20,7 @@ from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionDistribution
 from vlp.objectives.matching import Matching
 from vlp.objectives.region_prediction import RegionPrediction
+from vlp.objectives.word_region import WordRegionAlignment
 
 PAIRS = [[0, 1], [1, 1], [NONE, 0], [2, NONE], [3, 2], [0, 0]]
 
@@ -183,9 +184,9 @@ def test_a_step_of_the_group_reaches_every_parameter(settings) -> None:
     """As data-parallel training in one group needs it."""
     model = build(settings)
     region = (
-        MaskedRegionDistribution(model, CLASSES, 0.4, 0.9, sum_classes=True)
+        MaskedRegionDistribution(model, CLASSES, 0.4, 0.1, sum_classes=True)
         if settings is VILBERT
-        else RegionPrediction(model, CLASSES, 0.4, ["feature", "class"], hidden=0.8, replaced=0.1)
+        else RegionPrediction(model, CLASSES, 0.4, ["feature", "class"], keep_share=0.1, replace_share=0.1)
     )
     objectives = [MaskedLanguage(model, MASK, WORD_IDS, 0.4, ["caption"]), region, Matching(model, 0.5)]
     batch, generator, targets = samples.batch([[7, 8], [9]], [3, 4], [[0, 0], [1, 1]]), generator_for("cpu", 0), []
@@ -213,3 +214,20 @@ def test_a_shared_attention_needs_equal_widths() -> None:
         build(VILBERT, cross_shared=True)
     with pytest.raises(ConfigError, match=r"schedule\.0 is 'both'"):
         build(VILBERT, schedule=["both"])
+
+
+def test_words_and_regions_of_unlike_width_cannot_be_aligned() -> None:
+    WordRegionAlignment(build(LXMERT))
+    with pytest.raises(ValueError, match="they need one width, not 8 and 6"):
+        WordRegionAlignment(build(VILBERT))
+
+
+def test_half_precision_changes_little(settings) -> None:
+    """As training on a GPU does: every part accepts the types that autocast gives it."""
+    model = build(settings).eval()
+    batch = samples.batch([[7, 8], [9], []], [3, 4], [[0, 0], [1, 1], [2, NONE], [NONE, 1]])
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(batch)
+    for name in exact.pooled:
+        torch.testing.assert_close(rounded.pooled[name].float(), exact.pooled[name], atol=0.15, rtol=0.1)

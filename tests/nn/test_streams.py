@@ -40,11 +40,11 @@ def made(masked: list[bool] | None = None) -> Batch:
 def test_whole_is_one_row_an_image() -> None:
     sequences = layout(*ITEMS).assemble(made())
     assert sequences.offsets.tolist() == [0, 8, 15, 18, 20, 21]
-    assert sequences.whole.row.tolist() == [4, 11, 15, 20]
-    assert sequences.whole.source.tolist() == [1, 1, 0, 2]
-    assert sequences.whole.pair.tolist() == [0, 1, 2, 4]
+    assert sequences.wholes.row.tolist() == [4, 11, 15, 20]
+    assert sequences.wholes.source.tolist() == [1, 1, 0, 2]
+    assert sequences.wholes.pair.tolist() == [0, 1, 2, 4]
     assert sequences.regions.row.tolist() == [5, 6, 7, 12, 13, 14, 16, 17]
-    rows = torch.cat([sequences.text.row, sequences.regions.row, sequences.whole.row])
+    rows = torch.cat([sequences.text.row, sequences.regions.row, sequences.wholes.row])
     assert rows.index_select(0, sequences.order).tolist() == [*range(21)]
 
 
@@ -57,9 +57,9 @@ def test_split_gives_each_stream_its_rows() -> None:
     assert text.tokens["caption"].row.tolist() == [1, 2, 5]
     assert text.tokens["caption"].source.tolist() == [0, 1, 2]
     assert not len(text.regions.row)
-    assert not len(text.whole.row)
+    assert not len(text.wholes.row)
     assert visual.offsets.tolist() == [0, 4, 8, 11, 11, 12]
-    assert visual.whole.row.tolist() == [0, 4, 8, 11]
+    assert visual.wholes.row.tolist() == [0, 4, 8, 11]
     assert visual.regions.row.tolist() == [1, 2, 3, 5, 6, 7, 9, 10]
     assert visual.regions.source.tolist() == [2, 3, 4, 2, 3, 4, 0, 1]
     assert not len(visual.text.row)

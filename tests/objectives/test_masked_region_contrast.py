@@ -52,7 +52,7 @@ def test_every_other_region_is_drawn_equally_often() -> None:
 def test_loss_one_region_at_a_time(model) -> None:
     batch = samples.batch([[7], [8]], [3, 4], [[0, 0], [1, 1]])
     batch = replace(batch, matched=torch.tensor([True, False]))
-    o = MaskedRegionContrast(model, 0.6, 5, hidden=0.5)
+    o = MaskedRegionContrast(model, 0.6, 5, keep_share=0.5)
     for parameter in o.parameters():
         nn.init.normal_(parameter, std=0.5)
     assert (o.own, o.other) == (2, 3), "0.3 of five, rounded"

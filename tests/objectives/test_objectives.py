@@ -81,7 +81,8 @@ def test_masked_region_leaves_the_text(model, kind: str) -> None:
     corrupted, targets = objective(kind, model).corrupt(batch, generator_for("cpu", 0))
     assert corrupted.texts is batch.texts
     assert corrupted.pairs is batch.pairs
-    assert unchanged(replace(batch.images, masked=corrupted.images.masked), corrupted.images)
+    marks = {"masked": targets.chosen, "chosen": targets.chosen}
+    assert unchanged(replace(batch.images, **marks), corrupted.images)
     assert corrupted.images.masked is targets.chosen
     assert corrupted.images.masked.any()
     assert batch.images.masked is None

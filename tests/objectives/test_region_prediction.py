@@ -119,7 +119,7 @@ def large() -> Batch:
 def test_shares_of_masked_replaced_and_kept_regions() -> None:
     """Of 10,000 regions 40 % are chosen; of those 80 % hidden, 10 % replaced by a feature of the batch, 10 % kept."""
     batch = large()
-    corrupted, chosen = mask_some(batch, 0.4, generator_for("cpu", 0), hidden=0.8, replaced=0.1)
+    corrupted, chosen = mask_some(batch, 0.4, generator_for("cpu", 0), keep_share=0.1, replace_share=0.1)
     images = corrupted.images
     assert images.chosen is chosen
     assert not (images.masked & ~chosen).any()
@@ -135,13 +135,13 @@ def test_shares_of_masked_replaced_and_kept_regions() -> None:
 
 def test_the_targets_are_the_features_from_before_the_corruption(model) -> None:
     batch = large()
-    _, targets = objective(model, ["feature"], hidden=0.5, replaced=0.5).corrupt(batch, generator_for("cpu", 0))
+    _, targets = objective(model, ["feature"], replace_share=0.5).corrupt(batch, generator_for("cpu", 0))
     assert targets.values["feature"] is batch.images.features
 
 
 def test_a_later_objective_predicts_the_kept_regions_too(model) -> None:
     generator = generator_for("cpu", 0)
-    first = MaskedRegionDistribution(model, CLASSES, 0.4, hidden=0.5)
+    first = MaskedRegionDistribution(model, CLASSES, 0.4, keep_share=0.5)
     batch, targets = first.corrupt(large(), generator)
     assert 0 < batch.images.masked.sum() < targets.chosen.sum()
     again, later = MaskedRegionRegression(model, 0.4).corrupt(batch, generator)
@@ -154,8 +154,8 @@ def test_hiding_all_draws_nothing_more() -> None:
     generators = [generator_for("cpu", 5) for _ in range(2)]
     plain, chosen = mask_some(large(), 0.4, generators[0])
     assert plain.images.masked is chosen
-    assert plain.images.chosen is None
-    _, same = mask_some(large(), 0.4, generators[1], hidden=0.9)
+    assert plain.images.chosen is chosen
+    _, same = mask_some(large(), 0.4, generators[1], keep_share=0.1)
     assert torch.equal(chosen, same)
 
 
@@ -180,3 +180,9 @@ def test_a_decoder_of_its_own(model) -> None:
     torch.testing.assert_close(predicted[0], o.decode.weight @ state + o.bias)
     names = [name for name, _ in MaskedRegionRegression(model, 0.4).named_parameters()]
     assert "decode.weight" not in names
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_an_image_without_a_chosen_region(force: bool) -> None:
+    _, chosen = mask_some(large(), 1e-9, generator_for("cpu", 0), force=force)
+    assert int(chosen.sum()) == (200 if force else 0)

@@ -118,6 +118,7 @@ class TwoStream(nn.Module):
         self.initial_std = initial_std
         self.schedule, self.pooling = schedule, pooling
         self.text_layout, self.visual_layout = layout.split()
+        self.region_rows = any(item.startswith("regions") for item in layout.items)
         self.embedder = embedder
         rates = (dropout, attention_dropout, norm_eps)
 
@@ -185,7 +186,7 @@ class TwoStream(nn.Module):
             visual=streams[1],
             tokens=text_rows.tokens,
             text_rows=text_rows.text,
-            regions=visual_rows.regions,
+            regions=visual_rows.regions if self.region_rows else None,
             pooled=self.pool(*streams),
             computed_rows=plans[0].computed_rows + plans[1].computed_rows,
         )

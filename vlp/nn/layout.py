@@ -19,8 +19,8 @@ class Sequences:
     `text`: rows of text with their token of the segment (NONE: a special token), and beside it
     `token_ids`, `positions` (counted over the text rows of the sequence) and `text_types`, int64 [Nt].
     `regions`: rows of regions with their region of the batch, and `region_types` int64 [Nr].
-    `tokens`: rows of each segment. `whole`: rows that stand for a whole image, their source being the image.
-    `order` int64 [N] finds each row in [text rows, region rows, whole rows].
+    `wholes`: rows of whole images with their image of the batch.
+    `tokens`: rows of each segment. `order` int64 [N] finds each row in [text rows, region rows, whole rows].
     """
 
     offsets: Tensor
@@ -30,8 +30,8 @@ class Sequences:
     text_types: Tensor
     regions: Rows
     region_types: Tensor
+    wholes: Rows
     tokens: dict[str, Rows]
-    whole: Rows
     order: Tensor
 
 
@@ -40,7 +40,7 @@ class Layout:
 
     Args:
         items: in order, special tokens by name (upper case), segments by name, `regions` (those of the first image
-            slot; `regions_2` those of the second, and so on), `whole` (one row for the first image).
+            slot; `regions_2` those of the second, and so on), `whole` (one row for the first image as a whole).
         types: the type id of each item, as many as there are items.
         special: ids of the special tokens, by name.
         max_tokens: the most tokens that each segment may have; the rest is cut off at the end.
@@ -146,8 +146,8 @@ class Layout:
         none = torch.zeros(0, dtype=torch.int64, device=device)
         text = [torch.cat(column) for column in zip(*text_parts, strict=True)] or [none] * 6
         regions = [torch.cat(column) for column in zip(*region_parts, strict=True)] or [none] * 4
-        whole = [torch.cat(column) for column in zip(*whole_parts, strict=True)] or [none] * 3
-        rows = torch.cat([text[0], regions[0], whole[0]])
+        wholes = [torch.cat(column) for column in zip(*whole_parts, strict=True)] or [none] * 3
+        rows = torch.cat([text[0], regions[0], wholes[0]])
         order = torch.empty_like(rows)
         order[rows] = torch.arange(len(rows), device=device)
         return Sequences(
@@ -158,8 +158,8 @@ class Layout:
             text_types=text[5],
             regions=Rows(*regions[:3]),
             region_types=regions[3],
+            wholes=Rows(*wholes),
             tokens=tokens,
-            whole=Rows(*whole),
             order=order,
         )
 

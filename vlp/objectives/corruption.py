@@ -49,12 +49,14 @@ def mask_tokens(
     return corrupted, chosen
 
 
-def mask_regions(offsets: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Choose regions with `probability`, and one at random in an image where none was chosen.
+def mask_regions(offsets: Tensor, probability: float, generator: torch.Generator, force: bool = True) -> Tensor:
+    """Choose regions with `probability`, and, with `force`, one at random in an image where none was chosen.
 
     offsets: int64 [I + 1]; returns bool [R]. Source: UNITER, data/mrm.py.
     """
     chosen, forced = choose(offsets, probability, generator)
+    if not force:
+        return chosen
     lengths = lengths_of(offsets)
     draw = torch.rand(len(lengths), generator=generator, device=offsets.device)
     place = offsets[:-1] + (draw * lengths).long().clamp(max=lengths - 1)

@@ -27,25 +27,30 @@ class MaskedRegions:
 
 
 def mask_some(
-    batch: Batch, probability: float, generator: torch.Generator, hidden: float = 1.0, replaced: float = 0.0
+    batch: Batch,
+    probability: float,
+    generator: torch.Generator,
+    keep_share: float = 0.0,
+    force: bool = True,
+    replace_share: float = 0.0,
 ) -> tuple[Batch, Tensor]:
-    """Choose regions to predict, or keep the choice that an earlier objective of the group has made.
+    """Choose regions and mask them, or keep what an earlier objective of the group has chosen.
 
-    Of the chosen ones the share `hidden` is masked, the share `replaced` gets the feature of any region of the batch,
-    the rest stays as it is. Returns the corrupted batch and bool [R], the chosen regions.
+    Of the chosen ones `keep_share` stay as they are, and `replace_share` get the feature of any region of the batch.
+    Returns the corrupted batch and bool [R], the chosen regions.
     """
     images = batch.images
-    if images.masked is not None:
-        return batch, images.masked if images.chosen is None else images.chosen
-    chosen = mask_regions(images.offsets, probability, generator)
-    if hidden >= 1:
-        return replace(batch, images=replace(images, masked=chosen)), chosen
-    draw = torch.rand(len(chosen), generator=generator, device=chosen.device)
-    masked = chosen & (draw < hidden)
-    if replaced and len(chosen):
+    chosen = images.masked if images.chosen is None else images.chosen
+    if chosen is not None:
+        return batch, chosen
+    chosen = masked = mask_regions(images.offsets, probability, generator, force)
+    if keep_share or replace_share:
+        draw = torch.rand(len(chosen), generator=generator, device=chosen.device)
+        masked = chosen & (draw >= keep_share + replace_share)
+    if replace_share and len(chosen):
         other = torch.randint(len(chosen), chosen.shape, generator=generator, device=chosen.device)
-        swap = chosen & ~masked & (draw < hidden + replaced)
-        features = torch.where(swap[:, None], images.features.index_select(0, other), images.features)
+        replaced = chosen & (draw < replace_share)
+        features = torch.where(replaced[:, None], images.features.index_select(0, other), images.features)
         images = replace(images, features=features)
     return replace(batch, images=replace(images, masked=masked, chosen=chosen)), chosen
 
@@ -69,13 +74,16 @@ class MaskedRegionRegression(nn.Module):
     Args:
         model: the model to be trained; it must have a `region_projection`.
         probability: share of regions to predict.
-        hidden: share of those that is masked; the rest stays as it is.
+        keep_share: of these, the share that is not masked.
+        force: choose at least one region of an image.
         tied: whether the decoder is the transpose of the region projection, rather than one of its own.
     """
 
-    def __init__(self, model: Model, probability: float, hidden: float = 1.0, tied: bool = True):
+    def __init__(
+        self, model: Model, probability: float, keep_share: float = 0.0, force: bool = True, tied: bool = True
+    ):
         super().__init__()
-        self.probability, self.hidden = probability, hidden
+        self.probability, self.keep_share, self.force = probability, keep_share, force
         self.transform = Transform(model.visual_size, model.norm_eps)
         size = model.tied("region_projection").shape[1]
         self.bias = nn.Parameter(torch.zeros(size))
@@ -84,7 +92,7 @@ class MaskedRegionRegression(nn.Module):
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
         """Mask regions; the text stays."""
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.hidden)
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
         return corrupted, MaskedRegions(chosen, batch.images.features, batch.matched)
 
     def predict(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Tensor, Tensor]:
@@ -123,14 +131,22 @@ class MaskedRegionDistribution(nn.Module):
     Args:
         model: the model to be trained.
         classes: C, background (class 0) included.
-        probability: share of regions to predict.
-        hidden: share of those that is masked; the rest stays as it is.
+        probability, keep_share, force: as `MaskedRegionRegression`.
         sum_classes: take the sum over classes, the divergence proper, instead of the mean.
     """
 
-    def __init__(self, model: Model, classes: int, probability: float, hidden: float = 1.0, sum_classes: bool = False):
+    def __init__(
+        self,
+        model: Model,
+        classes: int,
+        probability: float,
+        keep_share: float = 0.0,
+        force: bool = True,
+        sum_classes: bool = False,
+    ):
         super().__init__()
-        self.probability, self.hidden, self.sum_classes = probability, hidden, sum_classes
+        self.probability, self.keep_share, self.force = probability, keep_share, force
+        self.sum_classes = sum_classes
         self.classifier = RegionClassifier(model, classes)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
@@ -139,7 +155,7 @@ class MaskedRegionDistribution(nn.Module):
         Raises:
             ValueError: the data has no class scores.
         """
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.hidden)
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
         return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
@@ -157,9 +173,9 @@ class MaskedRegionClass(nn.Module):
     Cross entropy, mean over regions. Source: UNITER, model/pretrain.py. Arguments as `MaskedRegionDistribution`.
     """
 
-    def __init__(self, model: Model, classes: int, probability: float):
+    def __init__(self, model: Model, classes: int, probability: float, keep_share: float = 0.0, force: bool = True):
         super().__init__()
-        self.probability = probability
+        self.probability, self.keep_share, self.force = probability, keep_share, force
         self.classifier = RegionClassifier(model, classes)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
@@ -168,7 +184,7 @@ class MaskedRegionClass(nn.Module):
         Raises:
             ValueError: the data has no class scores.
         """
-        corrupted, chosen = mask_some(batch, self.probability, generator)
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
         return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:

@@ -60,12 +60,20 @@ class MaskedRegionContrast(nn.Module):
         probability: share of regions to predict.
         negatives: k, how many other regions to choose among.
         own_share: share of the negatives that come from the same image.
-        hidden: share of the regions to predict that is masked; the rest stays as it is.
+        keep_share, force: as `MaskedRegionRegression`.
     """
 
-    def __init__(self, model: Model, probability: float, negatives: int, own_share: float = 0.3, hidden: float = 1.0):
+    def __init__(
+        self,
+        model: Model,
+        probability: float,
+        negatives: int,
+        own_share: float = 0.3,
+        keep_share: float = 0.0,
+        force: bool = True,
+    ):
         super().__init__()
-        self.probability, self.hidden = probability, hidden
+        self.probability, self.keep_share, self.force = probability, keep_share, force
         self.own = round(negatives * own_share)
         self.other = negatives - self.own
         self.transform = Transform(model.visual_size, model.norm_eps)
@@ -74,7 +82,7 @@ class MaskedRegionContrast(nn.Module):
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, ContrastTargets]:
         """Mask regions and draw negatives; the text stays."""
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.hidden)
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
         negatives = draw_negatives(batch.images.offsets, self.own, self.other, generator)
         itself = torch.arange(len(chosen), device=chosen.device)[:, None]
         regions = MaskedRegions(chosen, torch.cat([itself, negatives], 1), batch.matched)

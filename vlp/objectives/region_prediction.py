@@ -46,8 +46,9 @@ class RegionPrediction(nn.Module):
         probability: share of regions to predict.
         predict: what to predict.
         attributes: A, if attributes are predicted.
-        hidden, replaced: share of the regions to predict that is masked, and that gets the feature of another region
-            of the batch; the rest stays as it is.
+        keep_share, replace_share: of the regions to predict, the share that is not masked, and the share that gets the
+            feature of any region of the batch instead.
+        force: choose at least one region of an image.
 
     Raises:
         ValueError: classes or attributes are to be predicted, but there are none.
@@ -60,11 +61,13 @@ class RegionPrediction(nn.Module):
         probability: float,
         predict: list[Literal["feature", "class", "attribute"]],
         attributes: int = 0,
-        hidden: float = 1.0,
-        replaced: float = 0.0,
+        keep_share: float = 0.0,
+        replace_share: float = 0.0,
+        force: bool = True,
     ):
         super().__init__()
-        self.probability, self.hidden, self.replaced = probability, hidden, replaced
+        self.probability, self.force = probability, force
+        self.keep_share, self.replace_share = keep_share, replace_share
         sizes = {"feature": model.tied("region_projection").shape[1], "class": classes - 1, "attribute": attributes}
         for name in predict:
             if sizes[name] < 1:
@@ -79,7 +82,9 @@ class RegionPrediction(nn.Module):
         Raises:
             ValueError: the data has no class scores or no attributes, but they are to be predicted.
         """
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.hidden, self.replaced)
+        corrupted, chosen = mask_some(
+            batch, self.probability, generator, self.keep_share, self.force, self.replace_share
+        )
         images, values, weights = batch.images, {}, {}
         if "feature" in self.decoders:
             values["feature"], weights["feature"] = images.features, chosen.float()

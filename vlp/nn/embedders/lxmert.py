@@ -61,7 +61,7 @@ class LxmertEmbedder(nn.Module):
         Raises:
             ValueError: the layout has a row for the whole image.
         """
-        if len(visual.whole.row):
+        if len(visual.wholes.row):
             raise ValueError("layout: this embedder has no row for the whole image; take `whole` out")
         images = batch.images
         features = images.features

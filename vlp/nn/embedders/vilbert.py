@@ -9,7 +9,7 @@ from vlp.interfaces import Batch, Images
 from vlp.nn.embedders.geometry import box_geometry
 from vlp.nn.embedders.text import TextEmbedding
 from vlp.nn.layout import Sequences
-from vlp.nn.ragged import lengths_of, owner_of_rows
+from vlp.nn.ragged import lengths_of, padded_index
 
 
 class VilbertEmbedder(nn.Module):
@@ -66,7 +66,7 @@ class VilbertEmbedder(nn.Module):
         regions = self._embed(features, images.boxes).index_select(0, visual.regions.source)
         whole = _whole(images, features)
         whole = self._embed(whole, whole.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(whole), 4))
-        rows = torch.cat([regions, whole.index_select(0, visual.whole.source)]).index_select(0, visual.order)
+        rows = torch.cat([regions, whole.index_select(0, visual.wholes.source)]).index_select(0, visual.order)
         return self.text(text).index_select(0, text.order), self.dropout(rows)
 
     def _embed(self, features: Tensor, boxes: Tensor) -> Tensor:
@@ -78,6 +78,9 @@ def _whole(images: Images, features: Tensor) -> Tensor:
     """One vector for each image, [I, F]: the given one or the mean of its features."""
     if images.whole is not None:
         return images.whole
-    counts = lengths_of(images.offsets)
-    total = features.new_zeros(len(counts), features.shape[1]).index_add(0, owner_of_rows(counts), features)
-    return total / counts.clamp(min=1)[:, None]
+    if not len(features):
+        return features.new_zeros(len(images.ids), features.shape[1])
+    index, real = padded_index(images.offsets, int(lengths_of(images.offsets).max()))
+    # a padded sum, for scattered additions have no fixed order on a GPU
+    padded = features.index_select(0, index.flatten()).view(*index.shape, -1)
+    return padded.masked_fill(~real[:, :, None], 0.0).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
