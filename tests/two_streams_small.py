@@ -35,7 +35,7 @@ VILBERT = {
     "pooling": "product",
     "layout": ["CLS", "caption", "SEP", "whole", "regions"],
     "layout_types": [0, 0, 0, 0, 0],
-    "embedder": {"type": "vilbert", **TABLES},
+    "embedder": {"type": "two_stream", "box_numbers": 5, "separate_norms": False, **TABLES},
 }
 LXMERT = {
     **COMMON,
@@ -50,7 +50,7 @@ LXMERT = {
     "pooling": "text",
     "layout": ["CLS", "caption", "SEP", "regions"],
     "layout_types": [0, 0, 0, 0],
-    "embedder": {"type": "lxmert", **TABLES},
+    "embedder": {"type": "two_stream", "box_numbers": 4, "separate_norms": True, **TABLES},
 }
 SYSTEMS = {"vilbert": VILBERT, "lxmert": LXMERT}
 

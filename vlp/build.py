@@ -13,9 +13,8 @@ from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
 from vlp.models.two_stream import TwoStream
-from vlp.nn.embedders.lxmert import LxmertEmbedder
+from vlp.nn.embedders.two_stream import TwoStreamEmbedder
 from vlp.nn.embedders.uniter import UniterEmbedder
-from vlp.nn.embedders.vilbert import VilbertEmbedder
 from vlp.nn.layout import Layout
 from vlp.objectives.answering import Answering
 from vlp.objectives.masked_language import MaskedLanguage
@@ -28,9 +27,8 @@ from vlp.text.wordpiece import WordPiece
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream, "two_stream": TwoStream}
 EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
-    "lxmert": LxmertEmbedder,
+    "two_stream": TwoStreamEmbedder,
     "uniter": UniterEmbedder,
-    "vilbert": VilbertEmbedder,
 }
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "answering": Answering,

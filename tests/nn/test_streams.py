@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from vlp.interfaces import NONE, Batch
-from vlp.nn.embedders.lxmert import LxmertEmbedder
-from vlp.nn.embedders.vilbert import VilbertEmbedder
+from vlp.nn.embedders.two_stream import TwoStreamEmbedder
 from vlp.nn.layout import Layout
 
 ITEMS = ["CLS", "caption", "SEP", "whole", "regions"]
@@ -71,8 +70,13 @@ def norm(values: Tensor, part: nn.LayerNorm) -> Tensor:
     return layer_norm(values, values.shape, part.weight, part.bias, 1e-12)
 
 
-def drawn(kind: type[nn.Module], **more: bool) -> nn.Module:
-    embedder = kind(hidden_size=TEXT, visual_hidden_size=VISUAL, dropout=0.0, norm_eps=1e-12, **SIZES, **more)
+VILBERT = {"box_numbers": 5, "separate_norms": False}
+LXMERT = {"box_numbers": 4, "separate_norms": True}
+
+
+def drawn(kind: dict, **more: bool) -> TwoStreamEmbedder:
+    sizes = {"hidden_size": TEXT, "visual_hidden_size": VISUAL, "dropout": 0.0, "norm_eps": 1e-12, **SIZES}
+    embedder = TwoStreamEmbedder(**sizes, **kind, **more)
     for parameter in embedder.parameters():
         nn.init.normal_(parameter)
     return embedder.double()
@@ -85,9 +89,9 @@ def embed(embedder: nn.Module, batch: Batch, items: list[str]) -> tuple[Tensor, 
 
 def text_rows(embedder: nn.Module) -> list[Tensor]:
     """Of the texts that `made` pairs; item k of the layout has type k."""
-    t = embedder.text
+    t = embedder
     return [
-        norm(t.word_table.weight[token] + t.position_table.weight[place] + t.type_table.weight[kind], t.norm)
+        norm(t.word_table.weight[token] + t.position_table.weight[place] + t.type_table.weight[kind], t.text_norm)
         for token, place, kind in [
             *((CLS, 0, 0), (7, 1, 1), (8, 2, 1), (SEP, 3, 2)),
             *((CLS, 0, 0), (9, 1, 1), (SEP, 2, 2)),
@@ -99,7 +103,7 @@ def text_rows(embedder: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("given", [False, True], ids=["mean of the regions", "given vector"])
 def test_vilbert_rows(given: bool) -> None:
     """Text as BERT's; norm(W f + W box5); the whole image first, with the mean of what is shown of its regions."""
-    e = drawn(VilbertEmbedder)
+    e = drawn(VILBERT)
     batch = made([False, True, False, True, False])
     whole = torch.randn(3, FEATURES).double()
     if given:
@@ -125,12 +129,12 @@ def test_vilbert_rows(given: bool) -> None:
 
 def test_lxmert_rows() -> None:
     """Text as BERT's; the mean of norm(W f) and norm(W box4)."""
-    e = drawn(LxmertEmbedder)
+    e = drawn(LXMERT)
     batch = made([False, True, False, True, False])
 
     def row(number: int) -> Tensor:
         feature = batch.images.features[number] * (number not in (1, 3))
-        projected = norm(e.feature_projection.weight @ feature + e.feature_projection.bias, e.feature_norm)
+        projected = norm(e.feature_projection.weight @ feature + e.feature_projection.bias, e.region_norm)
         place = norm(e.box_projection.weight @ batch.images.boxes[number] + e.box_projection.bias, e.box_norm)
         return (projected + place) / 2
 
@@ -143,20 +147,20 @@ def test_lxmert_rows() -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_frozen_first_rows_do_not_learn(frozen: bool) -> None:
-    e = drawn(LxmertEmbedder, frozen_first_rows=frozen)
-    before = e.text.position_table.weight[0].clone()
+    e = drawn(LXMERT, frozen_first_rows=frozen)
+    before = e.position_table.weight[0].clone()
     text, _ = embed(e, made(), ["CLS", "caption", "SEP", "regions"])
     (text * torch.randn_like(text)).sum().backward()
-    for table in (e.text.position_table, e.text.type_table):
+    for table in (e.position_table, e.type_table):
         assert bool(table.weight.grad[0].any()) != frozen
         assert table.weight.grad[1].any()
     assert before.any(), "the row takes part with its random start"
 
 
-@pytest.mark.parametrize("kind", [VilbertEmbedder, LxmertEmbedder])
-def test_a_masked_region_shows_nothing_of_its_feature(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [VILBERT, LXMERT], ids=["vilbert", "lxmert"])
+def test_a_masked_region_shows_nothing_of_its_feature(kind: dict) -> None:
     e = drawn(kind)
-    items = ITEMS if kind is VilbertEmbedder else ["CLS", "caption", "SEP", "regions"]
+    items = ITEMS if kind is VILBERT else ["CLS", "caption", "SEP", "regions"]
     rows = {}
     for name, masked in (("masked", True), ("shown", False)):
         for value in (1.0, 50.0):
@@ -166,9 +170,4 @@ def test_a_masked_region_shows_nothing_of_its_feature(kind: type[nn.Module]) -> 
             rows[name, value] = embed(e, batch, items)[1]
     assert torch.equal(rows["masked", 1.0], rows["masked", 50.0])
     changed = (rows["shown", 1.0] != rows["shown", 50.0]).any(1).nonzero()[:, 0].tolist()
-    assert changed == ([8, 10] if kind is VilbertEmbedder else [7]), "the region and the mean over its image"
-
-
-def test_a_row_of_the_whole_image_must_be_known_to_the_embedder() -> None:
-    with pytest.raises(ValueError, match="take `whole` out"):
-        embed(drawn(LxmertEmbedder), made(), ["CLS", "caption", "SEP", "whole", "regions"])
+    assert changed == ([8, 10] if kind is VILBERT else [7]), "the region and the mean over its image"

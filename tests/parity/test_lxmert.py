@@ -58,7 +58,9 @@ class Lxmert(nn.Module):
             "layout_types": [0, 0, 0, 0],
             "max_tokens": {"caption": c["max_position_embeddings"]},
             "embedder": {
-                "type": "lxmert",
+                "type": "two_stream",
+                "box_numbers": 4,
+                "separate_norms": True,
                 "vocab_size": c["vocab_size"],
                 "positions": c["max_position_embeddings"],
                 "types": c["type_vocab_size"],

@@ -69,7 +69,9 @@ class Vilbert(nn.Module):
             "layout_types": [0, 0, 1, 1, 0, 0],
             "max_tokens": dict.fromkeys(SEGMENTS, c["max_position_embeddings"]),
             "embedder": {
-                "type": "vilbert",
+                "type": "two_stream",
+                "box_numbers": 5,
+                "separate_norms": False,
                 "vocab_size": c["vocab_size"],
                 "positions": c["max_position_embeddings"],
                 "types": c["type_vocab_size"],

@@ -43,7 +43,7 @@ def _key_map(trunk: str) -> KeyMap:
         rules=[
             *text_embedding(f"{trunk}.embeddings"),
             *both("model.embedder.feature_projection", f"{encoder}.visn_fc.visn_fc"),
-            *both("model.embedder.feature_norm", f"{encoder}.visn_fc.visn_layer_norm"),
+            *both("model.embedder.region_norm", f"{encoder}.visn_fc.visn_layer_norm"),
             *both("model.embedder.box_projection", f"{encoder}.visn_fc.box_fc"),
             *both("model.embedder.box_norm", f"{encoder}.visn_fc.box_layer_norm"),
             *layers("model.text_layers", f"{encoder}.layer"),

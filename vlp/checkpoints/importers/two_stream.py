@@ -48,10 +48,10 @@ def text_embedding(theirs: str) -> list[Rule]:
     """BERT's embedding tables and their norm."""
     return [
         *(
-            Rule(f"model.embedder.text.{ours}_table.weight", (f"{theirs}.{name}_embeddings.weight",))
+            Rule(f"model.embedder.{ours}_table.weight", (f"{theirs}.{name}_embeddings.weight",))
             for ours, name in (("word", "word"), ("position", "position"), ("type", "token_type"))
         ),
-        *both("model.embedder.text.norm", f"{theirs}.LayerNorm"),
+        *both("model.embedder.text_norm", f"{theirs}.LayerNorm"),
     ]
 
 
