@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import lxmert, uniter, vilbert
+from vlp.checkpoints.importers import lxmert, uniter, vilbert, volta
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
@@ -48,6 +48,8 @@ IMPORTERS: dict[str, KeyMap] = {
     "vilbert": vilbert.KEY_MAP,
     "vilbert_contrast": vilbert.CONTRAST,
     "vilbert_regression": vilbert.REGRESSION,
+    "volta_ctrl_lxmert": volta.CTRL_LXMERT,
+    "volta_ctrl_vilbert": volta.CTRL_VILBERT,
 }
 
 

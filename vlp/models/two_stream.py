@@ -75,8 +75,9 @@ class TwoStream(nn.Module):
         schedule: the blocks in the order in which they run.
         cross_shared: one cross-attention for both directions.
         cross_self_attention: whether the cross blocks have self-attention, after the cross-attention.
+        pooled_size: width of the poolers that `product` and `sum` have, if not `cross_hidden_size`.
         pooling: `text`: `pooled["pair"]` is tanh(linear(first text row)), [P, hidden_size]. `product`, `sum`:
-            `pooled["text"]` and `pooled["visual"]` are relu(linear(first row)), [P, cross_hidden_size], and
+            `pooled["text"]` and `pooled["visual"]` are relu(linear(first row)), [P, pooled_size], and
             `pooled["pair"]` their product or sum, with dropout. A stream without rows gives zeros.
         dropout, attention_dropout: on hidden rows and on attention probabilities.
         norm_eps: epsilon of every norm.
@@ -106,6 +107,7 @@ class TwoStream(nn.Module):
         attention_dropout: float,
         norm_eps: float,
         initial_std: float,
+        pooled_size: int | None = None,
     ):
         super().__init__()
         if cross_shared and hidden_size != visual_hidden_size:
@@ -113,7 +115,7 @@ class TwoStream(nn.Module):
                 f"a shared cross-attention needs streams of one width, not {hidden_size} and {visual_hidden_size}"
             )
         self.hidden_size, self.visual_size = hidden_size, visual_hidden_size
-        self.pooled_size = hidden_size if pooling == "text" else cross_hidden_size
+        self.pooled_size = hidden_size if pooling == "text" else (pooled_size or cross_hidden_size)
         self.norm_eps = norm_eps
         self.initial_std = initial_std
         self.schedule, self.pooling = schedule, pooling
