@@ -8,43 +8,64 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import uniter, vlbert
+from vlp.checkpoints.importers import lxmert, uniter, vilbert, vlbert, volta
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
+from vlp.models.two_stream import TwoStream
 from vlp.nn.embedders.b2t2 import B2T2Embedder
 from vlp.nn.embedders.summed import SummedEmbedder
+from vlp.nn.embedders.two_stream import TwoStreamEmbedder
 from vlp.nn.embedders.uniter import UniterEmbedder
 from vlp.nn.embedders.vlbert import VLBertEmbedder
 from vlp.nn.layout import Layout
+from vlp.objectives.answering import Answering
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribution, MaskedRegionRegression
+from vlp.objectives.masked_region_contrast import MaskedRegionContrast
 from vlp.objectives.matching import Matching
+from vlp.objectives.region_prediction import RegionPrediction
 from vlp.objectives.word_region import WordRegionAlignment
 from vlp.text.wordpiece import WordPiece
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream}
+MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream, "two_stream": TwoStream}
 EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
     "b2t2": B2T2Embedder,
     "summed": SummedEmbedder,
+    "two_stream": TwoStreamEmbedder,
     "uniter": UniterEmbedder,
     "vlbert": VLBertEmbedder,
 }
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
+    "answering": Answering,
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,
+    "masked_region_contrast": MaskedRegionContrast,
     "masked_region_distribution": MaskedRegionDistribution,
     "masked_region_regression": MaskedRegionRegression,
     "matching": Matching,
+    "region_prediction": RegionPrediction,
     "word_region_alignment": WordRegionAlignment,
 }
 READ_REGION_ROWS = {  # objectives that a model without region rows can't be trained with
     "masked_region_class",
+    "masked_region_contrast",
     "masked_region_distribution",
     "masked_region_regression",
+    "region_prediction",
     "word_region_alignment",
 }
-IMPORTERS: dict[str, KeyMap] = {"uniter": uniter.KEY_MAP, "vlbert": vlbert.KEY_MAP}
+IMPORTERS: dict[str, KeyMap] = {
+    "lxmert": lxmert.KEY_MAP,
+    "lxmert_transformers": lxmert.TRANSFORMERS,
+    "uniter": uniter.KEY_MAP,
+    "vilbert": vilbert.KEY_MAP,
+    "vilbert_contrast": vilbert.CONTRAST,
+    "vilbert_regression": vilbert.REGRESSION,
+    "vlbert": vlbert.KEY_MAP,
+    "volta_ctrl_lxmert": volta.CTRL_LXMERT,
+    "volta_ctrl_vilbert": volta.CTRL_VILBERT,
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +111,7 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
             " leave the key out to follow the data"
         )
     constructor, sizes = arguments("model", settings, MODELS, ("embedder", "layout"))
-    shared = {key: sizes[key] for key in ("hidden_size", "dropout", "norm_eps")}
+    shared = {key: sizes[key] for key in ("hidden_size", "visual_hidden_size", "dropout", "norm_eps") if key in sizes}
     embedder = construct("model.embedder", parts["embedder"], EMBEDDERS, **shared)
     try:
         layout = Layout(
@@ -126,7 +147,9 @@ def build_objectives(
             name = settings.pop("name", kind)
             if name in objectives:
                 raise ConfigError(f"{where}: there is an objective {name!r} already; give this one another `name`")
-            if not facts.classes and kind in ("masked_region_class", "masked_region_distribution"):
+            by_class = kind == "region_prediction" and "class" in settings.get("predict", [])
+            by_class |= kind in ("masked_region_class", "masked_region_distribution")
+            if not facts.classes and by_class:
                 raise ConfigError(f"{where}: {kind} needs class scores, and the data's manifest names no classes")
             if kind in READ_REGION_ROWS and not model.region_rows:
                 raise ConfigError(f"{where}: {kind} needs region rows, and model.layout has no `regions`")

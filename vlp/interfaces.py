@@ -105,6 +105,7 @@ class Images:
     `ids` int64 [I]: two rows with one id show the same image. `offsets` int64 [I + 1] into the R rows of:
     `features` float [R, F]; `boxes` float [R, 4], corners x1 y1 x2 y2 as shares of width and height;
     `scores` float [R, C], a distribution over region classes; `labels` int64 [R]; `attributes` int64 [R];
+    `attribute_confidence` float [R], the detector's;
     `masked` bool [R], set by objectives: what it means is the embedder's business. `chosen` bool [R]: regions that the
     objectives of the group predict, those among them that are left unmasked too.
     `whole` float [I, F]: one vector for the whole image; `whole_boxes` float [I, 4]: where official features put its
@@ -118,6 +119,7 @@ class Images:
     scores: Tensor | None = None
     labels: Tensor | None = None
     attributes: Tensor | None = None
+    attribute_confidence: Tensor | None = None
     masked: Tensor | None = None
     chosen: Tensor | None = None
     whole: Tensor | None = None
@@ -153,7 +155,8 @@ class Batch:
     """One micro-batch. As the loader makes it, it is clean: no objective has touched it.
 
     `pairs` int64 [P, 1 + K]: a text row and K image rows; NONE where there is none. `matched` bool [P]:
-    text and images belong together; an objective that swaps images clears it. `source` names the data
+    text and images belong together; an objective that swaps images clears it. `answers` int64 [P]: the
+    label of the answer to the pair's question, NONE where there is none. `source` names the data
     set; (`step`, `micro_batch`) is the place in the run, from which all randomness of the micro-batch
     is derived. `replaced`: broken samples that others stand in for.
     """
@@ -162,6 +165,7 @@ class Batch:
     images: Images
     pairs: Tensor
     matched: Tensor
+    answers: Tensor | None = None
     source: str = ""
     step: int = 0
     micro_batch: int = 0
@@ -217,7 +221,9 @@ Report = dict[str, Tensor]  # scalars without gradient, to be logged
 class Model(Protocol):
     """What objectives, training and evaluation may ask of a fusion model."""
 
-    hidden_size: int
+    hidden_size: int  # of the text stream
+    visual_size: int  # of the visual stream; the same in a single stream
+    pooled_size: int  # of `pooled["pair"]`
     norm_eps: float  # of every norm, those of heads included
     initial_std: float  # of random weights, those of heads included
     region_rows: bool  # whether `Encoded.regions` is there
@@ -228,7 +234,7 @@ class Model(Protocol):
     def tied(self, name: str) -> Tensor:
         """A parameter that a head shares with the model, stored once, in the model.
 
-        `word_embeddings` [vocabulary, H] or `region_projection` [H, F].
+        `word_embeddings` [vocabulary, hidden_size] or `region_projection` [visual_size, F].
 
         Raises:
             KeyError: the model has no such parameter.

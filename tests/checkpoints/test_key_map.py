@@ -128,3 +128,12 @@ def test_what_is_optional_may_be_absent_as_a_whole() -> None:
     assert all(torch.equal(back[name], complete[name]) for name in complete)
     with pytest.raises(KeyMismatchError, match=r"missing: pool\.b"):
         import_state({**state, "pool.a": torch.randn(2, 2)}, with_pooler)
+
+
+def test_rows_in_another_order() -> None:
+    """Row k of ours is row order[k] of theirs, and back."""
+    key_map = KeyMap([Rule("ours", ("theirs",), order=(2, 0, 1))])
+    state = {"theirs": torch.tensor([[10.0], [20.0], [30.0]])}
+    ours = import_state(state, key_map)
+    assert ours["ours"].tolist() == [[30.0], [10.0], [20.0]]
+    assert torch.equal(export_state(ours, key_map)["theirs"], state["theirs"])

@@ -21,7 +21,7 @@ from vlp.objectives.masked_region import (
     MaskedRegionDistribution,
     MaskedRegionRegression,
     MaskedRegions,
-    _masked_rows,
+    masked_rows,
 )
 from vlp.objectives.matching import Matching, MatchingTargets
 from vlp.objectives.word_region import (
@@ -174,7 +174,7 @@ def test_pretraining(pretraining) -> None:
     scores = torch.zeros(len(chosen), golden.config["img_label_dim"])
     scores[chosen] = g["label_targets"]
     classes = MaskedRegions(chosen, scores, all_matched)
-    states, soft = _masked_rows(encoded, classes)
+    states, soft = masked_rows(encoded, classes)
     torch.testing.assert_close(soft, g["label_targets"])
     head = o["masked_region_distribution"]
     class_logits = head.classifier(states)

@@ -19,6 +19,8 @@ class Rule:
     """`ours` <-> `theirs`. `row`: ours is that single row of theirs, the others being zero on export.
 
     `optional`: only some checkpoints, and only some of our models, have it.
+    `order`: ours has their rows in that order (row k of ours is row order[k] of theirs), as where classes are numbered
+    in another way.
     """
 
     ours: str
@@ -26,6 +28,7 @@ class Rule:
     row: int | None = None
     rows: int | None = None  # rows of theirs, needed to export a `row` rule
     optional: bool = False
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
                 continue
             parts = [theirs[name] for name in names]
             value = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if rule.order is not None:
+                value = value[list(rule.order)]
             ours[_fill(rule.ours, layer)] = value if rule.row is None else value[rule.row : rule.row + 1]
     for tied, original in key_map.ties.items():
         if tied in theirs:
@@ -114,6 +119,8 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
                 continue
             left.discard(name)
             value = ours[name]
+            if rule.order is not None:
+                value = value[[rule.order.index(row) for row in range(len(rule.order))]]
             if rule.row is not None and rule.rows is not None:
                 whole = value.new_zeros(rule.rows, *value.shape[1:])
                 whole[rule.row] = value[0]

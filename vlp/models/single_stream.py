@@ -39,7 +39,7 @@ class SingleStream(nn.Module):
         pooler: bool = True,
     ):
         super().__init__()
-        self.hidden_size = hidden_size
+        self.hidden_size = self.visual_size = self.pooled_size = hidden_size
         self.norm_eps = norm_eps
         self.initial_std = initial_std
         self.layout = layout

@@ -110,7 +110,7 @@ class SelfAttention(nn.Module):
             query, key, value = part.permute(2, 0, 3, 1, 4)  # each [B, h, L, d]
             out = F.scaled_dot_product_attention(query, key, value, bucket.mask, dropout_p=dropout)
             mixed.append(out.transpose(1, 2).reshape(bucket.sequences * bucket.length, -1))
-        joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed or [qkv[:, : rows.shape[1]]])  # or: no row at all
         if plan.inverse is not None:
             joined = joined.index_select(0, plan.inverse)
         return self.out(joined)

@@ -51,6 +51,7 @@ class Layout:
         max_tokens: the most tokens that each segment may have; the rest is cut off at the end.
         regions_share_position: the regions of a sequence, and the whole image, stand at one position, and the text
             after them at the next (VL-BERT). Otherwise text positions skip them.
+        may_be_empty: a pair may have no row at all.
 
     A pair without text gets no special tokens; a pair without an image no regions; an absent segment is empty.
 
@@ -66,6 +67,7 @@ class Layout:
         special: dict[str, int],
         max_tokens: dict[str, int],
         regions_share_position: bool = False,
+        may_be_empty: bool = False,
     ):
         if len(items) != len(types):
             raise ValueError(f"layout has {len(items)} items but layout_types has {len(types)}: give one type an item")
@@ -77,12 +79,22 @@ class Layout:
             if not item.isupper() and not _is_visual(item) and item not in max_tokens:
                 raise ValueError(f"layout: the segment {item} needs an entry in max_tokens")
         self.items, self.types, self.special, self.max_tokens = items, types, special, max_tokens
-        self.regions_share_position = regions_share_position
+        self.regions_share_position, self.may_be_empty = regions_share_position, may_be_empty
 
     @property
     def has_regions(self) -> bool:
         """Whether sequences have rows of regions."""
         return any(item.startswith("regions") for item in self.items)
+
+    def split(self) -> tuple[Layout, Layout]:
+        """The layouts of the text and of the image, for models with a stream each; a pair may lack either."""
+        parts = []
+        for visual in (False, True):
+            chosen = [k for k, item in enumerate(self.items) if _is_visual(item) == visual]
+            items, types = [self.items[k] for k in chosen], [self.types[k] for k in chosen]
+            share = self.regions_share_position
+            parts.append(Layout(items, types, self.special, self.max_tokens, share, may_be_empty=True))
+        return parts[0], parts[1]
 
     def assemble(self, batch: Batch) -> Sequences:
         """Lay out the pairs of a batch.
@@ -115,7 +127,7 @@ class Layout:
         first_row = offsets_of(length_table.flatten())[:-1].view_as(length_table)
         offsets = offsets_of(length_table.sum(1))
         empty = lengths_of(offsets) == 0
-        if bool(empty.any()):
+        if not self.may_be_empty and bool(empty.any()):
             raise ValueError(f"pair {int(empty.nonzero()[0])} of the batch has neither text nor regions")
 
         text_parts: list[tuple[Tensor, ...]] = []
@@ -177,6 +189,10 @@ class Layout:
         )
 
 
+def _is_visual(item: str) -> bool:
+    return item == "whole" or item.startswith("regions")
+
+
 def _spans(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Start and length of the sequence chosen by each pair; length 0 where none is."""
     if len(offsets) == 1:
@@ -184,10 +200,6 @@ def _spans(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     safe = chosen.clamp(min=0)
     start = offsets.index_select(0, safe)
     return start, torch.where(chosen != NONE, offsets.index_select(0, safe + 1) - start, 0)
-
-
-def _is_visual(item: str) -> bool:
-    return item == "whole" or item.startswith("regions")
 
 
 def _regions_meant(batch: Batch, number: Tensor, pair: Tensor) -> Tensor:

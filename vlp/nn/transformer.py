@@ -11,7 +11,8 @@ from vlp.nn.attention import AttentionPlan, SelfAttention
 class Block(nn.Module):
     """BERT's post-norm block: x = norm(x + attention(x)), then x = norm(x + mlp(x)), exact (erf) GELU.
 
-    Source: Devlin et al. 2019; residual branches get dropout before they are added.
+    Source: Devlin et al. 2019; residual branches get dropout before they are added. Without `self_attention` only the
+    second half is there (ViLBERT's co-attention layers).
     """
 
     def __init__(
@@ -22,10 +23,11 @@ class Block(nn.Module):
         dropout: float,
         attention_dropout: float,
         norm_eps: float,
+        self_attention: bool = True,
     ):
         super().__init__()
-        self.attention = SelfAttention(hidden_size, heads, attention_dropout)
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.attention = SelfAttention(hidden_size, heads, attention_dropout) if self_attention else None
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=norm_eps) if self_attention else None
         self.mlp_in = nn.Linear(hidden_size, mlp_size)
         self.mlp_out = nn.Linear(mlp_size, hidden_size)
         self.mlp_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
@@ -33,7 +35,8 @@ class Block(nn.Module):
 
     def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
         """Rows [N, H] of all sequences to rows [N, H]."""
-        rows = self.attention_norm(rows + self.dropout(self.attention(rows, plan)))
+        if self.attention is not None and self.attention_norm is not None:
+            rows = self.attention_norm(rows + self.dropout(self.attention(rows, plan)))
         return self.mlp_norm(rows + self.dropout(self.mlp_out(F.gelu(self.mlp_in(rows)))))
 
 

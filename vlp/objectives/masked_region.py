@@ -29,21 +29,36 @@ class MaskedRegions:
     matched: Tensor
 
 
-def _mask(
-    batch: Batch, probability: float, generator: torch.Generator, keep_share: float = 0.0, force: bool = True
+def mask_some(
+    batch: Batch,
+    probability: float,
+    generator: torch.Generator,
+    keep_share: float = 0.0,
+    force: bool = True,
+    replace_share: float = 0.0,
 ) -> tuple[Batch, Tensor]:
-    """Choose regions and mask them but for `keep_share`, or keep what an earlier objective of the group has chosen."""
-    chosen = batch.images.masked if batch.images.chosen is None else batch.images.chosen
-    if chosen is None:
-        chosen = masked = mask_regions(batch.images.offsets, probability, generator, force)
-        if keep_share:
-            draw = torch.rand(len(chosen), generator=generator, device=chosen.device)
-            masked = chosen & (draw >= keep_share)
-        batch = replace(batch, images=replace(batch.images, masked=masked, chosen=chosen))
-    return batch, chosen
+    """Choose regions and mask them, or keep what an earlier objective of the group has chosen.
+
+    Of the chosen ones `keep_share` stay as they are, and `replace_share` get the feature of any region of the batch.
+    Returns the corrupted batch and bool [R], the chosen regions.
+    """
+    images = batch.images
+    chosen = images.masked if images.chosen is None else images.chosen
+    if chosen is not None:
+        return batch, chosen
+    chosen = masked = mask_regions(images.offsets, probability, generator, force)
+    if keep_share or replace_share:
+        draw = torch.rand(len(chosen), generator=generator, device=chosen.device)
+        masked = chosen & (draw >= keep_share + replace_share)
+    if replace_share and len(chosen):
+        other = torch.randint(len(chosen), chosen.shape, generator=generator, device=chosen.device)
+        replaced = chosen & (draw < replace_share)
+        features = torch.where(replaced[:, None], images.features.index_select(0, other), images.features)
+        images = replace(images, features=features)
+    return replace(batch, images=replace(images, masked=masked, chosen=chosen)), chosen
 
 
-def _masked_rows(encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tensor]:
+def masked_rows(encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tensor]:
     """States [n, H] of the masked regions of matched pairs, and their targets [n, ...]."""
     where = encoded.regions
     if where is None:
@@ -56,31 +71,38 @@ def _masked_rows(encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tens
 class MaskedRegionRegression(nn.Module):
     """Predict the features of masked regions; the decoder is the transpose of the region projection.
 
-    Squared error, mean over regions and feature numbers. Source: UNITER, model/pretrain.py (MRFR).
+    Squared error, mean over regions and feature numbers. Source: UNITER, model/pretrain.py (MRFR); with a decoder of
+    its own ViLBERT's (visual_target 1).
 
     Args:
         model: the model to be trained; it must have a `region_projection`.
         probability: share of regions to predict.
         keep_share: of these, the share that is not masked.
         force: choose at least one region of an image.
+        tied: whether the decoder is the transpose of the region projection, rather than one of its own.
     """
 
-    def __init__(self, model: Model, probability: float, keep_share: float = 0.0, force: bool = True):
+    def __init__(
+        self, model: Model, probability: float, keep_share: float = 0.0, force: bool = True, tied: bool = True
+    ):
         super().__init__()
         self.probability, self.keep_share, self.force = probability, keep_share, force
-        self.transform = Transform(model.hidden_size, model.norm_eps)
-        self.bias = nn.Parameter(torch.zeros(model.tied("region_projection").shape[1]))
+        self.transform = Transform(model.visual_size, model.norm_eps)
+        size = model.tied("region_projection").shape[1]
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.decode = None if tied else nn.Linear(model.visual_size, size, bias=False)
         initialise(self, model.initial_std)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
         """Mask regions; the text stays."""
-        corrupted, chosen = _mask(batch, self.probability, generator, self.keep_share, self.force)
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
         return corrupted, MaskedRegions(chosen, batch.images.features, batch.matched)
 
     def predict(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Tensor, Tensor]:
         """Predicted and true features, float [n, F] each."""
-        states, features = _masked_rows(encoded, targets)
-        return F.linear(self.transform(states), model.tied("region_projection").t(), self.bias), features
+        states, features = masked_rows(encoded, targets)
+        weight = model.tied("region_projection").t() if self.decode is None else self.decode.weight
+        return F.linear(self.transform(states), weight, self.bias), features
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_regression`."""
@@ -97,8 +119,8 @@ class RegionClassifier(nn.Module):
 
     def __init__(self, model: Model, classes: int, norm: bool = True):
         super().__init__()
-        self.transform = Transform(model.hidden_size, model.norm_eps, norm)
-        self.classify = nn.Linear(model.hidden_size, classes)
+        self.transform = Transform(model.visual_size, model.norm_eps, norm)
+        self.classify = nn.Linear(model.visual_size, classes)
         initialise(self, model.initial_std)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -110,7 +132,7 @@ class MaskedRegionDistribution(nn.Module):
     """Predict the class distribution of masked regions by KL divergence, mean over regions and classes (MRC-KL).
 
     The mean divides by the number of classes too, as UNITER's does (model/pretrain.py), so its value is 1/C of the
-    usual per-region divergence.
+    usual per-region divergence, which ViLBERT's is (vilbert/vilbert.py, visual_target 0).
 
     Args:
         model: the model to be trained.
@@ -119,6 +141,7 @@ class MaskedRegionDistribution(nn.Module):
         head_norm: whether the classifier has a norm.
         cross_entropy: instead of the divergence, - sum over classes of p log q, mean over regions (VL-BERT).
         sum_tolerance: skip regions whose scores do not sum to one within this; None: none is skipped.
+        sum_classes: take the sum over classes, the divergence proper, instead of the mean.
     """
 
     def __init__(
@@ -131,10 +154,11 @@ class MaskedRegionDistribution(nn.Module):
         head_norm: bool = True,
         cross_entropy: bool = False,
         sum_tolerance: float | None = None,
+        sum_classes: bool = False,
     ):
         super().__init__()
         self.probability, self.keep_share, self.force = probability, keep_share, force
-        self.cross_entropy, self.sum_tolerance = cross_entropy, sum_tolerance
+        self.cross_entropy, self.sum_tolerance, self.sum_classes = cross_entropy, sum_tolerance, sum_classes
         self.classifier = RegionClassifier(model, classes, head_norm)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
@@ -143,7 +167,7 @@ class MaskedRegionDistribution(nn.Module):
         Raises:
             ValueError: the data has no class scores.
         """
-        corrupted, chosen = _mask(batch, self.probability, generator, self.keep_share, self.force)
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
         return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
 
     def predict(self, encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tensor]:
@@ -151,7 +175,7 @@ class MaskedRegionDistribution(nn.Module):
         if self.sum_tolerance is not None:
             valid = (targets.values.sum(1) - 1).abs() < self.sum_tolerance
             targets = replace(targets, chosen=targets.chosen & valid)
-        states, scores = _masked_rows(encoded, targets)
+        states, scores = masked_rows(encoded, targets)
         return self.classifier(states), scores
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
@@ -161,7 +185,8 @@ class MaskedRegionDistribution(nn.Module):
             loss = F.cross_entropy(logits.float(), scores.float(), reduction="sum") / max(len(scores), 1)
         else:
             log_probability = F.log_softmax(logits.float(), dim=-1)
-            loss = F.kl_div(log_probability, scores.float(), reduction="sum") / max(scores.numel(), 1)
+            divergence = F.kl_div(log_probability, scores.float(), reduction="sum")
+            loss = divergence / max(len(scores) if self.sum_classes else scores.numel(), 1)
         return {"masked_region_distribution": loss}, {}
 
 
@@ -182,12 +207,12 @@ class MaskedRegionClass(nn.Module):
         Raises:
             ValueError: the data has no class scores.
         """
-        corrupted, chosen = _mask(batch, self.probability, generator, self.keep_share, self.force)
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
         return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_class`. Report: `masked_region_class_accuracy`."""
-        states, scores = _masked_rows(encoded, targets)
+        states, scores = masked_rows(encoded, targets)
         labels = scores[:, 1:].argmax(1) + 1
         logits = self.classifier(states).float()
         count = max(len(labels), 1)

@@ -34,7 +34,7 @@ class Matching(nn.Module):
     def __init__(self, model: Model, swap_probability: float):
         super().__init__()
         self.swap_probability = swap_probability
-        self.classify = nn.Linear(model.hidden_size, 2)
+        self.classify = nn.Linear(model.pooled_size, 2)
         initialise(self, model.initial_std)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MatchingTargets]:

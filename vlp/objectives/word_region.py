@@ -74,10 +74,18 @@ class WordRegionAlignment(nn.Module):
 
     (sum of matched distances - sum of mismatched distances) / P, in float32; special tokens take part.
     It corrupts nothing: put it after `matching` in a group. Source: UNITER, pretrain.py and model/ot.py.
+
+    Raises:
+        ValueError: the model's words and regions differ in width.
     """
 
     def __init__(self, model: Model):
         super().__init__()
+        if model.hidden_size != model.visual_size:
+            raise ValueError(
+                "word_region_alignment compares words with regions, so they need one width,"
+                f" not {model.hidden_size} and {model.visual_size}"
+            )
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AlignmentTargets]:
         """The batch as it is."""

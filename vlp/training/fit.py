@@ -166,7 +166,8 @@ def print_estimate(config: RunConfig, module: TrainingModule, rows_per_micro_bat
     per_step = config.data.micro_batches_per_step
     parameters = sum(p.numel() for p in module.parameters())
     words = module.model.tied("word_embeddings").numel()  # type: ignore[operator]
-    hidden, layers = config.model["hidden_size"], config.model["layers"]
+    hidden = config.model["hidden_size"]
+    layers = config.model["layers"] if "layers" in config.model else len(config.model["schedule"])
     width = 34 + 2 * config.model["mlp_size"] / hidden
     activations = rows_per_micro_batch * layers * hidden * width * (2 if "bf16" in precision else 4)
     device = "cuda" if accelerator == "gpu" else "cpu"

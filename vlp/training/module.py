@@ -100,7 +100,10 @@ class TrainingModule(lightning.LightningModule):
                 losses[key if key.startswith(name) else f"{name}/{key}"] = value
                 total = total + weight * value
             report.update(numbers)
-        return total, losses, report, len(encoded.text.values), encoded.computed_rows
+        rows = len(encoded.text.values)
+        if encoded.visual is not encoded.text:
+            rows += len(encoded.visual.values)
+        return total, losses, report, rows, encoded.computed_rows
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch.

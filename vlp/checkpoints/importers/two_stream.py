@@ -1,0 +1,72 @@
+"""Rules that the layouts of two-stream models have in common, all of them built on BERT's names."""
+
+from __future__ import annotations
+
+from vlp.checkpoints.key_map import Rule
+
+KINDS = ("weight", "bias")
+
+
+def both(ours: str, theirs: str) -> list[Rule]:
+    """Weight and bias of one layer."""
+    return [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in KINDS]
+
+
+def joined(ours: str, *theirs: str) -> list[Rule]:
+    """Weight and bias of a layer that is several of theirs end to end."""
+    return [Rule(f"{ours}.{kind}", tuple(f"{name}.{kind}" for name in theirs)) for kind in KINDS]
+
+
+def self_attention(ours: str, theirs: str) -> list[Rule]:
+    """The attention half of a block; theirs has `self` and `output` below it."""
+    return [
+        *joined(f"{ours}.attention.qkv", *(f"{theirs}.self.{part}" for part in ("query", "key", "value"))),
+        *both(f"{ours}.attention.out", f"{theirs}.output.dense"),
+        *both(f"{ours}.attention_norm", f"{theirs}.output.LayerNorm"),
+    ]
+
+
+def feed_forward(ours: str, intermediate: str, output: str) -> list[Rule]:
+    """The feed-forward half of a block."""
+    return [
+        *both(f"{ours}.mlp_in", f"{intermediate}.dense"),
+        *both(f"{ours}.mlp_out", f"{output}.dense"),
+        *both(f"{ours}.mlp_norm", f"{output}.LayerNorm"),
+    ]
+
+
+def layers(ours: str, theirs: str) -> list[Rule]:
+    """A stack of BERT layers."""
+    ours, theirs = f"{ours}.{{i}}", f"{theirs}.{{i}}"
+    return [
+        *self_attention(ours, f"{theirs}.attention"),
+        *feed_forward(ours, f"{theirs}.intermediate", f"{theirs}.output"),
+    ]
+
+
+def text_embedding(theirs: str) -> list[Rule]:
+    """BERT's embedding tables and their norm."""
+    return [
+        *(
+            Rule(f"model.embedder.{ours}_table.weight", (f"{theirs}.{name}_embeddings.weight",))
+            for ours, name in (("word", "word"), ("position", "position"), ("type", "token_type"))
+        ),
+        *both("model.embedder.text_norm", f"{theirs}.LayerNorm"),
+    ]
+
+
+def transform(ours: str, theirs: str) -> list[Rule]:
+    """BERT's transform before a decoder."""
+    return [
+        *both(f"{ours}.linear", f"{theirs}.dense"),
+        *both(f"{ours}.norm", f"{theirs}.LayerNorm"),
+    ]
+
+
+def masked_language() -> list[Rule]:
+    """BERT's head of masked words, the tied decoder apart."""
+    ours, theirs = "objectives.masked_language", "cls.predictions"
+    return [
+        *transform(f"{ours}.transform", f"{theirs}.transform"),
+        Rule(f"{ours}.bias", (f"{theirs}.bias",)),
+    ]

@@ -1,0 +1,213 @@
+"""Text and regions through a transformer each, joined by cross-attention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlp.interfaces import Batch, Encoded, Ragged
+from vlp.nn.attention import AttentionPlan, plan_attention
+from vlp.nn.cross_attention import CrossAttention, CrossPlan, plan_cross_attention
+from vlp.nn.layout import Layout
+from vlp.nn.ragged import lengths_of
+from vlp.nn.transformer import Block, initialise
+
+
+class Exchange(nn.Module):
+    """Post-norm cross-attention: x = norm(x + attention of x on the other stream), dropout before the addition."""
+
+    def __init__(
+        self,
+        size: int,
+        other_size: int,
+        hidden_size: int,
+        heads: int,
+        dropout: float,
+        attention_dropout: float,
+        norm_eps: float,
+    ):
+        super().__init__()
+        self.attention = CrossAttention(size, other_size, hidden_size, heads, attention_dropout)
+        self.norm = nn.LayerNorm(size, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows: Tensor, other: Tensor, plan: CrossPlan) -> Tensor:
+        """Rows [N, size] of this stream, given those of the other, to rows [N, size]."""
+        return self.norm(rows + self.dropout(self.attention(rows, other, plan)))
+
+
+class CrossBlock(nn.Module):
+    """Cross-attention in both directions, from the states before the block; then a block for each stream.
+
+    `into_visual` is None where one cross-attention serves both directions.
+    """
+
+    def __init__(self, into_text: Exchange, into_visual: Exchange | None, text: Block, visual: Block):
+        super().__init__()
+        self.into_text, self.into_visual = into_text, into_visual
+        self.text, self.visual = text, visual
+
+    def forward(
+        self, text: Tensor, visual: Tensor, plans: tuple[AttentionPlan, AttentionPlan], cross: tuple[CrossPlan, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of the two streams to rows of the two streams."""
+        into_visual = self.into_text if self.into_visual is None else self.into_visual
+        mixed_text = self.into_text(text, visual, cross[0])
+        mixed_visual = into_visual(visual, text, cross[1])
+        return self.text(mixed_text, plans[0]), self.visual(mixed_visual, plans[1])
+
+
+class TwoStream(nn.Module):
+    """Encoders of text and of regions with their own widths, and blocks in which they read each other.
+
+    ViLBERT (Lu et al. 2019): `cross` blocks with an attention per direction and no self-attention, between `text` and
+    `visual` blocks. LXMERT (Tan and Bansal 2019): `text` blocks, `visual` blocks, then `cross` blocks with one shared
+    attention and self-attention.
+
+    Args:
+        embedder: gives the input rows of both streams (`vlp.nn.embedders`).
+        layout: its text items make the text stream, its image items the visual one.
+        hidden_size, heads, mlp_size: size of the text stream.
+        visual_hidden_size, visual_heads, visual_mlp_size: size of the visual stream.
+        cross_hidden_size, cross_heads: size of the cross-attention.
+        schedule: the blocks in the order in which they run.
+        cross_shared: one cross-attention for both directions.
+        cross_self_attention: whether the cross blocks have self-attention, after the cross-attention.
+        pooled_size: width of the poolers that `product` and `sum` have, if not `cross_hidden_size`.
+        pooling: `text`: `pooled["pair"]` is tanh(linear(first text row)), [P, hidden_size]. `product`, `sum`:
+            `pooled["text"]` and `pooled["visual"]` are relu(linear(first row)), [P, pooled_size], and
+            `pooled["pair"]` their product or sum, with dropout. A stream without rows gives zeros.
+        dropout, attention_dropout: on hidden rows and on attention probabilities.
+        norm_eps: epsilon of every norm.
+        initial_std: standard deviation of the random weights.
+
+    Raises:
+        ValueError: a size that its heads do not divide, or a shared cross-attention between streams of unlike width.
+    """
+
+    def __init__(
+        self,
+        embedder: nn.Module,
+        layout: Layout,
+        hidden_size: int,
+        heads: int,
+        mlp_size: int,
+        visual_hidden_size: int,
+        visual_heads: int,
+        visual_mlp_size: int,
+        cross_hidden_size: int,
+        cross_heads: int,
+        schedule: list[Literal["text", "visual", "cross"]],
+        cross_shared: bool,
+        cross_self_attention: bool,
+        pooling: Literal["text", "product", "sum"],
+        dropout: float,
+        attention_dropout: float,
+        norm_eps: float,
+        initial_std: float,
+        pooled_size: int | None = None,
+    ):
+        super().__init__()
+        if cross_shared and hidden_size != visual_hidden_size:
+            raise ValueError(
+                f"a shared cross-attention needs streams of one width, not {hidden_size} and {visual_hidden_size}"
+            )
+        self.hidden_size, self.visual_size = hidden_size, visual_hidden_size
+        self.pooled_size = hidden_size if pooling == "text" else (pooled_size or cross_hidden_size)
+        self.norm_eps = norm_eps
+        self.initial_std = initial_std
+        self.schedule, self.pooling = schedule, pooling
+        self.text_layout, self.visual_layout = layout.split()
+        self.region_rows = layout.has_regions
+        self.embedder = embedder
+        rates = (dropout, attention_dropout, norm_eps)
+
+        def block(stream: str, self_attention: bool) -> Block:
+            sizes = {
+                "text": (hidden_size, heads, mlp_size),
+                "visual": (visual_hidden_size, visual_heads, visual_mlp_size),
+            }
+            return Block(*sizes[stream], *rates, self_attention=self_attention)
+
+        def exchange(size: int, other_size: int) -> Exchange:
+            return Exchange(size, other_size, cross_hidden_size, cross_heads, *rates)
+
+        self.text_layers = nn.ModuleList(block("text", True) for kind in schedule if kind == "text")
+        self.visual_layers = nn.ModuleList(block("visual", True) for kind in schedule if kind == "visual")
+        self.cross_layers = nn.ModuleList(
+            CrossBlock(
+                exchange(hidden_size, visual_hidden_size),
+                None if cross_shared else exchange(visual_hidden_size, hidden_size),
+                block("text", cross_self_attention),
+                block("visual", cross_self_attention),
+            )
+            for kind in schedule
+            if kind == "cross"
+        )
+        self.text_pooler = nn.Linear(hidden_size, self.pooled_size)
+        self.visual_pooler = None if pooling == "text" else nn.Linear(visual_hidden_size, self.pooled_size)
+        self.dropout = nn.Dropout(dropout)
+        initialise(self, initial_std)
+
+    def tied(self, name: str) -> Tensor:
+        """A parameter shared with a head; see `vlp.interfaces.Model`."""
+        return self.embedder.tied(name)  # type: ignore[operator]
+
+    def forward(self, batch: Batch) -> Encoded:
+        """Encode every pair; either side of a pair may be absent.
+
+        Raises:
+            ValueError: region features of another width than the model's, or a pair with nothing in it.
+        """
+        width = batch.images.features.shape[-1]
+        if len(batch.images.features) and width != self.embedder.feature_size:
+            raise ValueError(
+                f"region features have {width} numbers, the model was built for {self.embedder.feature_size}"
+            )
+        text_rows, visual_rows = self.text_layout.assemble(batch), self.visual_layout.assemble(batch)
+        empty = (lengths_of(text_rows.offsets) == 0) & (lengths_of(visual_rows.offsets) == 0)
+        if bool(empty.any()):
+            raise ValueError(f"pair {int(empty.nonzero()[0])} of the batch has neither text nor regions")
+        plans = plan_attention(text_rows.offsets), plan_attention(visual_rows.offsets)
+        cross = plan_cross_attention(text_rows.offsets, visual_rows.offsets)
+        text, visual = self.embedder(batch, text_rows, visual_rows)
+        layers = {"text": iter(self.text_layers), "visual": iter(self.visual_layers), "cross": iter(self.cross_layers)}
+        for kind in self.schedule:
+            layer = next(layers[kind])
+            if kind == "text":
+                text = layer(text, plans[0])
+            elif kind == "visual":
+                visual = layer(visual, plans[1])
+            else:
+                text, visual = layer(text, visual, plans, cross)
+        streams = Ragged(text, text_rows.offsets), Ragged(visual, visual_rows.offsets)
+        return Encoded(
+            text=streams[0],
+            visual=streams[1],
+            tokens=text_rows.tokens,
+            text_rows=text_rows.text,
+            regions=visual_rows.regions if self.region_rows else None,
+            pooled=self.pool(*streams),
+            computed_rows=plans[0].computed_rows + plans[1].computed_rows,
+        )
+
+    def pool(self, text: Ragged, visual: Ragged) -> dict[str, Tensor]:
+        """Pooled vectors [P, pooled_size] of the streams' first rows."""
+        if self.visual_pooler is None:
+            return {"pair": torch.tanh(_of_first_rows(self.text_pooler, text))}
+        pooled = {
+            "text": torch.relu(_of_first_rows(self.text_pooler, text)),
+            "visual": torch.relu(_of_first_rows(self.visual_pooler, visual)),
+        }
+        fuse = torch.mul if self.pooling == "product" else torch.add
+        return {**pooled, "pair": self.dropout(fuse(pooled["text"], pooled["visual"]))}
+
+
+def _of_first_rows(projection: nn.Linear, stream: Ragged) -> Tensor:
+    """The projection of each sequence's first row, zero for a sequence without rows."""
+    present = lengths_of(stream.offsets).nonzero()[:, 0]
+    projected = projection(stream.values.index_select(0, stream.offsets.index_select(0, present)))
+    zeros = projected.new_zeros(len(stream.offsets) - 1, projected.shape[1])
+    return zeros.index_copy(0, present, projected)

@@ -1,0 +1,106 @@
+"""The embedder of ViLBERT and of LXMERT, in which text and regions do not mix."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlp.interfaces import Batch, Images
+from vlp.nn.embedders.geometry import box_geometry
+from vlp.nn.layout import Sequences
+from vlp.nn.ragged import lengths_of, padded_index
+
+
+class TwoStreamEmbedder(nn.Module):
+    """Text as BERT's; a region from its feature and its box, each projected.
+
+    A masked region's feature is zero. The row of a whole image has the box 0 0 1 1 and the images' `whole` vector, or
+    else the mean of its region features, the masked ones counting as zero.
+
+    - ViLBERT (Lu et al. 2019, vilbert/vilbert.py, the first release's mean): norm(W feature + W box), five numbers.
+    - LXMERT (Tan and Bansal 2019, lxrt/modeling.py): (norm(W feature) + norm(W box)) / 2, four numbers.
+
+    Args:
+        hidden_size, visual_hidden_size: widths of the two streams.
+        vocab_size, positions, types: rows of the word, position and type tables.
+        feature_size: F, the width of region features.
+        box_numbers: 4, x1 y1 x2 y2; or 5, the area too.
+        separate_norms: the mean of two normed projections rather than the norm of their sum.
+        dropout: on the rows of either stream.
+        norm_eps: epsilon of every norm.
+        frozen_first_rows: row 0 of the position and of the type table is not trained, as LXMERT's, where the first
+            position and the first type keep their random start.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        visual_hidden_size: int,
+        vocab_size: int,
+        positions: int,
+        types: int,
+        feature_size: int,
+        box_numbers: Literal[4, 5],
+        separate_norms: bool,
+        dropout: float,
+        norm_eps: float,
+        frozen_first_rows: bool = False,
+    ):
+        super().__init__()
+        frozen = 0 if frozen_first_rows else None
+        self.feature_size, self.box_numbers = feature_size, box_numbers
+        self.word_table = nn.Embedding(vocab_size, hidden_size)
+        self.position_table = nn.Embedding(positions, hidden_size, padding_idx=frozen)
+        self.type_table = nn.Embedding(types, hidden_size, padding_idx=frozen)
+        self.text_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.feature_projection = nn.Linear(feature_size, visual_hidden_size)
+        self.box_projection = nn.Linear(box_numbers, visual_hidden_size)
+        self.region_norm = nn.LayerNorm(visual_hidden_size, eps=norm_eps)  # of the features alone where separate
+        self.box_norm = nn.LayerNorm(visual_hidden_size, eps=norm_eps) if separate_norms else None
+        self.dropout = nn.Dropout(dropout)
+
+    def tied(self, name: str) -> Tensor:
+        """`word_embeddings` [vocabulary, H] or `region_projection` [visual H, F].
+
+        Raises:
+            KeyError: no such parameter.
+        """
+        return {"word_embeddings": self.word_table.weight, "region_projection": self.feature_projection.weight}[name]
+
+    def forward(self, batch: Batch, text: Sequences, visual: Sequences) -> tuple[Tensor, Tensor]:
+        """The rows of the text stream [N, H] and of the visual stream [N, visual H]."""
+        words = self.word_table(text.token_ids) + self.position_table(text.positions) + self.type_table(text.text_types)
+        words = self.text_norm(words).index_select(0, text.order)
+        images = batch.images
+        features = images.features
+        if images.masked is not None:
+            features = features.masked_fill(images.masked[:, None], 0.0)
+        # embedded once a region, however many pairs show it
+        rows = self._embed(features, images.boxes).index_select(0, visual.regions.source)
+        if len(visual.wholes.row):
+            whole = _whole(images, features)
+            whole = self._embed(whole, whole.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(whole), 4))
+            rows = torch.cat([rows, whole.index_select(0, visual.wholes.source)])
+        return self.dropout(words), self.dropout(rows.index_select(0, visual.order))
+
+    def _embed(self, features: Tensor, boxes: Tensor) -> Tensor:
+        if self.box_numbers == 5:
+            boxes = torch.cat([boxes, box_geometry(boxes)[:, 6:]], 1)
+        projected, place = self.feature_projection(features), self.box_projection(boxes)
+        if self.box_norm is None:
+            return self.region_norm(projected + place)
+        return (self.region_norm(projected) + self.box_norm(place)) / 2
+
+
+def _whole(images: Images, features: Tensor) -> Tensor:
+    """One vector for each image, [I, F]: the given one or the mean of its features."""
+    if images.whole is not None:
+        return images.whole
+    if not len(features):
+        return features.new_zeros(len(images.ids), features.shape[1])
+    index, real = padded_index(images.offsets, int(lengths_of(images.offsets).max()))
+    # a padded sum, for scattered additions have no fixed order on a GPU
+    padded = features.index_select(0, index.flatten()).view(*index.shape, -1)
+    return padded.masked_fill(~real[:, :, None], 0.0).sum(1) / real.sum(1, keepdim=True).clamp(min=1)

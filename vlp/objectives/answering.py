@@ -1,0 +1,63 @@
+"""Question answering over a fixed list of answers, as a pretraining objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.nn.transformer import initialise
+
+
+@dataclass(frozen=True)
+class AnswerTargets:
+    """`answers` int64 [P]: the answer of each pair, NONE where there is none to predict."""
+
+    answers: Tensor
+
+
+class Answering(nn.Module):
+    """Predict the answer to a pair's question by the pooled vector: linear, GELU, norm, linear.
+
+    Cross entropy, mean over pairs that have an answer; a mismatched pair has none. It corrupts nothing: put it after
+    `matching` in a group. Source: LXMERT (Tan and Bansal 2019), lxrt/modeling.py and pretrain/lxmert_pretrain.py.
+
+    Args:
+        model: the model to be trained.
+        answers: how many answers there are.
+    """
+
+    def __init__(self, model: Model, answers: int):
+        super().__init__()
+        size = model.pooled_size
+        self.linear = nn.Linear(size, 2 * size)
+        self.norm = nn.LayerNorm(2 * size, eps=model.norm_eps)
+        self.classify = nn.Linear(2 * size, answers)
+        initialise(self, model.initial_std)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AnswerTargets]:
+        """The batch as it is.
+
+        Raises:
+            ValueError: the batch has no answers.
+        """
+        if batch.answers is None:
+            raise ValueError(f"the pairs of source {batch.source!r} have no answers; take `answering` out")
+        return batch, AnswerTargets(torch.where(batch.matched, batch.answers, NONE))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors [n, H] to logits float32 [n, answers]."""
+        return self.classify(self.norm(F.gelu(self.linear(pooled)))).float()
+
+    def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
+        """Losses: `answering`. Report: `answering_accuracy`."""
+        answered = targets.answers != NONE
+        labels = targets.answers[answered]
+        logits = self(encoded.pooled["pair"][answered])
+        count = max(len(labels), 1)
+        loss = F.cross_entropy(logits, labels, reduction="sum") / count
+        correct = (logits.detach().argmax(1) == labels).sum() / count
+        return {"answering": loss}, {"answering_accuracy": correct}

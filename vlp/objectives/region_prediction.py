@@ -1,0 +1,122 @@
+"""Predict features, classes and attributes of regions, as LXMERT does.
+
+Letters: R regions of the batch, N regions of all pairs, F feature size, C region classes, A attributes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.nn.heads import Transform
+from vlp.nn.transformer import initialise
+from vlp.objectives.masked_region import mask_some
+
+
+@dataclass(frozen=True)
+class RegionTargets:
+    """What to predict, by name of the prediction: `values` [R, F] or labels int64 [R], and `weights` float [R].
+
+    `matched` bool [P]: pairs whose regions count.
+    """
+
+    values: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    matched: Tensor
+
+
+class RegionPrediction(nn.Module):
+    """Predict features, classes and attributes of regions, with one transform and a linear decoder for each.
+
+    The losses are added up. Each is the mean over all regions, masked or not, of loss * weight, divided by
+    `probability`. The weight of `feature` (smooth L1, mean over F) is 1 for the regions to predict, else 0. That of
+    `class` and `attribute` (cross entropy) is the detector's confidence, for regions that are not masked too, as in
+    the original (LXMERT, Tan and Bansal 2019, lxrt/modeling.py and pretrain/lxmert_data.py). The class of a region is
+    the most likely one but background (class 0), its score being the confidence; an attribute is that of
+    `images.attributes`.
+
+    Args:
+        model: the model to be trained; it must have a `region_projection` to predict features.
+        classes: C, background included.
+        probability: share of regions to predict.
+        predict: what to predict.
+        attributes: A, if attributes are predicted.
+        keep_share, replace_share: of the regions to predict, the share that is not masked, and the share that gets the
+            feature of any region of the batch instead.
+        force: choose at least one region of an image.
+
+    Raises:
+        ValueError: classes or attributes are to be predicted, but there are none.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        classes: int,
+        probability: float,
+        predict: list[Literal["feature", "class", "attribute"]],
+        attributes: int = 0,
+        keep_share: float = 0.0,
+        replace_share: float = 0.0,
+        force: bool = True,
+    ):
+        super().__init__()
+        self.probability, self.force = probability, force
+        self.keep_share, self.replace_share = keep_share, replace_share
+        sizes = {"feature": model.tied("region_projection").shape[1], "class": classes - 1, "attribute": attributes}
+        for name in predict:
+            if sizes[name] < 1:
+                raise ValueError(f"region_prediction: nothing to predict for {name!r}; the data has no such labels")
+        self.transform = Transform(model.visual_size, model.norm_eps)
+        self.decoders = nn.ModuleDict({name: nn.Linear(model.visual_size, sizes[name]) for name in predict})
+        initialise(self, model.initial_std)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, RegionTargets]:
+        """Mask regions; the text stays.
+
+        Raises:
+            ValueError: the data has no class scores or no attributes, but they are to be predicted.
+        """
+        corrupted, chosen = mask_some(
+            batch, self.probability, generator, self.keep_share, self.force, self.replace_share
+        )
+        images, values, weights = batch.images, {}, {}
+        if "feature" in self.decoders:
+            values["feature"], weights["feature"] = images.features, chosen.float()
+        if "class" in self.decoders:
+            if images.scores is None:
+                raise ValueError(f"the regions of source {batch.source!r} have no class scores to predict")
+            weights["class"], values["class"] = images.scores[:, 1:].float().max(1)
+        if "attribute" in self.decoders:
+            if images.attributes is None:
+                raise ValueError(f"the regions of source {batch.source!r} have no attributes to predict")
+            known = (images.attributes != NONE).float()
+            confidence = images.attribute_confidence
+            weights["attribute"] = known if confidence is None else known * confidence
+            values["attribute"] = images.attributes.clamp(min=0)
+        return corrupted, RegionTargets(values, weights, batch.matched)
+
+    def loss(self, encoded: Encoded, targets: RegionTargets, model: Model) -> tuple[Losses, Report]:
+        """Losses: `region_prediction`, the sum. Report: `region_prediction_` and the name of each prediction."""
+        where = encoded.regions
+        if where is None:
+            raise ValueError("this model has no region rows, so region objectives can't be trained with it")
+        matched = targets.matched.index_select(0, where.pair)
+        source, count = where.source[matched], max(int(matched.sum()), 1)
+        states = self.transform(encoded.visual.values.index_select(0, where.row[matched]))
+        losses = {}
+        for name, decoder in self.decoders.items():
+            value, weight = (part[name].index_select(0, source) for part in (targets.values, targets.weights))
+            predicted = decoder(states).float()
+            if name == "feature":
+                error = F.smooth_l1_loss(predicted, value.float(), reduction="none").mean(1)
+            else:
+                error = F.cross_entropy(predicted, value, reduction="none")
+            losses[f"region_prediction_{name}"] = (error * weight).sum() / count / self.probability
+        total = torch.stack([*losses.values()]).sum()
+        return {"region_prediction": total}, {name: value.detach() for name, value in losses.items()}
