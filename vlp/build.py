@@ -8,29 +8,42 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import uniter
+from vlp.checkpoints.importers import oscar, uniter, visualbert
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
+from vlp.nn.embedders.oscar import OscarEmbedder
 from vlp.nn.embedders.uniter import UniterEmbedder
+from vlp.nn.embedders.visualbert import VisualBertEmbedder
 from vlp.nn.layout import Layout
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribution, MaskedRegionRegression
 from vlp.objectives.matching import Matching
+from vlp.objectives.segment_matching import SegmentMatching
 from vlp.objectives.word_region import WordRegionAlignment
 from vlp.text.wordpiece import WordPiece
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream}
-EMBEDDERS: dict[str, Callable[..., nn.Module]] = {"uniter": UniterEmbedder}
+EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
+    "oscar": OscarEmbedder,
+    "uniter": UniterEmbedder,
+    "visualbert": VisualBertEmbedder,
+}
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,
     "masked_region_distribution": MaskedRegionDistribution,
     "masked_region_regression": MaskedRegionRegression,
     "matching": Matching,
+    "segment_matching": SegmentMatching,
     "word_region_alignment": WordRegionAlignment,
 }
-IMPORTERS: dict[str, KeyMap] = {"uniter": uniter.KEY_MAP}
+IMPORTERS: dict[str, KeyMap] = {
+    "oscar": oscar.KEY_MAP,
+    "oscar_plus": oscar.KEY_MAP_PLUS,
+    "uniter": uniter.KEY_MAP,
+    "visualbert": visualbert.KEY_MAP,
+}
 
 
 @dataclass(frozen=True)

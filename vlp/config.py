@@ -371,7 +371,13 @@ def construct(where: str, settings: dict[str, Any], choices: dict[str, Callable[
     """Call the constructor that `settings["type"]` picks; see `arguments`.
 
     given: arguments that do not come from the file; those that the constructor does not have are left out.
+
+    Raises:
+        ConfigError: as `arguments`, or the constructor refuses a value.
     """
     constructor, values = arguments(where, settings, choices, given)
     known = inspect.signature(constructor).parameters
-    return constructor(**values, **{name: value for name, value in given.items() if name in known})
+    try:
+        return constructor(**values, **{name: value for name, value in given.items() if name in known})
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -38,12 +38,24 @@ class MaskedLanguage(nn.Module):
         word_ids: ids from which random replacements are drawn.
         probability: share of tokens to predict.
         segments: segments of the text that are masked.
+        at_least_one: mask the first token of a segment of which nothing was chosen.
+        skip_mismatched: don't predict tokens of mismatched pairs, about which the image says nothing.
     """
 
     word_ids: Tensor
 
-    def __init__(self, model: Model, mask_id: int, word_ids: list[int], probability: float, segments: list[str]):
+    def __init__(
+        self,
+        model: Model,
+        mask_id: int,
+        word_ids: list[int],
+        probability: float,
+        segments: list[str],
+        at_least_one: bool = True,
+        skip_mismatched: bool = True,
+    ):
         super().__init__()
+        self.at_least_one, self.skip_mismatched = at_least_one, skip_mismatched
         self.mask_id, self.probability, self.segments = mask_id, probability, segments
         self.register_buffer("word_ids", torch.tensor(word_ids), persistent=False)
         self.transform = Transform(model.hidden_size, model.norm_eps)
@@ -57,12 +69,19 @@ class MaskedLanguage(nn.Module):
         for name in self.segments:
             segment = segments[name]
             tokens, chosen[name] = mask_tokens(
-                segment.tokens, segment.offsets, self.probability, self.mask_id, self.word_ids, generator
+                segment.tokens,
+                segment.offsets,
+                self.probability,
+                self.mask_id,
+                self.word_ids,
+                generator,
+                self.at_least_one,
             )
             labels[name] = segment.tokens
             segments[name] = replace(segment, tokens=tokens)
         corrupted = replace(batch, texts=replace(batch.texts, segments=segments))
-        return corrupted, MaskedTokens(labels, chosen, batch.matched)
+        matched = batch.matched if self.skip_mismatched else torch.ones_like(batch.matched)
+        return corrupted, MaskedTokens(labels, chosen, matched)
 
     def predict(self, encoded: Encoded, targets: MaskedTokens, model: Model) -> tuple[Tensor, Tensor]:
         """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""
