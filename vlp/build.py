@@ -43,6 +43,7 @@ IMPORTERS: dict[str, KeyMap] = {
     "oscar_plus": oscar.KEY_MAP_PLUS,
     "uniter": uniter.KEY_MAP,
     "visualbert": visualbert.KEY_MAP,
+    "visualbert_hf": visualbert.KEY_MAP_HF,
 }
 
 

@@ -1,25 +1,44 @@
-"""The official VisualBERT layout (uclanlp/visualbert, TrainVisualBERTObjective for pretraining) as a key map."""
+"""VisualBERT as key maps: the official layout (uclanlp/visualbert) and Hugging Face's (VisualBertForPreTraining).
+
+The two differ in names only, but Hugging Face gives regions the type 1 where the original gives 0: a model that is to
+compute what theirs does has 1 as `regions` in its `layout_types`.
+"""
 
 from __future__ import annotations
 
 from vlp.checkpoints.importers.uniter import bert_layers, both
 from vlp.checkpoints.key_map import KeyMap, Rule
 
-KEY_MAP = KeyMap(
-    rules=[
-        Rule("model.embedder.word_table.weight", ("bert.embeddings.word_embeddings.weight",)),
-        Rule("model.embedder.position_table.weight", ("bert.embeddings.position_embeddings.weight",)),
-        Rule("model.embedder.type_table.weight", ("bert.embeddings.token_type_embeddings.weight",)),
-        Rule("model.embedder.visual_position_table.weight", ("bert.embeddings.position_embeddings_visual.weight",)),
-        Rule("model.embedder.visual_type_table.weight", ("bert.embeddings.token_type_embeddings_visual.weight",)),
-        *both("model.embedder.feature_projection", "bert.embeddings.projection"),
-        *both("model.embedder.norm", "bert.embeddings.LayerNorm"),
-        *bert_layers("model.encoder.layers", "bert.encoder.layer"),
-        *both("model.pooler", "bert.pooler.dense"),
+
+def _rules(bert: str, visual_positions: str, visual_types: str, projection: str) -> list[Rule]:
+    """The rules, given what differs: the prefix of the encoder and the names of the visual parts."""
+    embedder, embeddings = "model.embedder", f"{bert}.embeddings"
+    return [
+        Rule(f"{embedder}.word_table.weight", (f"{embeddings}.word_embeddings.weight",)),
+        Rule(f"{embedder}.position_table.weight", (f"{embeddings}.position_embeddings.weight",)),
+        Rule(f"{embedder}.type_table.weight", (f"{embeddings}.token_type_embeddings.weight",)),
+        Rule(f"{embedder}.visual_position_table.weight", (f"{embeddings}.{visual_positions}.weight",)),
+        Rule(f"{embedder}.visual_type_table.weight", (f"{embeddings}.{visual_types}.weight",)),
+        *both(f"{embedder}.feature_projection", f"{embeddings}.{projection}"),
+        *both(f"{embedder}.norm", f"{embeddings}.LayerNorm"),
+        *bert_layers("model.encoder.layers", f"{bert}.encoder.layer"),
+        *both("model.pooler", f"{bert}.pooler.dense"),
         *both("objectives.masked_language.transform.linear", "cls.predictions.transform.dense"),
         *both("objectives.masked_language.transform.norm", "cls.predictions.transform.LayerNorm"),
         Rule("objectives.masked_language.bias", ("cls.predictions.bias",)),
         *both("objectives.segment_matching.classify", "cls.seq_relationship"),
-    ],
+    ]
+
+
+KEY_MAP = KeyMap(
+    rules=_rules("bert", "position_embeddings_visual", "token_type_embeddings_visual", "projection"),
     ties={"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"},
+)
+KEY_MAP_HF = KeyMap(
+    rules=_rules("visual_bert", "visual_position_embeddings", "visual_token_type_embeddings", "visual_projection"),
+    ties={
+        "cls.predictions.decoder.weight": "visual_bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    unused={r"visual_bert\.embeddings\.position_ids": "the numbers from 0 on, which older files keep"},
 )
