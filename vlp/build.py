@@ -44,6 +44,7 @@ IMPORTERS: dict[str, KeyMap] = {
     "uniter": uniter.KEY_MAP,
     "visualbert": visualbert.KEY_MAP,
     "visualbert_hf": visualbert.KEY_MAP_HF,
+    "visualbert_released": visualbert.KEY_MAP_RELEASED,
 }
 
 

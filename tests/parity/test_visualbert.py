@@ -161,3 +161,13 @@ def test_importer_round_trip(pretraining) -> None:
     assert set(back) == set(golden.weights)
     for name, value in back.items():
         torch.testing.assert_close(value, golden.weights[name], rtol=0, atol=0)
+
+
+def test_released_files_have_one_more_prefix(pretraining) -> None:
+    golden = Golden.read(pretraining)
+    released = {f"bert.{name}": value for name, value in golden.weights.items()}
+    ours = import_state(released, IMPORTERS["visualbert_released"])
+    expected = import_state(golden.weights, IMPORTERS["visualbert"])
+    assert set(ours) == set(expected)
+    assert all(torch.equal(ours[name], value) for name, value in expected.items())
+    assert set(export_state(ours, IMPORTERS["visualbert_released"])) == set(released)

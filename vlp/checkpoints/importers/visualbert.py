@@ -1,10 +1,13 @@
-"""VisualBERT as key maps: the official layout (uclanlp/visualbert) and Hugging Face's (VisualBertForPreTraining).
+"""VisualBERT as key maps: the official layouts (uclanlp/visualbert) and Hugging Face's (VisualBertForPreTraining).
 
-The two differ in names only, but Hugging Face gives regions the type 1 where the original gives 0: a model that is to
-compute what theirs does has 1 as `regions` in its `layout_types`.
+The released files are those of the official training program, which puts one more `bert.` before every key of its
+model. Hugging Face's layout differs in names only, but gives regions the type 1 where the original gives 0: a model that
+is to compute what theirs does has 1 for `regions` in its `layout_types`.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from vlp.checkpoints.importers.uniter import bert_layers, both
 from vlp.checkpoints.key_map import KeyMap, Rule
@@ -33,6 +36,10 @@ def _rules(bert: str, visual_positions: str, visual_types: str, projection: str)
 KEY_MAP = KeyMap(
     rules=_rules("bert", "position_embeddings_visual", "token_type_embeddings_visual", "projection"),
     ties={"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"},
+)
+KEY_MAP_RELEASED = KeyMap(
+    rules=[replace(rule, theirs=tuple(f"bert.{key}" for key in rule.theirs)) for rule in KEY_MAP.rules],
+    ties={f"bert.{tied}": f"bert.{original}" for tied, original in KEY_MAP.ties.items()},
 )
 KEY_MAP_HF = KeyMap(
     rules=_rules("visual_bert", "visual_position_embeddings", "visual_token_type_embeddings", "visual_projection"),
