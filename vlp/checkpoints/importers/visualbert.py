@@ -1,8 +1,8 @@
 """VisualBERT as key maps: the official layouts (uclanlp/visualbert) and Hugging Face's (VisualBertForPreTraining).
 
 The released files are those of the official training program, which puts one more `bert.` before every key of its
-model. Hugging Face's layout differs in names only, but gives regions the type 1 where the original gives 0: a model that
-is to compute what theirs does has 1 for `regions` in its `layout_types`.
+model. Hugging Face's layout differs in names only, but gives regions the type 1 where the original gives 0: a model
+that is to compute what theirs does has 1 for `regions` in its `layout_types`.
 """
 
 from __future__ import annotations
