@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import samples
@@ -11,6 +12,8 @@ import torch
 from samples import MASK, WORD_IDS
 from torch import Tensor
 
+from vlp.build import FeatureFacts, build_objectives
+from vlp.config import ConfigError, GroupConfig
 from vlp.distributed import generator_for
 from vlp.interfaces import NONE, Batch, Segment
 from vlp.objectives.corruption import other_texts, take_texts
@@ -191,3 +194,9 @@ def test_wrong_shares_are_refused(model, shares: dict[str, float], message: str)
 def test_a_segment_that_the_texts_lack_is_named(model) -> None:
     with pytest.raises(ValueError, match=r"'answer'; the texts have caption, tags"):
         SegmentMatching(model, {"matched": 0.5, "answer": 0.5}).corrupt(made(3), generator_for("cpu", 0))
+
+
+def test_wrong_shares_in_a_config_are_told_with_their_place(model, tmp_path: Path) -> None:
+    group = GroupConfig("pretraining", 1.0, [{"type": "segment_matching", "shares": {"matched": 0.5, "tags": 1}}])
+    with pytest.raises(ConfigError, match=r"objectives\.0\.objectives\.0: .*add up to 1"):
+        build_objectives([group], model, samples.tokenizer(tmp_path), FeatureFacts(samples.FEATURES, samples.CLASSES))
