@@ -41,6 +41,8 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
 IMPORTERS: dict[str, KeyMap] = {
     "oscar": oscar.KEY_MAP,
     "oscar_plus": oscar.KEY_MAP_PLUS,
+    "oscar_plus_retrieval": oscar.KEY_MAP_PLUS_RETRIEVAL,
+    "oscar_retrieval": oscar.KEY_MAP_RETRIEVAL,
     "uniter": uniter.KEY_MAP,
     "visualbert": visualbert.KEY_MAP,
     "visualbert_hf": visualbert.KEY_MAP_HF,
