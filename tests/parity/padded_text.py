@@ -17,7 +17,8 @@ class PaddedPairs:
 
     `ids`, `types` int64 [P, T]; `labels` int64 [P, T], -1 where nothing is predicted; `text_mask` bool [P, T];
     `region_mask` bool [P, R]; `segments`: the names of the two segments, the second beginning where `types` are 1;
-    `separated`: a separator ends the first segment.
+    `separated`: a separator ends the first segment. `whole`: the special tokens are tokens of the segments, which a
+    layout without special tokens then shows.
     """
 
     ids: Tensor
@@ -27,11 +28,14 @@ class PaddedPairs:
     region_mask: Tensor
     segments: tuple[str, str]
     separated: bool
+    whole: bool = False
 
     def __post_init__(self) -> None:
         last = self.text_mask.sum(1) - 1
         assert (self.ids[:, 0] == self.start).all()
         assert (self.ids[torch.arange(len(self.ids)), last] == self.separator).all()
+        if self.whole:
+            return
         places = self.inner
         if self.separated:  # what lies between the two segments is a separator too
             between = self.text_mask.sum(1) - 2 - places[0].sum(1) - places[1].sum(1)
@@ -51,6 +55,8 @@ class PaddedPairs:
         """Bool [P, T] each: the tokens of the two segments."""
         first = self.text_mask & (self.types == 0)
         second = self.text_mask & (self.types == 1)
+        if self.whole:
+            return first, second
         place = torch.arange(self.ids.shape[1])
         first = first & (place > 0)
         if self.separated:

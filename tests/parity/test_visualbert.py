@@ -134,15 +134,19 @@ def test_pretraining(pretraining) -> None:
     golden.check("next_sentence_loss", sentences["segment_matching"], **LOSSES)
     golden.check("loss", mlm + sentences["segment_matching"], **LOSSES)
 
-    # words aligned with regions, and types of the regions' own
-    model.layout = TypedRegions(model.layout, g["visual_embeddings_type"][padded.region_mask])
+    # words aligned with regions, and types of the regions' own; special tokens may be aligned too, so here they are
+    # tokens of the segments
+    padded = replace(padded, whole=True)
+    layout = Layout([*padded.segments, "regions"], [0, 1, 0], {}, model.layout.max_tokens)
+    model.layout = TypedRegions(layout, g["visual_embeddings_type"][padded.region_mask])
     # the golden aligns words with padded regions too, whose rows carry no meaning
     alignment = torch.where(padded.region_mask[:, :, None], g["image_text_alignment"], -1)
     aligned = model(padded.batch(features, boxes, token_region(alignment, words)))
     golden.check("aligned_sequence_output", aligned.text.values, padded.valid, **STATES)
     golden.check("aligned_pooled_output", aligned.pooled["pair"], **STATES)
     golden.check("aligned_logits", logits(aligned.text.values), padded.valid, **STATES)
-    aligned_mlm = head.loss(aligned, targets, model)[0]["masked_language"]
+    labels, chosen = padded.token_labels()
+    aligned_mlm = head.loss(aligned, replace(targets, labels=labels, chosen=chosen), model)[0]["masked_language"]
     golden.check("aligned_masked_lm_loss", aligned_mlm, **LOSSES)
 
     (mlm + sentences["segment_matching"] + aligned_mlm).backward()
