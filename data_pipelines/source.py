@@ -163,7 +163,8 @@ class Source:
             boxes=torch.from_numpy(stored.boxes[kept]).clamp(0, 1),
             scores=None if stored.scores is None else torch.from_numpy(stored.scores[kept]),
         )
-        names = region_names(facts, stored, self.reader.manifest.class_names, self.max_regions)
+        class_names = self.reader.manifest.class_names
+        names = region_names(facts, stored, class_names, self.max_regions) if "tags" in self.max_tokens else []
         material = TextMaterial(captions, caption, names, derive_seed(draw, pair))
         encoded = self.tokenizer.encode([SEGMENTS[segment](material) for segment in self.max_tokens])
         return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions)

@@ -149,7 +149,7 @@ class Batch:
     """One micro-batch. As the loader makes it, it is clean: no objective has touched it.
 
     `pairs` int64 [P, 1 + K]: a text row and K image rows; NONE where there is none. `matched` bool [P]:
-    text and images belong together; an objective that swaps images clears it. `source` names the data
+    text and images belong together; an objective that swaps one of them clears it. `source` names the data
     set; (`step`, `micro_batch`) is the place in the run, from which all randomness of the micro-batch
     is derived. `replaced`: broken samples that others stand in for.
     """
