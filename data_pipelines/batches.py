@@ -8,6 +8,7 @@ import torch
 
 from data_pipelines.plan import Plan
 from data_pipelines.source import LoadedPair, Source
+from vlp.distributed import derive_seed
 from vlp.interfaces import Batch, Images, Regions, Replacement, Segment, Texts
 
 
@@ -26,9 +27,10 @@ class MicroBatchLoader:
         """
         number, pairs = self.plan.pairs_of(step, micro_batch)
         source = self.sources[number]
+        draw = derive_seed("texts", source.reader.fingerprint, self.plan.seed, step, micro_batch)
         loaded, replaced = [], []
         for pair in pairs.tolist():
-            good, failures = source.load_or_replace(pair)
+            good, failures = source.load_or_replace(pair, draw)
             loaded.append(good)
             replaced += [Replacement(source.name, error.key, error.reason) for error in failures]
         return collate(loaded, source.name, step, micro_batch, replaced)
@@ -43,9 +45,10 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
             rows[pair.sample] = len(images)
             images.append(pair.regions)
     numbers = torch.arange(len(loaded))
+    segments = loaded[0].segments if loaded else {}
     return Batch(
         texts=Texts(
-            segments={"caption": Segment.from_tokens([pair.tokens for pair in loaded])},
+            segments={name: Segment.from_tokens([pair.segments[name] for pair in loaded]) for name in segments},
             ids=torch.tensor([pair.text for pair in loaded]),
         ),
         images=Images.from_regions(images, list(rows)),

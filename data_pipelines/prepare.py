@@ -23,12 +23,18 @@ def ensure_scenes(folder: Path, train: int, val: int, seed: int, say: Callable[[
 
 
 def open_sources(
-    names: list[str], folders: list[Path], splits: list[str], tokenizer: WordPiece, max_tokens: int, max_regions: int
+    names: list[str],
+    folders: list[Path],
+    splits: list[str],
+    tokenizer: WordPiece,
+    max_tokens: dict[str, int],
+    max_regions: int,
 ) -> tuple[list[Source], Manifest]:
     """Open the sources of a mix; returns them and the manifest that they agree on.
 
     Raises:
-        ShardError: a data set is missing or damaged, or two differ in feature size or classes.
+        ShardError: a data set is missing or damaged, cannot fill a segment of `max_tokens`, or two differ in feature
+            size or classes.
     """
     sources = [
         Source(name, folder, split, tokenizer, max_tokens, max_regions)

@@ -28,6 +28,7 @@ from safetensors.numpy import save as save_arrays
 SCHEMA_VERSION = 1
 IMAGE_FORMATS = ("png", "jpg", "webp")
 MEMBERS = ("json", "image", "regions")
+WHOLE_IMAGE = "whole image"  # name of a region that shows no one object
 READY = "features.ready"  # folder inside a data set's: finished shards that are being put in place of the older ones
 
 

@@ -6,11 +6,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
+from data_pipelines.segments import SEGMENTS, TextMaterial, most_tokens, region_names
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader
 from vlp.distributed import derive_seed
 from vlp.interfaces import Regions, Tokens
@@ -21,11 +23,11 @@ REPLACEMENT_TRIES = 20
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """One pair, ready for a batch. `sample` and `text` are numbers within the source."""
+    """One pair, ready for a batch. `sample` and `text` are numbers within the source; `segments` by name."""
 
     sample: int
     text: int
-    tokens: Tokens
+    segments: dict[str, Tokens]
     regions: Regions
 
 
@@ -36,18 +38,31 @@ class Source:
         name: what the mix and the log call it.
         folder, split: where it lies.
         tokenizer: of the captions.
-        max_text_tokens, max_regions: what is kept of a longer text (the model cuts it) and of more regions.
+        max_tokens: the segments to load, and what is kept of longer ones (the model cuts them).
+        max_regions: what is kept of more regions.
 
     Raises:
-        ShardError: the data set is damaged, or has no pair with regions and captions.
+        ShardError: the data set is damaged, has no pair with regions and captions, or cannot fill a segment.
     """
 
     def __init__(
-        self, name: str, folder: Path, split: str, tokenizer: WordPiece, max_text_tokens: int, max_regions: int
+        self,
+        name: str,
+        folder: Path,
+        split: str,
+        tokenizer: WordPiece,
+        max_tokens: dict[str, int],
+        max_regions: int,
     ):
         self.name, self.tokenizer = name, tokenizer
-        self.max_text_tokens, self.max_regions = max_text_tokens, max_regions
+        self.max_tokens, self.max_regions = max_tokens, max_regions
         self.reader = ShardReader(folder, split)
+        for segment in max_tokens:
+            if segment not in SEGMENTS:
+                raise ShardError(
+                    f"source {name!r} can't fill the segment {segment!r} of the model's max_tokens;"
+                    f" there are {', '.join(SEGMENTS)}"
+                )
         usable = self.reader.region_counts > 0
         counts = np.where(usable, self.reader.caption_counts, 0)
         self.unusable_samples = int((counts == 0).sum())
@@ -57,6 +72,11 @@ class Source:
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
+        if "tags" in max_tokens and not self._has_region_names():
+            raise ShardError(
+                f"the model's segment tags needs names of regions, but the regions of {folder} have neither classes nor"
+                " the fact region_names; take features of boxes with classes, or leave tags out of the layout"
+            )
         first = np.concatenate([[0], np.cumsum(counts)[:-1]])
         self.caption_of = np.arange(len(self.sample_of)) - first[self.sample_of]
         self._lengths: np.ndarray | None = None
@@ -77,34 +97,61 @@ class Source:
         return -(-self._lengths // LENGTH_STEP)
 
     def _measure_lengths(self) -> np.ndarray:
-        identity = repr((self.reader.fingerprint, self.tokenizer.tokens, self.tokenizer.lowercase))
+        """The most rows of each pair, int64 [pairs]: tokens of all segments as the model cuts them, and regions."""
+        segments, tokenizer, class_names = list(self.max_tokens), self.tokenizer, self.reader.manifest.class_names
+        identity = repr(
+            (self.reader.fingerprint, tokenizer.tokens, tokenizer.lowercase, segments, self.max_regions, class_names)
+        )
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         path = self.reader.folder / f"{self.reader.split}-tokens-{digest}.npy"
         if path.is_file():
             tokens = np.load(path, allow_pickle=False)
         else:
-            tokens = np.zeros(len(self), dtype=np.int64)
+            tokens = np.zeros((len(segments), len(self)), dtype=np.int64)
+            longest_class = max([0, *(len(t.ids) for t in tokenizer.encode(class_names[1:]))])
             for sample in np.unique(self.sample_of):
                 places = _span(self.sample_of, sample)
                 try:
-                    captions = self.reader.facts(int(sample))["captions"]
+                    facts = self.reader.facts(int(sample))
                 except BadSampleError:
                     continue  # it is replaced when its turn comes
-                tokens[places] = [len(t.ids) for t in self.tokenizer.encode(captions)][: places.stop - places.start]
+                captions = np.array([len(t.ids) for t in tokenizer.encode(facts["captions"])], dtype=np.int64)
+                of_tags = self._most_tag_tokens(int(sample), facts, longest_class) if "tags" in segments else 0
+                for row, segment in zip(tokens, segments, strict=True):
+                    row[places] = most_tokens(segment, captions, of_tags)[: places.stop - places.start]
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
             np.save(temporary, tokens)
             os.replace(temporary, path)
-        regions = np.minimum(self.reader.region_counts[self.sample_of], self.max_regions)
-        return np.minimum(tokens, self.max_text_tokens) + regions
+        kept = np.minimum(tokens, np.array([*self.max_tokens.values()], dtype=np.int64)[:, None]).sum(0)
+        return kept + np.minimum(self.reader.region_counts[self.sample_of], self.max_regions)
 
-    def load(self, pair: int) -> LoadedPair:
-        """One pair.
+    def _most_tag_tokens(self, sample: int, facts: dict[str, Any], longest_class: int) -> int:
+        """An upper bound: the scores, which would name the regions exactly, lie beside the features, too much to read.
+
+        longest_class: tokens of the longest class name.
+        """
+        names = facts.get("region_names")
+        text = " ".join(map(str, names)) if isinstance(names, list) else ""
+        regions = min(int(self.reader.region_counts[sample]), self.max_regions)
+        return max(longest_class * regions, len(self.tokenizer.encode([text])[0].ids))
+
+    def _has_region_names(self) -> bool:
+        if self.reader.manifest.class_names:
+            return True
+        try:
+            return "region_names" in self.reader.facts(int(self.sample_of[0]))
+        except BadSampleError:
+            return True  # one damaged sample says nothing of the others
+
+    def load(self, pair: int, draw: int = 0) -> LoadedPair:
+        """One pair. `draw` decides what of its text is chosen at random.
 
         Raises:
             BadSampleError: it cannot be used.
         """
         sample, caption = int(self.sample_of[pair]), int(self.caption_of[pair])
-        captions = self.reader.facts(sample)["captions"]
+        facts = self.reader.facts(sample)
+        captions = facts["captions"]
         text = captions[caption] if caption < len(captions) else ""
         if not text.strip():
             raise BadSampleError(self.reader.key(sample), f"caption {caption} is empty")
@@ -116,9 +163,13 @@ class Source:
             boxes=torch.from_numpy(stored.boxes[kept]).clamp(0, 1),
             scores=None if stored.scores is None else torch.from_numpy(stored.scores[kept]),
         )
-        return LoadedPair(sample, pair, self.tokenizer.encode([text])[0], regions)
+        class_names = self.reader.manifest.class_names
+        names = region_names(facts, stored, class_names, self.max_regions) if "tags" in self.max_tokens else []
+        material = TextMaterial(captions, caption, names, derive_seed(draw, pair))
+        encoded = self.tokenizer.encode([SEGMENTS[segment](material) for segment in self.max_tokens])
+        return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions)
 
-    def load_or_replace(self, pair: int) -> tuple[LoadedPair, list[BadSampleError]]:
+    def load_or_replace(self, pair: int, draw: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
         """The pair, or one no longer than planned in its place, and what was wrong with those that were tried.
 
         The replacement is a pure function of the data and the pair.
@@ -130,7 +181,7 @@ class Source:
         chosen = pair
         for attempt in range(REPLACEMENT_TRIES):
             try:
-                return self.load(chosen), failures
+                return self.load(chosen, draw), failures
             except BadSampleError as error:
                 failures.append(error)
                 chosen = self._replacement(pair, attempt)

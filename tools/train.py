@@ -20,7 +20,7 @@ from data_pipelines.prepare import ensure_scenes, open_sources, validation_batch
 from data_pipelines.shards import ShardError
 from data_pipelines.source import Source
 from vlp.checkpoints.key_map import KeyMismatchError
-from vlp.config import ConfigError, RunConfig, load_config
+from vlp.config import ConfigError, RunConfig, convert, load_config
 from vlp.distributed import is_launching_process
 from vlp.run_folder import DataFacts, RunFolder
 from vlp.text.wordpiece import VocabularyError, WordPiece
@@ -67,7 +67,7 @@ def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tup
         [Path(data.root) / s.path for s in data.sources],
         [split or s.split for s in data.sources],
         tokenizer,
-        config.model["max_tokens"]["caption"],
+        convert(config.model.get("max_tokens", {}), dict[str, int], "model", "max_tokens"),
         data.max_regions,
     )
     fingerprints = {source.name: source.reader.fingerprint for source in sources}
@@ -112,7 +112,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             )
             console.print(f"source {source.name}: {len(source)} pairs of {len(source.reader)} samples{left_out}")
         first = loader(0, 0)
-        rows = len(first.texts.segments["caption"].tokens) + 2 * len(first.pairs)
+        rows = sum(len(segment.tokens) for segment in first.texts.segments.values()) + 2 * len(first.pairs)
         rows += int(first.images.offsets.diff()[first.pairs[:, 1]].sum())
         print_estimate(config, module, rows, console)
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))

@@ -8,15 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import lxmert, uniter, vilbert, vlbert, volta
+from vlp.checkpoints.importers import lxmert, oscar, uniter, vilbert, visualbert, vlbert, volta
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
 from vlp.models.two_stream import TwoStream
 from vlp.nn.embedders.b2t2 import B2T2Embedder
+from vlp.nn.embedders.oscar import OscarEmbedder
 from vlp.nn.embedders.summed import SummedEmbedder
 from vlp.nn.embedders.two_stream import TwoStreamEmbedder
 from vlp.nn.embedders.uniter import UniterEmbedder
+from vlp.nn.embedders.visualbert import VisualBertEmbedder
 from vlp.nn.embedders.vlbert import VLBertEmbedder
 from vlp.nn.layout import Layout
 from vlp.objectives.answering import Answering
@@ -25,15 +27,18 @@ from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribu
 from vlp.objectives.masked_region_contrast import MaskedRegionContrast
 from vlp.objectives.matching import Matching
 from vlp.objectives.region_prediction import RegionPrediction
+from vlp.objectives.segment_matching import SegmentMatching
 from vlp.objectives.word_region import WordRegionAlignment
 from vlp.text.wordpiece import WordPiece
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream, "two_stream": TwoStream}
 EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
     "b2t2": B2T2Embedder,
+    "oscar": OscarEmbedder,
     "summed": SummedEmbedder,
     "two_stream": TwoStreamEmbedder,
     "uniter": UniterEmbedder,
+    "visualbert": VisualBertEmbedder,
     "vlbert": VLBertEmbedder,
 }
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
@@ -45,6 +50,7 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "masked_region_regression": MaskedRegionRegression,
     "matching": Matching,
     "region_prediction": RegionPrediction,
+    "segment_matching": SegmentMatching,
     "word_region_alignment": WordRegionAlignment,
 }
 READ_REGION_ROWS = {  # objectives that a model without region rows can't be trained with
@@ -58,10 +64,17 @@ READ_REGION_ROWS = {  # objectives that a model without region rows can't be tra
 IMPORTERS: dict[str, KeyMap] = {
     "lxmert": lxmert.KEY_MAP,
     "lxmert_transformers": lxmert.TRANSFORMERS,
+    "oscar": oscar.KEY_MAP,
+    "oscar_plus": oscar.KEY_MAP_PLUS,
+    "oscar_plus_retrieval": oscar.KEY_MAP_PLUS_RETRIEVAL,
+    "oscar_retrieval": oscar.KEY_MAP_RETRIEVAL,
     "uniter": uniter.KEY_MAP,
     "vilbert": vilbert.KEY_MAP,
     "vilbert_contrast": vilbert.CONTRAST,
     "vilbert_regression": vilbert.REGRESSION,
+    "visualbert": visualbert.KEY_MAP,
+    "visualbert_hf": visualbert.KEY_MAP_HF,
+    "visualbert_released": visualbert.KEY_MAP_RELEASED,
     "vlbert": vlbert.KEY_MAP,
     "volta_ctrl_lxmert": volta.CTRL_LXMERT,
     "volta_ctrl_vilbert": volta.CTRL_VILBERT,

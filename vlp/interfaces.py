@@ -155,7 +155,7 @@ class Batch:
     """One micro-batch. As the loader makes it, it is clean: no objective has touched it.
 
     `pairs` int64 [P, 1 + K]: a text row and K image rows; NONE where there is none. `matched` bool [P]:
-    text and images belong together; an objective that swaps images clears it. `answers` int64 [P]: the
+    text and images belong together; an objective that swaps one of them clears it. `answers` int64 [P]: the
     label of the answer to the pair's question, NONE where there is none. `source` names the data
     set; (`step`, `micro_batch`) is the place in the run, from which all randomness of the micro-batch
     is derived. `replaced`: broken samples that others stand in for.

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from data_pipelines.images import ImageError, decode_image
-from data_pipelines.shards import RegionArrays, Sample
+from data_pipelines.shards import WHOLE_IMAGE, RegionArrays, Sample
 
-WHOLE_IMAGE = "whole image"
 WITHOUT_REGIONS = "without_regions"  # the fact that says why a sample got no regions
 SIDE_STEP = 32  # pictures are scaled to sides that are multiples of the trunk's stride, so that boxes fit the map
 MOST_ASPECT = 4.0  # of a picture that is scaled without distortion

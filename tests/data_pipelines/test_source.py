@@ -27,7 +27,7 @@ def tokenizer(tmp_path: Path) -> WordPiece:
 
 
 def source(folder: Path, tokenizer: WordPiece, name: str = "made_up", max_regions: int = 100) -> Source:
-    return Source(name, folder, "train", tokenizer, max_text_tokens=60, max_regions=max_regions)
+    return Source(name, folder, "train", tokenizer, {"caption": 60}, max_regions)
 
 
 def loader(sources: list[Source], pairs: int | None, tokens: int | None, per_step: int = 2) -> MicroBatchLoader:
@@ -61,7 +61,7 @@ def test_pairs_are_captions_of_samples_with_regions(tmp_path: Path, tokenizer: W
         (0, 0), (0, 1), (0, 2), (3, 0), (3, 1)
     ]  # fmt: skip
     assert s.unusable_samples == 2
-    assert s.load(1).tokens.ids == tokenizer.encode([samples[0].captions[1]])[0].ids
+    assert s.load(1).segments["caption"].ids == tokenizer.encode([samples[0].captions[1]])[0].ids
 
 
 def test_a_data_set_without_pairs_is_refused(tmp_path: Path, tokenizer: WordPiece) -> None:
@@ -161,7 +161,7 @@ def test_sources_of_different_features_are_not_mixed(tmp_path: Path, tokenizer: 
     text = (other / "manifest.json").read_text().replace(f'"feature_size": {FEATURES}', '"feature_size": 8')
     (other / "manifest.json").write_text(text)
     with pytest.raises(ShardError, match="features of 16 and 8 numbers"):
-        open_sources(["a", "b"], [folder, other], ["train", "train"], tokenizer, 60, 100)
+        open_sources(["a", "b"], [folder, other], ["train", "train"], tokenizer, {"caption": 60}, 100)
 
 
 def test_validation_is_the_same_for_every_run(tmp_path: Path, tokenizer: WordPiece) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlp.interfaces import NONE, Images
-from vlp.nn.ragged import lengths_of, owner_of_rows
+from vlp.interfaces import NONE, Images, Segment
+from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, ranges
 
 
 def choose(
@@ -114,3 +114,43 @@ def swap_images(pairs: Tensor, images: Images, probability: float, generator: to
     changed = pairs.clone()
     changed[:, 1] = torch.where(swapped, other, pairs[:, 1])
     return changed, swapped
+
+
+def other_texts(segment: Segment, pairs: Tensor, images: Images, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """For each pair another pair whose text belongs to another image.
+
+    Images are compared by id, so another text of the same image is never a negative.
+
+    Args:
+        segment: of P texts, one a pair. pairs: int64 [P, 1 + K].
+
+    Returns:
+        int64 [P] pairs, bool [P]: there is such a pair, and both segments have tokens.
+    """
+    filled = (lengths_of(segment.offsets) > 0) & (pairs[:, 1] != NONE)
+    own = images.ids.index_select(0, pairs[:, 1].clamp(min=0))
+    draw = torch.rand(len(pairs), len(pairs), generator=generator, device=pairs.device)
+    candidates = (own[None, :] != own[:, None]) & filled[None, :]
+    return draw.masked_fill(~candidates, -1.0).argmax(1), candidates.any(1) & filled
+
+
+def take_texts(segment: Segment, rows: Tensor, foreign: Tensor | None = None) -> Segment:
+    """The segment of the chosen texts.
+
+    Args:
+        rows: int64 [P], numbers of texts; NONE gives an empty text.
+        foreign: bool [P], texts put beside another image than their own; their tokens refer to none of its regions.
+    """
+    lengths = torch.where(rows != NONE, lengths_of(segment.offsets).index_select(0, rows.clamp(min=0)), 0)
+    index, _ = ranges(segment.offsets.index_select(0, rows.clamp(min=0)), lengths)
+    token_region = segment.token_region
+    if token_region is not None:
+        token_region = token_region.index_select(0, index)
+        if foreign is not None:
+            token_region = token_region.masked_fill(foreign.index_select(0, owner_of_rows(lengths)), NONE)
+    return Segment(
+        tokens=segment.tokens.index_select(0, index),
+        offsets=offsets_of(lengths),
+        word_starts=segment.word_starts.index_select(0, index),
+        token_region=token_region,
+    )

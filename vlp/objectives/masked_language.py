@@ -40,6 +40,7 @@ class MaskedLanguage(nn.Module):
         segments: segments of the text that are masked.
         whole_words: choose words rather than tokens.
         force, mask_share, random_share: see `mask_tokens`.
+        skip_mismatched: don't predict tokens of mismatched pairs, about which the image says nothing.
     """
 
     word_ids: Tensor
@@ -55,10 +56,11 @@ class MaskedLanguage(nn.Module):
         force: bool = True,
         mask_share: float = 0.8,
         random_share: float = 0.1,
+        skip_mismatched: bool = True,
     ):
         super().__init__()
         self.mask_id, self.probability, self.segments = mask_id, probability, segments
-        self.whole_words, self.force = whole_words, force
+        self.whole_words, self.force, self.skip_mismatched = whole_words, force, skip_mismatched
         self.mask_share, self.random_share = mask_share, random_share
         self.register_buffer("word_ids", torch.tensor(word_ids), persistent=False)
         self.transform = Transform(model.hidden_size, model.norm_eps)
@@ -86,7 +88,8 @@ class MaskedLanguage(nn.Module):
             labels[name] = segment.tokens
             segments[name] = replace(segment, tokens=tokens)
         corrupted = replace(batch, texts=replace(batch.texts, segments=segments))
-        return corrupted, MaskedTokens(labels, chosen, batch.matched)
+        matched = batch.matched if self.skip_mismatched else torch.ones_like(batch.matched)
+        return corrupted, MaskedTokens(labels, chosen, matched)
 
     def predict(self, encoded: Encoded, targets: MaskedTokens, model: Model) -> tuple[Tensor, Tensor]:
         """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from vlp.checkpoints.key_map import KeyMap, Rule
 
 
-def _both(ours: str, theirs: str) -> list[Rule]:
+def both(ours: str, theirs: str) -> list[Rule]:
+    """Rules for the weight and the bias of one part."""
     return [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in ("weight", "bias")]
 
 
@@ -25,7 +26,7 @@ def bert_layers(ours: str, theirs: str) -> list[Rule]:
         ("mlp_out", "output.dense"),
         ("mlp_norm", "output.LayerNorm"),
     ):
-        rules += _both(f"{ours}.{{i}}.{our_name}", f"{theirs}.{{i}}.{their_name}")
+        rules += both(f"{ours}.{{i}}.{our_name}", f"{theirs}.{{i}}.{their_name}")
     return rules
 
 
@@ -33,29 +34,29 @@ _MODEL = [
     Rule("model.embedder.word_table.weight", ("uniter.embeddings.word_embeddings.weight",)),
     Rule("model.embedder.position_table.weight", ("uniter.embeddings.position_embeddings.weight",)),
     Rule("model.embedder.type_table.weight", ("uniter.embeddings.token_type_embeddings.weight",)),
-    *_both("model.embedder.text_norm", "uniter.embeddings.LayerNorm"),
-    *_both("model.embedder.feature_projection", "uniter.img_embeddings.img_linear"),
-    *_both("model.embedder.feature_norm", "uniter.img_embeddings.img_layer_norm"),
-    *_both("model.embedder.box_projection", "uniter.img_embeddings.pos_linear"),
-    *_both("model.embedder.box_norm", "uniter.img_embeddings.pos_layer_norm"),
+    *both("model.embedder.text_norm", "uniter.embeddings.LayerNorm"),
+    *both("model.embedder.feature_projection", "uniter.img_embeddings.img_linear"),
+    *both("model.embedder.feature_norm", "uniter.img_embeddings.img_layer_norm"),
+    *both("model.embedder.box_projection", "uniter.img_embeddings.pos_linear"),
+    *both("model.embedder.box_norm", "uniter.img_embeddings.pos_layer_norm"),
     # row 0 is set to zero at every forward of the original, so only row 1 carries meaning
     Rule("model.embedder.mask_vector.weight", ("uniter.img_embeddings.mask_embedding.weight",), row=1, rows=2),
-    *_both("model.embedder.region_norm", "uniter.img_embeddings.LayerNorm"),
+    *both("model.embedder.region_norm", "uniter.img_embeddings.LayerNorm"),
     *bert_layers("model.encoder.layers", "uniter.encoder.layer"),
-    *_both("model.pooler", "uniter.pooler.dense"),
+    *both("model.pooler", "uniter.pooler.dense"),
 ]
 
 _OBJECTIVES = [
-    *_both("objectives.masked_language.transform.linear", "cls.predictions.transform.dense"),
-    *_both("objectives.masked_language.transform.norm", "cls.predictions.transform.LayerNorm"),
+    *both("objectives.masked_language.transform.linear", "cls.predictions.transform.dense"),
+    *both("objectives.masked_language.transform.norm", "cls.predictions.transform.LayerNorm"),
     Rule("objectives.masked_language.bias", ("cls.predictions.bias",)),
-    *_both("objectives.masked_region_regression.transform.linear", "feat_regress.net.0"),
-    *_both("objectives.masked_region_regression.transform.norm", "feat_regress.net.2"),
+    *both("objectives.masked_region_regression.transform.linear", "feat_regress.net.0"),
+    *both("objectives.masked_region_regression.transform.norm", "feat_regress.net.2"),
     Rule("objectives.masked_region_regression.bias", ("feat_regress.bias",)),
-    *_both("objectives.masked_region_distribution.classifier.transform.linear", "region_classifier.net.0"),
-    *_both("objectives.masked_region_distribution.classifier.transform.norm", "region_classifier.net.2"),
-    *_both("objectives.masked_region_distribution.classifier.classify", "region_classifier.net.3"),
-    *_both("objectives.matching.classify", "itm_output"),
+    *both("objectives.masked_region_distribution.classifier.transform.linear", "region_classifier.net.0"),
+    *both("objectives.masked_region_distribution.classifier.transform.norm", "region_classifier.net.2"),
+    *both("objectives.masked_region_distribution.classifier.classify", "region_classifier.net.3"),
+    *both("objectives.matching.classify", "itm_output"),
 ]
 
 KEY_MAP = KeyMap(

@@ -1,0 +1,78 @@
+"""The named segments of a text and how a sample fills them. A model's layout decides which are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.shards import WHOLE_IMAGE, RegionArrays
+from vlp.distributed import derive_seed
+
+
+@dataclass(frozen=True)
+class TextMaterial:
+    """What the text of one pair is made of.
+
+    `captions`: all of the sample, `chosen` being the pair's. `region_names`: of the regions that are kept. `draw`:
+    decides what is chosen at random.
+    """
+
+    captions: list[str]
+    chosen: int
+    region_names: list[str]
+    draw: int
+
+
+def caption(material: TextMaterial) -> str:
+    """The pair's own caption."""
+    return material.captions[material.chosen]
+
+
+def second_caption(material: TextMaterial) -> str:
+    """Another caption of the same image, drawn at random; empty if there is none."""
+    others = [c for n, c in enumerate(material.captions) if n != material.chosen and c.strip()]
+    return others[derive_seed("second_caption", material.draw) % len(others)] if others else ""
+
+
+def tags(material: TextMaterial) -> str:
+    """The names of the regions in order, repeats kept, joined by spaces (Oscar, oscar/datasets/oscar_tsv.py)."""
+    return " ".join(material.region_names)
+
+
+SEGMENTS: dict[str, Callable[[TextMaterial], str]] = {
+    "caption": caption,
+    "second_caption": second_caption,
+    "tags": tags,
+}
+
+
+def region_names(facts: dict[str, Any], regions: RegionArrays, class_names: list[str], most: int) -> list[str]:
+    """The most likely class of each of the first `most` regions, or, without scores, its name in the facts.
+
+    Regions without an object (background, the whole image) have no name, so there may be fewer names than regions.
+    """
+    if regions.scores is not None:
+        return [class_names[number] for number in regions.scores[:most].argmax(1) if number > 0]
+    names = facts.get("region_names")
+    if not isinstance(names, list):
+        return []
+    return [str(name) for name in names[:most] if name != WHOLE_IMAGE]
+
+
+def most_tokens(segment: str, of_captions: np.ndarray, of_tags: int) -> np.ndarray:
+    """The most tokens that a segment can have in each pair of a sample, int64 [captions]; for planning batches.
+
+    Args:
+        segment: its name.
+        of_captions: int64 [captions], tokens of each caption.
+        of_tags: the most tokens that the names of the regions can have.
+    """
+    if segment == "caption":
+        return of_captions
+    if segment == "tags":
+        return np.full_like(of_captions, of_tags)
+    others = np.where(np.eye(len(of_captions), dtype=bool), 0, of_captions)  # [captions, captions]
+    return others.max(1, initial=0)

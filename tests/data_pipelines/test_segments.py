@@ -1,0 +1,159 @@
+"""Segments of text beside the caption: what fills them, what the plan counts for them, and that they are pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_up_shards import CLASSES, make_data_set, make_sample, write_vocabulary
+
+from data_pipelines.batches import MicroBatchLoader
+from data_pipelines.plan import Plan
+from data_pipelines.segments import TextMaterial, most_tokens, second_caption
+from data_pipelines.shards import Manifest, Sample, ShardError, write_manifest, write_split
+from data_pipelines.source import Source
+from vlp.text.wordpiece import WordPiece
+
+MAX_TOKENS = {"caption": 6, "second_caption": 6, "tags": 3}
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> WordPiece:
+    return WordPiece(write_vocabulary(tmp_path / "vocabulary.txt"), lowercase=True)
+
+
+def source(folder: Path, tokenizer: WordPiece, max_regions: int = 100) -> Source:
+    return Source("made_up", folder, "train", tokenizer, MAX_TOKENS, max_regions)
+
+
+def loader(s: Source, seed: int = 7, pairs: int | None = 5, tokens: int | None = None) -> MicroBatchLoader:
+    planned = s.planned(1, with_lengths=tokens is not None)
+    return MicroBatchLoader(Plan([planned], seed, 2, pairs, tokens), [s])
+
+
+def words(tokenizer: WordPiece, segment, text: int) -> str:
+    return tokenizer.decode(segment.tokens[segment.offsets[text] : segment.offsets[text + 1]].tolist())
+
+
+def test_a_batch_has_the_named_segments(tmp_path: Path, tokenizer: WordPiece) -> None:
+    """The second caption is another one of the same image, the tags are its regions' classes, without background."""
+    samples = [make_sample(n, captions=3) for n in range(12)]
+    s = source(make_data_set(tmp_path / "d", samples), tokenizer, max_regions=3)
+    load = loader(s)
+    seen = 0
+    for step in range(6):
+        batch = load(step, 0)
+        assert list(batch.texts.segments) == list(MAX_TOKENS)
+        for text, pair in enumerate(batch.texts.ids.tolist()):
+            sample, chosen = samples[s.sample_of[pair]], int(s.caption_of[pair])
+            assert words(tokenizer, batch.texts.segments["caption"], text) == sample.captions[chosen]
+            others = [c for n, c in enumerate(sample.captions) if n != chosen]
+            assert words(tokenizer, batch.texts.segments["second_caption"], text) in others
+            classes = [CLASSES[n] for n in sample.regions.scores[:3].argmax(1) if n]
+            assert words(tokenizer, batch.texts.segments["tags"], text) == " ".join(classes)
+            seen += 1
+    assert seen == 30
+
+
+def test_the_second_caption_is_a_function_of_seed_and_place(tmp_path: Path, tokenizer: WordPiece) -> None:
+    folder = make_data_set(tmp_path / "d", [make_sample(n, captions=5) for n in range(10)])
+
+    def texts(seed: int) -> list[torch.Tensor]:
+        load = loader(source(folder, tokenizer), seed)
+        return [load(step, m).texts.segments["second_caption"].tokens for step in (4, 0, 2) for m in (1, 0)]
+
+    assert all(torch.equal(a, b) for a, b in zip(texts(7), texts(7), strict=True))
+    s = source(folder, tokenizer)
+    drawn = {tuple(s.load(0, draw).segments["second_caption"].ids) for draw in range(100)}
+    others = {tuple(t.ids) for t in tokenizer.encode(make_sample(0, captions=5).captions[1:])}
+    assert drawn == others, "in the long run all other captions come, and never the pair's own"
+
+
+def test_without_another_caption_the_segment_is_empty(tmp_path: Path, tokenizer: WordPiece) -> None:
+    samples = [replace(make_sample(0), captions=["a red circle", " "]), make_sample(1, captions=1)]
+    s = source(make_data_set(tmp_path / "d", samples), tokenizer)
+    assert [s.load(pair).segments["second_caption"].ids for pair in (0, 2)] == [[], []]
+
+
+def test_every_other_caption_is_drawn_equally_often() -> None:
+    material = TextMaterial(["a", "b", "c", "d"], 1, [], 0)
+    drawn = [second_caption(replace(material, draw=draw)) for draw in range(3000)]
+    counts = np.array([drawn.count(c) for c in "abcd"])
+    assert counts[1] == 0
+    bound = 4.5 * (3000 * (1 / 3) * (2 / 3)) ** 0.5
+    assert (abs(counts[[0, 2, 3]] - 1000) < bound).all()
+
+
+def without_scores(number: int, names: list[str]) -> Sample:
+    sample = make_sample(number, regions=len(names))
+    return replace(sample, regions=replace(sample.regions, scores=None), facts={"region_names": names})
+
+
+def without_classes(folder: Path, samples: list[Sample]) -> Path:
+    count = write_split(folder, "train", samples)
+    write_manifest(folder, Manifest("made_up", 16, [], "random numbers", "CC0", {"train": count}))
+    return folder
+
+
+def test_tags_of_regions_without_scores_are_their_names(tmp_path: Path, tokenizer: WordPiece) -> None:
+    samples = [without_scores(0, ["whole image", "red square", "circle"]), make_sample(1, regions=1)]
+    samples[1] = replace(samples[1], regions=replace(samples[1].regions, scores=None))
+    s = source(without_classes(tmp_path / "d", samples), tokenizer)
+    assert tokenizer.decode(s.load(0).segments["tags"].ids) == "red square circle"
+    assert s.load(2).segments["tags"].ids == [], "a sample without names has no tags"
+
+
+def test_segments_that_cannot_be_filled_are_refused(tmp_path: Path, tokenizer: WordPiece) -> None:
+    sample = make_sample(0)
+    nameless = replace(sample, regions=replace(sample.regions, scores=None))
+    folder = without_classes(tmp_path / "d", [nameless])
+    with pytest.raises(ShardError, match="segment tags needs names of regions"):
+        source(folder, tokenizer)
+    with pytest.raises(ShardError, match=r"can't fill the segment 'answer'.*caption, second_caption, tags"):
+        Source("made_up", folder, "train", tokenizer, {"caption": 5, "answer": 5}, 100)
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_lengths_count_the_longest_choice(tmp_path: Path, tokenizer: WordPiece, scores: bool) -> None:
+    """The longest other caption, and a word a region (all classes are one word) or the words of the regions' names."""
+    names = [["red circle", "square"], ["whole image"], ["circle"] * 5]
+    if scores:
+        samples = [make_sample(n, captions=3) for n in range(8)]
+        folder = make_data_set(tmp_path / "d", samples)
+        most_tags = [min(len(sample.regions.boxes), 3) for sample in samples]
+    else:
+        samples = [without_scores(n, names[n % 3]) for n in range(8)]
+        folder = without_classes(tmp_path / "d", samples)
+        most_tags = [(3, 2, 3)[n % 3] for n in range(8)]
+    expected = []
+    for sample, of_tags in zip(samples, most_tags, strict=True):
+        counts = [min(len(c.split()), 6) for c in sample.captions]
+        for n, count in enumerate(counts):
+            others = max(counts[:n] + counts[n + 1 :])
+            expected.append(count + others + of_tags + min(len(sample.regions.boxes), 3))
+    for _ in range(2):  # the second time from the kept file
+        s = source(folder, tokenizer, max_regions=3)
+        assert s.planned(1, with_lengths=True).lengths.tolist() == expected
+    assert len(list(folder.glob("train-tokens-*.npy"))) == 1
+
+
+def test_a_token_budget_holds_for_all_segments(tmp_path: Path, tokenizer: WordPiece) -> None:
+    s = source(make_data_set(tmp_path / "d", [make_sample(n, captions=3) for n in range(30)]), tokenizer)
+    load = loader(s, pairs=None, tokens=64)
+    for step in range(10):
+        batch = load(step, 0)
+        rows = batch.images.offsets.diff()[batch.pairs[:, 1]]
+        for name, segment in batch.texts.segments.items():
+            rows = rows + segment.offsets.diff().clamp(max=MAX_TOKENS[name])
+        assert int(rows.max()) * len(rows) <= 64
+
+
+def test_most_tokens_by_hand() -> None:
+    captions = np.array([4, 9, 2])
+    assert most_tokens("caption", captions, 5).tolist() == [4, 9, 2]
+    assert most_tokens("second_caption", captions, 5).tolist() == [9, 4, 9]
+    assert most_tokens("tags", captions, 5).tolist() == [5, 5, 5]
+    assert most_tokens("second_caption", captions[:1], 5).tolist() == [0]

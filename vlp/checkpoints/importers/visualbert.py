@@ -1,0 +1,51 @@
+"""VisualBERT as key maps: the official layouts (uclanlp/visualbert) and Hugging Face's (VisualBertForPreTraining).
+
+The released files are those of the official training program, which puts one more `bert.` before every key of its
+model. Hugging Face's layout differs in names only, but gives regions the type 1 where the original gives 0: a model
+that is to compute what theirs does has 1 for `regions` in its `layout_types`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vlp.checkpoints.importers.uniter import bert_layers, both
+from vlp.checkpoints.key_map import KeyMap, Rule
+
+
+def _rules(bert: str, visual_positions: str, visual_types: str, projection: str) -> list[Rule]:
+    """The rules, given what differs: the prefix of the encoder and the names of the visual parts."""
+    embedder, embeddings = "model.embedder", f"{bert}.embeddings"
+    return [
+        Rule(f"{embedder}.word_table.weight", (f"{embeddings}.word_embeddings.weight",)),
+        Rule(f"{embedder}.position_table.weight", (f"{embeddings}.position_embeddings.weight",)),
+        Rule(f"{embedder}.type_table.weight", (f"{embeddings}.token_type_embeddings.weight",)),
+        Rule(f"{embedder}.visual_position_table.weight", (f"{embeddings}.{visual_positions}.weight",)),
+        Rule(f"{embedder}.visual_type_table.weight", (f"{embeddings}.{visual_types}.weight",)),
+        *both(f"{embedder}.feature_projection", f"{embeddings}.{projection}"),
+        *both(f"{embedder}.norm", f"{embeddings}.LayerNorm"),
+        *bert_layers("model.encoder.layers", f"{bert}.encoder.layer"),
+        *both("model.pooler", f"{bert}.pooler.dense"),
+        *both("objectives.masked_language.transform.linear", "cls.predictions.transform.dense"),
+        *both("objectives.masked_language.transform.norm", "cls.predictions.transform.LayerNorm"),
+        Rule("objectives.masked_language.bias", ("cls.predictions.bias",)),
+        *both("objectives.segment_matching.classify", "cls.seq_relationship"),
+    ]
+
+
+KEY_MAP = KeyMap(
+    rules=_rules("bert", "position_embeddings_visual", "token_type_embeddings_visual", "projection"),
+    ties={"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"},
+)
+KEY_MAP_RELEASED = KeyMap(
+    rules=[replace(rule, theirs=tuple(f"bert.{key}" for key in rule.theirs)) for rule in KEY_MAP.rules],
+    ties={f"bert.{tied}": f"bert.{original}" for tied, original in KEY_MAP.ties.items()},
+)
+KEY_MAP_HF = KeyMap(
+    rules=_rules("visual_bert", "visual_position_embeddings", "visual_token_type_embeddings", "visual_projection"),
+    ties={
+        "cls.predictions.decoder.weight": "visual_bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    unused={r"visual_bert\.embeddings\.position_ids": "the numbers from 0 on, which older files keep"},
+)

@@ -1,0 +1,109 @@
+"""VisualBERT's embedder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlp.interfaces import NONE, Batch
+from vlp.nn.layout import Sequences
+
+
+class VisualBertEmbedder(nn.Module):
+    """Text as BERT's; a region as W feature + visual position 0 + visual type, and one norm for words and regions.
+
+    Boxes are not looked at. Where words say which region they refer to (`Segment.token_region`), the region gets the
+    mean of their position vectors too. The layout's type of `regions` (of `regions_2` ...) is the row of the visual
+    type table: 0 in the original, 1 in Hugging Face's. A masked region's feature is zero.
+    Source: VisualBERT (Li et al. 2019), visualbert/pytorch_pretrained_bert/modeling.py.
+
+    Args:
+        hidden_size: H.
+        vocab_size: rows of the word table; may exceed the tokenizer's.
+        positions: rows of both position tables; of the visual one the original only ever uses the first.
+        types: rows of both type tables.
+        feature_size: F, the width of region features.
+        dropout: after the norm.
+        norm_eps: epsilon of the norm.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        positions: int,
+        types: int,
+        feature_size: int,
+        dropout: float,
+        norm_eps: float,
+    ):
+        super().__init__()
+        self.feature_size = feature_size
+        self.word_table = nn.Embedding(vocab_size, hidden_size)
+        self.position_table = nn.Embedding(positions, hidden_size)
+        self.type_table = nn.Embedding(types, hidden_size)
+        self.feature_projection = nn.Linear(feature_size, hidden_size)
+        self.visual_position_table = nn.Embedding(positions, hidden_size)
+        self.visual_type_table = nn.Embedding(types, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def tied(self, name: str) -> Tensor:
+        """`word_embeddings` [vocabulary, H] or `region_projection` [H, F].
+
+        Raises:
+            KeyError: no such parameter.
+        """
+        return {"word_embeddings": self.word_table.weight, "region_projection": self.feature_projection.weight}[name]
+
+    def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
+        """The rows [N, H] of all sequences."""
+        s = sequences
+        rows = self.word_table(s.token_ids) + self.position_table(s.positions) + self.type_table(s.text_types)
+        if len(s.regions.row):
+            features = batch.images.features
+            if batch.images.masked is not None:
+                features = features.masked_fill(batch.images.masked[:, None], 0.0)
+            # projected once a region, however many pairs show it
+            regions = self.feature_projection(features).index_select(0, s.regions.source)
+            regions = regions + self.visual_position_table(torch.zeros_like(s.regions.row))
+            regions = regions + self.visual_type_table(s.region_types)
+            token, region = aligned(batch, s)
+            if len(token):
+                vectors = self.position_table(s.positions.index_select(0, token))
+                summed = vectors.new_zeros(regions.shape).index_add_(0, region, vectors)
+                count = torch.bincount(region, minlength=len(regions)).clamp(min=1)
+                regions = regions + summed / count[:, None]
+            rows = torch.cat([rows, regions])
+        return self.dropout(self.norm(rows.index_select(0, s.order)))
+
+
+def aligned(batch: Batch, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """Which tokens refer to which regions, by `Segment.token_region`: places in `text` and in `regions`, int64 [n].
+
+    A region that the pair does not show (its image was swapped for one with fewer) is left out.
+    """
+    s, device = sequences, batch.pairs.device
+    place_of_row = torch.empty_like(s.order)
+    place_of_row[s.text.row] = torch.arange(len(s.text.row), device=device)
+    # each region row has the key (pair, region of the batch); an image shown twice is found in its first slot
+    regions = len(batch.images.features)
+    keys, by_key = torch.sort(s.regions.pair * regions + s.regions.source, stable=True)
+    first_region = batch.images.offsets.index_select(0, batch.pairs[:, 1].clamp(min=0))
+    last_region = batch.images.offsets.index_select(0, batch.pairs[:, 1].clamp(min=0) + 1)
+    tokens, chosen = [], []
+    for name, where in s.tokens.items():
+        of_token = batch.texts.segments[name].token_region
+        if of_token is None:
+            continue
+        local = of_token.index_select(0, where.source)
+        wanted = first_region.index_select(0, where.pair) + local
+        keep = (local != NONE) & (batch.pairs[:, 1] != NONE).index_select(0, where.pair)
+        keep &= wanted < last_region.index_select(0, where.pair)
+        place = torch.searchsorted(keys, (where.pair * regions + wanted)[keep])
+        tokens.append(place_of_row[where.row[keep]])
+        chosen.append(by_key[place])
+    if not tokens:
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return none, none
+    return torch.cat(tokens), torch.cat(chosen)
