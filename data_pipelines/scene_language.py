@@ -251,6 +251,10 @@ def _foil(meaning: Meaning, scene: Scene, rng: np.random.Generator) -> Meaning |
             said = [name for name in choices if getattr(entity, name) is not None]
             name = said[int(rng.integers(len(said)))]
             others = [value for value in choices[name] if value != getattr(entity, name)]
+            # mostly a value that another object has, so that the words alone don't give the foil away
+            there = [value for value in others if any(getattr(o, name) == value for o in scene.objects)]
+            if there and rng.random() < 0.75:
+                others = there
             entities = list(meaning.entities)
             other: dict[str, Any] = {name: others[int(rng.integers(len(others)))]}
             entities[n] = replace(entity, **other)

@@ -16,12 +16,13 @@ from vlp.distributed import derive_seed
 class TextMaterial:
     """What the text of one pair is made of.
 
-    `captions`: all of the sample, `chosen` being the pair's. `region_names`: of the regions that are kept. `draw`:
-    decides what is chosen at random.
+    `captions`: all of the sample, `chosen` being the pair's. `foils`: false captions, one for each that is true.
+    `region_names`: of the regions that are kept. `draw`: decides what is chosen at random.
     """
 
     captions: list[str]
     chosen: int
+    foils: list[str]
     region_names: list[str]
     draw: int
 
@@ -37,6 +38,11 @@ def second_caption(material: TextMaterial) -> str:
     return others[derive_seed("second_caption", material.draw) % len(others)] if others else ""
 
 
+def foil(material: TextMaterial) -> str:
+    """A false caption that resembles the pair's own (the fact `foils`); empty if there is none."""
+    return material.foils[material.chosen] if material.chosen < len(material.foils) else ""
+
+
 def tags(material: TextMaterial) -> str:
     """The names of the regions in order, repeats kept, joined by spaces (Oscar, oscar/datasets/oscar_tsv.py)."""
     return " ".join(material.region_names)
@@ -44,9 +50,16 @@ def tags(material: TextMaterial) -> str:
 
 SEGMENTS: dict[str, Callable[[TextMaterial], str]] = {
     "caption": caption,
+    "foil": foil,
     "second_caption": second_caption,
     "tags": tags,
 }
+
+
+def foils(facts: dict[str, Any]) -> list[str]:
+    """The fact `foils` if it is a list of texts, else none."""
+    found = facts.get("foils")
+    return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else []
 
 
 def region_names(facts: dict[str, Any], regions: RegionArrays, class_names: list[str], most: int) -> list[str]:
@@ -62,16 +75,18 @@ def region_names(facts: dict[str, Any], regions: RegionArrays, class_names: list
     return [str(name) for name in names[:most] if name != WHOLE_IMAGE]
 
 
-def most_tokens(segment: str, of_captions: np.ndarray, of_tags: int) -> np.ndarray:
-    """The most tokens that a segment can have in each pair of a sample, int64 [captions]; for planning batches.
+def most_tokens(segment: str, of_captions: np.ndarray, of_foils: np.ndarray, of_tags: int) -> np.ndarray:
+    """The most tokens that a segment can add to each pair of a sample, int64 [captions]; for planning batches.
 
     Args:
         segment: its name.
-        of_captions: int64 [captions], tokens of each caption.
+        of_captions, of_foils: int64 [captions], tokens of each caption and of its foil.
         of_tags: the most tokens that the names of the regions can have.
     """
     if segment == "caption":
         return of_captions
+    if segment == "foil":  # it takes the caption's place
+        return (of_foils - of_captions).clip(min=0)
     if segment == "tags":
         return np.full_like(of_captions, of_tags)
     others = np.where(np.eye(len(of_captions), dtype=bool), 0, of_captions)  # [captions, captions]

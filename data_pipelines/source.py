@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
-from data_pipelines.segments import SEGMENTS, TextMaterial, most_tokens, region_names
+from data_pipelines.segments import SEGMENTS, TextMaterial, foils, most_tokens, region_names
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader
 from vlp.distributed import derive_seed
 from vlp.interfaces import Regions, Tokens
@@ -72,7 +72,12 @@ class Source:
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
-        if "tags" in max_tokens and not self._has_region_names():
+        if "foil" in max_tokens and not self._has_fact("foils"):
+            raise ShardError(
+                f"the model's segment foil needs false captions, but the samples of {folder} have no fact foils;"
+                " leave foil out of model.max_tokens, and foil_share out of the objectives"
+            )
+        if "tags" in max_tokens and not (self.reader.manifest.class_names or self._has_fact("region_names")):
             raise ShardError(
                 f"the model's segment tags needs names of regions, but the regions of {folder} have neither classes nor"
                 " the fact region_names; take features of boxes with classes, or leave tags out of the layout"
@@ -116,9 +121,12 @@ class Source:
                 except BadSampleError:
                     continue  # it is replaced when its turn comes
                 captions = np.array([len(t.ids) for t in tokenizer.encode(facts["captions"])], dtype=np.int64)
+                lengths = [len(t.ids) for t in tokenizer.encode(foils(facts))] if "foil" in segments else []
+                of_foils = np.zeros_like(captions)
+                of_foils[: len(lengths)] = lengths[: len(captions)]
                 of_tags = self._most_tag_tokens(int(sample), facts, longest_class) if "tags" in segments else 0
                 for row, segment in zip(tokens, segments, strict=True):
-                    row[places] = most_tokens(segment, captions, of_tags)[: places.stop - places.start]
+                    row[places] = most_tokens(segment, captions, of_foils, of_tags)[: places.stop - places.start]
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
             np.save(temporary, tokens)
             os.replace(temporary, path)
@@ -135,11 +143,9 @@ class Source:
         regions = min(int(self.reader.region_counts[sample]), self.max_regions)
         return max(longest_class * regions, len(self.tokenizer.encode([text])[0].ids))
 
-    def _has_region_names(self) -> bool:
-        if self.reader.manifest.class_names:
-            return True
+    def _has_fact(self, name: str) -> bool:
         try:
-            return "region_names" in self.reader.facts(int(self.sample_of[0]))
+            return name in self.reader.facts(int(self.sample_of[0]))
         except BadSampleError:
             return True  # one damaged sample says nothing of the others
 
@@ -165,7 +171,7 @@ class Source:
         )
         class_names = self.reader.manifest.class_names
         names = region_names(facts, stored, class_names, self.max_regions) if "tags" in self.max_tokens else []
-        material = TextMaterial(captions, caption, names, derive_seed(draw, pair))
+        material = TextMaterial(captions, caption, foils(facts), names, derive_seed(draw, pair))
         encoded = self.tokenizer.encode([SEGMENTS[segment](material) for segment in self.max_tokens])
         return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions)
 

@@ -79,7 +79,7 @@ def test_without_another_caption_the_segment_is_empty(tmp_path: Path, tokenizer:
 
 
 def test_every_other_caption_is_drawn_equally_often() -> None:
-    material = TextMaterial(["a", "b", "c", "d"], 1, [], 0)
+    material = TextMaterial(["a", "b", "c", "d"], 1, [], [], 0)
     drawn = [second_caption(replace(material, draw=draw)) for draw in range(3000)]
     counts = np.array([drawn.count(c) for c in "abcd"])
     assert counts[1] == 0
@@ -153,7 +153,9 @@ def test_a_token_budget_holds_for_all_segments(tmp_path: Path, tokenizer: WordPi
 
 def test_most_tokens_by_hand() -> None:
     captions = np.array([4, 9, 2])
-    assert most_tokens("caption", captions, 5).tolist() == [4, 9, 2]
-    assert most_tokens("second_caption", captions, 5).tolist() == [9, 4, 9]
-    assert most_tokens("tags", captions, 5).tolist() == [5, 5, 5]
-    assert most_tokens("second_caption", captions[:1], 5).tolist() == [0]
+    foils = np.array([6, 9, 0])
+    assert most_tokens("caption", captions, foils, 5).tolist() == [4, 9, 2]
+    assert most_tokens("second_caption", captions, foils, 5).tolist() == [9, 4, 9]
+    assert most_tokens("tags", captions, foils, 5).tolist() == [5, 5, 5]
+    assert most_tokens("foil", captions, foils, 5).tolist() == [2, 0, 0], "what it has more than the caption"
+    assert most_tokens("second_caption", captions[:1], foils[:1], 5).tolist() == [0]

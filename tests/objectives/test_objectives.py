@@ -424,3 +424,25 @@ def test_alignment_follows_matching_in_a_group(model) -> None:
     batch, alignment = WordRegionAlignment(model).corrupt(batch, generator)
     assert torch.equal(matching.matched, alignment.matched)
     assert not matching.matched.all()
+
+
+def test_foils_take_the_place_of_captions_and_mismatch() -> None:
+    """By hand: text 0 has a foil, text 1 none, text 2 an equal one; an image-only pair is nobody's foil."""
+    batch = samples.batch([[5, 6, 7], [8], [9, 10]], [2, 1, 3], [[0, 0], [1, 1], [2, 2], [-1, 1]])
+    foil = samples.segment([[11, 12], [], [9, 10]])
+    batch = replace(batch, texts=replace(batch.texts, segments={**batch.texts.segments, "foil": foil}))
+    objective = Matching(samples.model(), swap_probability=0.0, foil_share=1.0)
+    corrupted, targets = objective.corrupt(batch, torch.Generator().manual_seed(0))
+    assert targets.matched.tolist() == [False, True, False, True]
+    assert corrupted.matched.tolist() == [False, True, False, True]
+    caption = corrupted.texts.segments["caption"]
+    assert caption.tokens.tolist() == [11, 12, 8, 9, 10]
+    assert caption.offsets.tolist() == [0, 2, 3, 5]
+    untouched, targets = Matching(samples.model(), 0.0, foil_share=1e-9).corrupt(batch, torch.Generator())
+    assert targets.matched.all()
+    assert untouched.texts.segments["caption"].tokens.tolist() == [5, 6, 7, 8, 9, 10]
+    half = Matching(samples.model(), 0.0, foil_share=0.5)
+    wrong = [half.corrupt(batch, torch.Generator().manual_seed(n))[1].matched[0] for n in range(200)]
+    assert 70 < sum(int(m) for m in wrong) < 130
+    with pytest.raises(ValueError, match=r"add it to model\.max_tokens"):
+        objective.corrupt(samples.batch([[5]], [1], [[0, 0]]), torch.Generator())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from vlp.interfaces import NONE, Images, Segment
+from vlp.interfaces import NONE, Images, Segment, Texts
 from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, ranges
 
 
@@ -154,3 +156,30 @@ def take_texts(segment: Segment, rows: Tensor, foreign: Tensor | None = None) ->
         word_starts=segment.word_starts.index_select(0, index),
         token_region=token_region,
     )
+
+
+def foil_captions(texts: Texts, share: float, generator: torch.Generator) -> tuple[Texts, Tensor]:
+    """Put the segment `foil` in the place of `caption` in some texts, where there is one.
+
+    Returns the texts and bool [T], those that were changed.
+
+    Raises:
+        ValueError: there is no such segment.
+    """
+    if "foil" not in texts.segments:
+        raise ValueError("foil_share needs the segment foil; add it to model.max_tokens, with data that has foils")
+    caption, foil = texts.segments["caption"], texts.segments["foil"]
+    count = len(caption.offsets) - 1
+    draw = torch.rand(count, generator=generator, device=caption.offsets.device)
+    foiled = (draw < share) & (lengths_of(foil.offsets) > 0)
+    regions = caption.token_region
+    if regions is not None:  # a foil's words refer to none
+        regions = torch.cat([regions, torch.full_like(foil.tokens, NONE)])
+    either = Segment(
+        tokens=torch.cat([caption.tokens, foil.tokens]),
+        offsets=torch.cat([caption.offsets, foil.offsets[1:] + caption.offsets[-1]]),
+        word_starts=torch.cat([caption.word_starts, foil.word_starts]),
+        token_region=regions,
+    )
+    rows = torch.arange(count, device=foiled.device) + count * foiled
+    return replace(texts, segments={**texts.segments, "caption": take_texts(either, rows)}), foiled

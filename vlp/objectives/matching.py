@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import Batch, Encoded, Losses, Model, Report
+from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
 from vlp.nn.transformer import initialise
-from vlp.objectives.corruption import swap_images
+from vlp.objectives.corruption import foil_captions, swap_images
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,27 @@ class Matching(nn.Module):
     Args:
         model: the model to be trained; it must have a pooled vector.
         swap_probability: share of pairs that get another image.
+        foil_share: share of texts whose segment `caption` is replaced by their `foil`, a false caption that resembles
+            it: negatives that a bag of words can't tell. They are mismatched whatever their image.
     """
 
-    def __init__(self, model: Model, swap_probability: float):
+    def __init__(self, model: Model, swap_probability: float, foil_share: float = 0.0):
         super().__init__()
-        self.swap_probability = swap_probability
+        self.swap_probability, self.foil_share = swap_probability, foil_share
         self.classify = nn.Linear(model.pooled_size, 2)
         initialise(self, model.initial_std)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MatchingTargets]:
-        """Swap images; the batch's `matched` says where, to the objectives that follow in the group too."""
+        """Swap images and captions; the batch's `matched` says where, to the objectives that follow in the group too.
+
+        Raises:
+            ValueError: `foil_share` is set, but the texts have no segment `foil`.
+        """
+        if self.foil_share:
+            texts, foiled = foil_captions(batch.texts, self.foil_share, generator)
+            own = batch.pairs[:, 0]
+            wrong = (own != NONE) & foiled.index_select(0, own.clamp(min=0))
+            batch = replace(batch, texts=texts, matched=batch.matched & ~wrong)
         pairs, swapped = swap_images(batch.pairs, batch.images, self.swap_probability, generator)
         matched = batch.matched & ~swapped
         return replace(batch, pairs=pairs, matched=matched), MatchingTargets(matched)
