@@ -46,7 +46,7 @@ class PlaceSampler(Sampler[tuple[int, int]]):
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     # Ctrl-C and a cluster's SIGTERM reach the whole process group; a worker that died of them would take the last step
-    # with it. A worker whose trainer is gone still notices that and ends.
+    # with it. The trainer kills what is left when it ends, and a worker whose trainer is gone notices that and ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -76,19 +76,20 @@ def read_gallery(reader: ShardReader, count: int, console: Console) -> tuple[lis
 
 
 def table_of(results: dict[str, dict[str, RetrievalMetrics]], texts: int, images: int) -> Table:
-    """Results by method and direction."""
+    """Results by direction and method, narrow enough for any terminal."""
     table = Table(title=f"zero-shot retrieval: {texts} captions, {images} images", title_justify="left")
-    table.add_column("method")
-    for direction in ("text to image", "image to text"):
-        for name in ("R@1", "R@5", "R@10", "median"):
-            table.add_column(f"{direction}\n{name}", justify="right")
-    for method, directions in results.items():
-        cells = []
-        for direction in ("text_to_image", "image_to_text"):
+    for name in ("", "method"):
+        table.add_column(name)
+    for name in ("R@1", "R@5", "R@10", "median rank"):
+        table.add_column(name, justify="right")
+    for direction in ("text_to_image", "image_to_text"):
+        for method, directions in results.items():
             m = directions[direction]
-            cells += [f"{100 * r:.1f}" for r in (m.recall_at_1, m.recall_at_5, m.recall_at_10)]
-            cells.append(f"{m.median_rank:g}")
-        table.add_row(method, *cells, style="bold" if method == "model" else None)
+            recalls = [f"{100 * r:.1f}" for r in (m.recall_at_1, m.recall_at_5, m.recall_at_10)]
+            label = direction.replace("_", " ") if method == "model" else ""
+            style = "bold" if method == "model" else None
+            table.add_row(label, method, *recalls, f"{m.median_rank:g}", style=style)
+        table.add_section()
     return table
 
 

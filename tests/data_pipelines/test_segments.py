@@ -112,7 +112,7 @@ def test_segments_that_cannot_be_filled_are_refused(tmp_path: Path, tokenizer: W
     folder = without_classes(tmp_path / "d", [nameless])
     with pytest.raises(ShardError, match="segment tags needs names of regions"):
         source(folder, tokenizer)
-    with pytest.raises(ShardError, match=r"can't fill the segment 'answer'.*caption, second_caption, tags"):
+    with pytest.raises(ShardError, match=r"can't fill the segment 'answer'.*caption, foil, second_caption, tags"):
         Source("made_up", folder, "train", tokenizer, {"caption": 5, "answer": 5}, 100)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import time
 import warnings
 from collections.abc import Iterable
@@ -123,8 +125,18 @@ def fit(
             enable_model_summary=False,
             callbacks=[step_end],
         )
-        trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        finally:
+            end_loader_processes()
     return step_end.stopped_at
+
+
+def end_loader_processes() -> None:
+    """Kill loader processes that are left, which after an error may wait for one another and ignore SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report what is meant as an error
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def checkpoint_fits(path: Path | None, module: TrainingModule) -> None:
