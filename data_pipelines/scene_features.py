@@ -11,19 +11,19 @@ from torch import Tensor
 
 from vlp.distributed import generator_for
 
-WINDOW = 40  # pixels of the crop around a box; larger boxes are scaled down to it
+WINDOW = 26  # pixels of the crop around a box; larger boxes are scaled down to it
 FILTERS = (32, 128)
 POOLED = 4
-# of the covariance that is added before whitening: directions of less variance are mostly noise
-RIDGE = 0.05
+# added to the covariance before whitening: directions of less variance are mostly noise, and stay small
+RIDGE = 2.0
 
 
 class RegionFeatures:
     """Features of boxes of pictures; the net's weights are drawn from a fixed seed, never trained.
 
-    A crop has a fixed size in pixels, so the features tell how large an object is. Nearly all of what random
-    convolutions give is alike for all crops, so the features are centred and whitened (ZCA: the covariance's inverse
-    root, which no order or sign of eigenvectors changes), or a model would learn them very slowly.
+    A crop has a fixed size in pixels unless its box is larger, so the features tell how large an object is. Nearly all
+    of what random convolutions give is alike for all crops, so the features are centred and partly whitened (ZCA: the
+    covariance's inverse root, which no order or sign of eigenvectors changes), or a model would learn them very slowly.
 
     Args:
         calibration: pictures uint8 [h, w, 3] with boxes float32 [R, 4], of which mean and covariance are taken.
@@ -60,7 +60,7 @@ class RegionFeatures:
 
 
 def _crop(pixels: np.ndarray, box: np.ndarray) -> Tensor:
-    """A square window around a box, float32 [3, 40, 40] in about -1 ... 1; outside the picture it is mid-grey."""
+    """A square window around a box, float32 [3, 26, 26] in about -1 ... 1; outside the picture it is mid-grey."""
     height, width = pixels.shape[:2]
     x1, y1, x2, y2 = (box * np.array([width, height, width, height])).round().astype(int).tolist()
     side = max(WINDOW, x2 - x1, y2 - y1)

@@ -76,7 +76,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Caption:
-    """A text, what it claims, and a foil: a text that is false, for it differs in one attribute or relation."""
+    """A text, what it claims, and a foil: a text that resembles it, but is false (see `_foil`)."""
 
     text: str
     meaning: Meaning
@@ -137,7 +137,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> list[Caption]:
 def _meaning(scene: Scene, rng: np.random.Generator) -> Meaning:
     """Choose what to say: most objects, most of their attributes, relations between neighbours in the sentence."""
     objects = [scene.objects[k] for k in rng.permutation(len(scene.objects))]
-    omitted = int(rng.choice(3, p=[0.6, 0.3, 0.1]))
+    omitted = int(rng.choice(3, p=[0.7, 0.25, 0.05]))
     objects = objects[: max(2, len(objects) - omitted)]
     entities: list[Entity] = []
     kept: list[SceneObject] = []
@@ -153,8 +153,8 @@ def _meaning(scene: Scene, rng: np.random.Generator) -> Meaning:
                 Entity(
                     colour=o.colour if rng.random() < 0.95 else None,
                     shape=o.shape if rng.random() < 0.92 else None,
-                    size=o.size if rng.random() < 0.25 else None,
-                    texture=o.texture if o.texture != "plain" and rng.random() < 0.5 else None,
+                    size=o.size if rng.random() < 0.4 else None,
+                    texture=o.texture if o.texture != "plain" and rng.random() < 0.7 else None,
                 )
             )
             if entities[-1].colour is None and entities[-1].shape is None:
@@ -236,32 +236,54 @@ def _phrase(e: Entity, words: _Words) -> str:
 
 
 def _foil(meaning: Meaning, scene: Scene, rng: np.random.Generator) -> Meaning | None:
-    """The meaning with one attribute or relation changed so that it is false; None if no change of twelve is."""
+    """A false meaning that resembles the true one; None if no change of twelve is false.
+
+    Half of them have the same words, dealt to other objects, as a caption of another scene of the family might; the
+    others differ in one attribute or relation.
+    """
+    if rng.random() < 0.5:
+        for _ in range(4):
+            changed = _dealt_anew(meaning, rng)
+            if not holds(changed, scene):
+                return changed
     for _ in range(12):
-        if meaning.relations and rng.random() < 0.4:
-            n = int(rng.integers(len(meaning.relations)))
-            a, relation, b = meaning.relations[n]
-            relations = list(meaning.relations)
-            relations[n] = (a, OPPOSITE[relation], b)
-            changed = replace(meaning, relations=tuple(relations))
-        else:
-            n = int(rng.integers(len(meaning.entities)))
-            entity = meaning.entities[n]
-            choices = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES[1:]}
-            said = [name for name in choices if getattr(entity, name) is not None]
-            name = said[int(rng.integers(len(said)))]
-            others = [value for value in choices[name] if value != getattr(entity, name)]
-            # mostly a value that another object has, so that the words alone don't give the foil away
-            there = [value for value in others if any(getattr(o, name) == value for o in scene.objects)]
-            if there and rng.random() < 0.75:
-                others = there
-            entities = list(meaning.entities)
-            other: dict[str, Any] = {name: others[int(rng.integers(len(others)))]}
-            entities[n] = replace(entity, **other)
-            changed = replace(meaning, entities=tuple(entities))
+        changed = _one_changed(meaning, scene, rng)
         if not holds(changed, scene):
             return changed
     return None
+
+
+def _dealt_anew(meaning: Meaning, rng: np.random.Generator) -> Meaning:
+    """The shapes that are said go to other entities."""
+    said = [n for n, e in enumerate(meaning.entities) if e.shape is not None]
+    entities = list(meaning.entities)
+    for n, other in zip(said, rng.permutation(said), strict=True):
+        entities[n] = replace(entities[n], shape=meaning.entities[int(other)].shape)
+    return replace(meaning, entities=tuple(entities))
+
+
+def _one_changed(meaning: Meaning, scene: Scene, rng: np.random.Generator) -> Meaning:
+    """One attribute or relation is another."""
+    if meaning.relations and rng.random() < 0.4:
+        n = int(rng.integers(len(meaning.relations)))
+        a, relation, b = meaning.relations[n]
+        relations = list(meaning.relations)
+        relations[n] = (a, OPPOSITE[relation], b)
+        return replace(meaning, relations=tuple(relations))
+    n = int(rng.integers(len(meaning.entities)))
+    entity = meaning.entities[n]
+    choices = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES[1:]}
+    said = [name for name in choices if getattr(entity, name) is not None]
+    name = said[int(rng.integers(len(said)))]
+    others = [value for value in choices[name] if value != getattr(entity, name)]
+    # mostly a value that another object has, so that the words alone don't give the foil away
+    there = [value for value in others if any(getattr(o, name) == value for o in scene.objects)]
+    if there and rng.random() < 0.75:
+        others = there
+    entities = list(meaning.entities)
+    other: dict[str, Any] = {name: others[int(rng.integers(len(others)))]}
+    entities[n] = replace(entity, **other)
+    return replace(meaning, entities=tuple(entities))
 
 
 def vocabulary() -> list[str]:
