@@ -1,0 +1,246 @@
+"""Does each system learn?  python tools/learn.py [CONFIG ...] [key.sub=value ...]
+
+Trains every shipped pretraining configuration (or those named) at a small size on the embedded scenes, a few minutes
+each on two CPU cores, and compares its held-out losses with those of a blind model, whose states are the same whatever
+it is shown. Prints a table and writes it to runs/learn/table.json; runs that are there already are not trained again.
+Overrides apply to all configurations, after the small sizes. Exit code 1 if an objective has not learned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from data_pipelines.prepare import validation_batches
+from tools import train
+from vlp.checkpoints.load import load_strictly, read_weights, write_atomically
+from vlp.config import ConfigError, RunConfig, load_config
+from vlp.inference import TrainedModel
+from vlp.interfaces import Batch, Encoded, Model, Ragged
+from vlp.run_folder import RunFolder, build_run
+from vlp.training.module import TrainingModule
+
+RUNS = Path("runs/learn")
+NOT_SMALL = ("_large", "_small", "_coco")  # configurations that are another one at another size
+SMALL = {
+    "initial_std": 0.06,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "hidden_size": 128,
+    "heads": 8,
+    "mlp_size": 256,
+    "layers": 4,
+    "visual_hidden_size": 128,
+    "visual_heads": 8,
+    "visual_mlp_size": 256,
+    "cross_hidden_size": 128,
+    "cross_heads": 8,
+}
+MORE = ("optim.lr=1e-3", "optim.warmup_steps=100", "data.micro_batch=64", "data.workers=1", "trainer.max_steps=1500")
+MORE += ("trainer.gradient_clip_val=5.0", "validation.every=1500", "checkpoint.every=1500", "checkpoint.keep=1")
+LEAST_GAIN, LEAST_ACCURACY = 0.1, 0.6
+BATCHES = 16  # held-out micro-batches that are compared
+BLIND_STEPS = 300
+
+
+@dataclass(frozen=True)
+class Row:
+    """One objective: held-out loss and accuracy (NaN where it has none) of the model and of a blind one."""
+
+    config: str
+    objective: str
+    loss: float
+    blind_loss: float
+    accuracy: float
+    blind_accuracy: float
+
+    def learned(self) -> bool:
+        """Clearly better than blind: a matching objective by its accuracy, the others by their loss."""
+        if self.objective.endswith("matching"):
+            return self.accuracy > max(LEAST_ACCURACY, self.blind_accuracy)
+        return self.loss < (1 - LEAST_GAIN) * self.blind_loss
+
+
+class Blind(nn.Module):
+    """A model whose states are one learned vector each for text, image and pooled, whatever the batch shows.
+
+    With heads trained on it an objective's loss is that of the best constant guess: the entropy of the words, the
+    prior of the classes, the variance about the mean feature.
+
+    Args:
+        model: whose rows are imitated; it is not trained.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        shape = cast(Model, model)
+        self.text = nn.Parameter(torch.randn(shape.hidden_size))
+        self.visual = nn.Parameter(torch.randn(shape.visual_size))
+        self.pooled = nn.Parameter(torch.randn(shape.pooled_size))
+
+    def tied(self, name: str) -> Tensor:
+        """The model's own parameter."""
+        return cast(Model, self.model).tied(name)
+
+    def forward(self, batch: Batch) -> Encoded:
+        """Where the model's rows are, without what is in them."""
+        with torch.no_grad():
+            encoded: Encoded = self.model(batch)
+        text = Ragged(self.text.expand(len(encoded.text.values), -1), encoded.text.offsets)
+        visual = text
+        if encoded.visual is not encoded.text:
+            visual = Ragged(self.visual.expand(len(encoded.visual.values), -1), encoded.visual.offsets)
+        pooled = {name: self.pooled.expand(len(value), -1) for name, value in encoded.pooled.items()}
+        return replace(encoded, text=text, visual=visual, pooled=pooled)
+
+
+def small_overrides(path: Path) -> list[str]:
+    """Sizes that the configuration has, made small; the schedule of a two-stream model, shortened."""
+    config = load_config(path, [])
+    overrides = [f"model.{key}={value}" for key, value in SMALL.items() if key in config.model]
+    overrides.append("model.embedder.vocab_size=1000")
+    if "schedule" in config.model:
+        overrides.append(f"model.schedule={json.dumps(shortened(config.model['schedule']))}")
+    return [*overrides, *MORE]
+
+
+def shortened(schedule: list[str]) -> list[str]:
+    """No more than two layers of a kind in a row, twelve in all."""
+    short: list[str] = []
+    for layer in schedule:
+        if short[-2:] != [layer, layer]:
+            short.append(layer)
+    return short[:12]
+
+
+@torch.no_grad()
+def held_out(module: TrainingModule, batches: list[Batch]) -> dict[str, float]:
+    """Means over the batches of every loss and of everything that objectives report."""
+    module.eval()
+    sums: dict[str, float] = {}
+    for number, batch in enumerate(batches):
+        for group in module.groups:
+            _, losses, report, _, _ = module.group_losses(batch, group, "held out", number)
+            for name, value in {**losses, **report}.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+    return {name: value / len(batches) for name, value in sums.items()}
+
+
+def train_blind(module: TrainingModule, batches: list[Batch]) -> None:
+    """Fit heads and constant states."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=0.03)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, BLIND_STEPS)
+    module.train()
+    for step in range(BLIND_STEPS):
+        batch = batches[step % len(batches)]
+        total = torch.stack([module.group_losses(batch, g, "blind", step)[0] for g in module.groups]).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def compare(name: str, folder: RunFolder) -> list[Row]:
+    """The rows of a finished run."""
+    config = folder.read_config([])
+    facts, tokenizer = folder.read_facts(), folder.tokenizer(config)
+
+    def module_of(blind: bool) -> TrainingModule:
+        torch.manual_seed(0)
+        model, objectives, groups = build_run(config, tokenizer, facts)
+        if not blind:
+            trained = TrainedModel(model, objectives, tokenizer, config, facts)
+            load_strictly(trained, read_weights(folder.path / "model.safetensors"), str(folder.path))
+        encoder = Blind(model) if blind else model
+        return TrainingModule(encoder, objectives, groups, config.optim, config.trainer.max_steps, 0)
+
+    def batches_of(split: str, count: int) -> list[Batch]:
+        sources, _ = train.open_data(config, tokenizer, split)
+        return list(validation_batches(sources, config.data.micro_batch, config.data.micro_batch_tokens, count))
+
+    batches = batches_of(config.validation.split, BATCHES)
+    seeing = held_out(module_of(blind=False), batches)
+    blind_module = module_of(blind=True)
+    train_blind(blind_module, batches_of(config.data.sources[0].split, 100))
+    blind = held_out(blind_module, batches)
+    rows = []
+    for key in seeing:
+        if "accuracy" in key or key == "word_region_alignment":  # a distance that needs no learning to be of either sign
+            continue
+        accuracy = f"{key}_accuracy"
+        nothing = float("nan")
+        rows.append(
+            Row(name, key, seeing[key], blind[key], seeing.get(accuracy, nothing), blind.get(accuracy, nothing))
+        )
+    return rows
+
+
+def table_of(rows: list[Row]) -> Table:
+    """All rows; those that have not learned are red."""
+    table = Table(title="held-out losses against a blind model", title_justify="left")
+    for column in ("system", "objective"):
+        table.add_column(column, no_wrap=True)
+    for column in ("loss", "blind", "less by", "accuracy", "blind"):
+        table.add_column(column, justify="right")
+    last = ""
+    for row in rows:
+        if last and row.config != last:
+            table.add_section()
+        gain = 1 - row.loss / row.blind_loss
+        shares = ["" if a != a else f"{100 * a:.1f}" for a in (row.accuracy, row.blind_accuracy)]
+        cells = [row.config if row.config != last else "", row.objective, f"{row.loss:.4f}", f"{row.blind_loss:.4f}"]
+        table.add_row(*cells, f"{100 * gain:.0f} %", *shares, style=None if row.learned() else "red")
+        last = row.config
+    return table
+
+
+def shipped() -> list[Path]:
+    """The pretraining configurations of which this is a fair test."""
+    paths = sorted((ROOT / "configs").glob("*.yaml"))
+    return [path for path in paths if not any(mark in path.stem for mark in NOT_SMALL)]
+
+
+def run_of(path: Path, overrides: list[str], console: Console) -> RunFolder:
+    """The finished run of a configuration; trained if it isn't there."""
+    folder = RunFolder(RUNS / path.stem)
+    config: RunConfig = load_config(path, [*small_overrides(path), *overrides, f"run_dir={folder.path}"])
+    if not (folder.path.exists() and folder.finished(config)):
+        train.train(config, "last" if folder.path.exists() else None, console)
+    return folder
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; errors that a user can mend are printed without a traceback."""
+    console = Console(highlight=False)
+    overrides = [a for a in arguments if "=" in a]
+    paths = [Path(a) for a in arguments if "=" not in a] or shipped()
+    rows: list[Row] = []
+    try:
+        for path in paths:
+            rows += compare(path.stem, run_of(path, overrides, console))
+    except train.USER_ERRORS as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    console.print(table_of(rows))
+    listed: list[dict[str, Any]] = [{**vars(row), "learned": row.learned()} for row in rows]
+    write_atomically(RUNS / "table.json", json.dumps(listed, indent=1).encode())
+    return 0 if all(row.learned() for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
