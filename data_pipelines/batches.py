@@ -9,7 +9,7 @@ import torch
 from data_pipelines.plan import Plan
 from data_pipelines.source import LoadedPair, Source
 from vlp.distributed import derive_seed
-from vlp.interfaces import Batch, Images, Regions, Replacement, Segment, Texts
+from vlp.interfaces import NONE, Batch, Images, Regions, Replacement, Segment, Texts
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,14 @@ class MicroBatchLoader:
 
 
 def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, replaced: list[Replacement]) -> Batch:
-    """Pairs as a clean batch; an image that several captions share is in it once."""
+    """Pairs as a clean batch; an image that several captions share is in it once. Texts alone have none.
+
+    A batch without any image holds one without regions, which no pair shows.
+    """
     rows: dict[int, int] = {}
     images: list[Regions] = []
     for pair in loaded:
-        if pair.sample not in rows:
+        if pair.sample not in rows and len(pair.regions.boxes):
             rows[pair.sample] = len(images)
             images.append(pair.regions)
     numbers = torch.arange(len(loaded))
@@ -51,8 +54,8 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
             segments={name: Segment.from_tokens([pair.segments[name] for pair in loaded]) for name in segments},
             ids=torch.tensor([pair.text for pair in loaded]),
         ),
-        images=Images.from_regions(images, list(rows)),
-        pairs=torch.stack([numbers, torch.tensor([rows[pair.sample] for pair in loaded])], 1),
+        images=Images.from_regions(images or [loaded[0].regions], list(rows) or [NONE]),
+        pairs=torch.stack([numbers, torch.tensor([rows.get(pair.sample, NONE) for pair in loaded])], 1),
         matched=torch.ones(len(loaded), dtype=torch.bool),
         source=source,
         step=step,

@@ -30,23 +30,29 @@ def open_sources(
     max_tokens: dict[str, int],
     max_regions: int,
 ) -> tuple[list[Source], Manifest]:
-    """Open the sources of a mix; returns them and the manifest that they agree on.
+    """Open the sources of a mix; returns them and the manifest that they agree on, but for those of text alone.
 
     Raises:
         ShardError: a data set is missing or damaged, cannot fill a segment of `max_tokens`, or two differ in feature
-            size or classes.
+            size or classes, or all of them are text alone.
     """
     sources = [
         Source(name, folder, split, tokenizer, max_tokens, max_regions)
         for name, folder, split in zip(names, folders, splits, strict=True)
     ]
-    first = sources[0].reader.manifest
-    for source in sources[1:]:
+    with_images = [source for source in sources if not source.text_only]
+    if not with_images:
+        raise ShardError(f"source {names[0]!r} is text alone; a mix needs a source with region features too")
+    first = with_images[0].reader.manifest
+    for source in sources:
+        if source.text_only:
+            source.sizes = first
+    for source in with_images[1:]:
         other = source.reader.manifest
         if (other.feature_size, other.class_names) != (first.feature_size, first.class_names):
             raise ShardError(
-                f"sources {sources[0].name!r} and {source.name!r} can't be mixed: features of {first.feature_size} and"
-                f" {other.feature_size} numbers, {len(first.class_names)} and {len(other.class_names)} classes"
+                f"sources {with_images[0].name!r} and {source.name!r} can't be mixed: features of {first.feature_size}"
+                f" and {other.feature_size} numbers, {len(first.class_names)} and {len(other.class_names)} classes"
             )
     return sources, first
 

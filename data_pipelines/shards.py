@@ -45,10 +45,11 @@ class RegionArrays:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its texts. `facts` is stored beside the captions (size, licence, source, names of regions ...).
+    """One image with its texts, or texts alone.
 
-    `key` names the sample within its data set; it holds no dot and no slash. `image` is an encoded picture and
-    `image_format` its kind, one of `IMAGE_FORMATS`.
+    `facts` is stored beside the captions (size, licence, source, names of regions ...). `key` names the sample within
+    its data set; it holds no dot and no slash. `image` is an encoded picture and `image_format` its kind, one of
+    `IMAGE_FORMATS`.
     """
 
     key: str
@@ -330,6 +331,11 @@ class ShardReader:
     def region_counts(self) -> np.ndarray:
         """Regions of each sample, int32."""
         return self._columns["region_count"]
+
+    @property
+    def text_only(self) -> bool:
+        """Whether no sample has a picture and the data set no region features."""
+        return not self.manifest.feature_size and not self._columns["image_bytes"].any()
 
     def key(self, number: int) -> str:
         """Key of a sample."""

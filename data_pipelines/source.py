@@ -13,7 +13,7 @@ import torch
 
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
 from data_pipelines.segments import SEGMENTS, TextMaterial, foils, most_tokens, region_names
-from data_pipelines.shards import BadSampleError, ShardError, ShardReader
+from data_pipelines.shards import BadSampleError, RegionArrays, ShardError, ShardReader
 from vlp.distributed import derive_seed
 from vlp.interfaces import Regions, Tokens
 from vlp.text.wordpiece import WordPiece
@@ -23,7 +23,10 @@ REPLACEMENT_TRIES = 20
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """One pair, ready for a batch. `sample` and `text` are numbers within the source; `segments` by name."""
+    """One pair, ready for a batch. `sample` and `text` are numbers within the source; `segments` by name.
+
+    A text without an image has no region.
+    """
 
     sample: int
     text: int
@@ -32,7 +35,7 @@ class LoadedPair:
 
 
 class Source:
-    """The pairs of a split: each caption of each sample that has regions.
+    """The pairs of a split: each caption of each sample that has regions; or, of a text-only split, each text.
 
     Args:
         name: what the mix and the log call it.
@@ -63,7 +66,9 @@ class Source:
                     f"source {name!r} can't fill the segment {segment!r} of the model's max_tokens;"
                     f" there are {', '.join(SEGMENTS)}"
                 )
-        usable = self.reader.region_counts > 0
+        self.text_only = self.reader.text_only
+        self.sizes = self.reader.manifest  # widths of features and scores; of a text-only source those of the mix
+        usable = (self.reader.region_counts > 0) | self.text_only
         counts = np.where(usable, self.reader.caption_counts, 0)
         self.unusable_samples = int((counts == 0).sum())
         if not counts.sum():
@@ -72,12 +77,13 @@ class Source:
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
-        if "foil" in max_tokens and not self._has_fact("foils"):
+        if not self.text_only and "foil" in max_tokens and not self._has_fact("foils"):
             raise ShardError(
                 f"the model's segment foil needs false captions, but the samples of {folder} have no fact foils;"
                 " leave foil out of model.max_tokens, and foil_share out of the objectives"
             )
-        if "tags" in max_tokens and not (self.reader.manifest.class_names or self._has_fact("region_names")):
+        named = self.text_only or self.reader.manifest.class_names or self._has_fact("region_names")
+        if "tags" in max_tokens and not named:
             raise ShardError(
                 f"the model's segment tags needs names of regions, but the regions of {folder} have neither classes nor"
                 " the fact region_names; take features of boxes with classes, or leave tags out of the layout"
@@ -161,7 +167,7 @@ class Source:
         text = captions[caption] if caption < len(captions) else ""
         if not text.strip():
             raise BadSampleError(self.reader.key(sample), f"caption {caption} is empty")
-        stored = self.reader.regions(sample)
+        stored = self._no_regions() if self.text_only else self.reader.regions(sample)
         assert stored is not None, "samples without regions have no pairs"
         kept = slice(self.max_regions)
         regions = Regions(
@@ -174,6 +180,11 @@ class Source:
         material = TextMaterial(captions, caption, foils(facts), names, derive_seed(draw, pair))
         encoded = self.tokenizer.encode([SEGMENTS[segment](material) for segment in self.max_tokens])
         return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions)
+
+    def _no_regions(self) -> RegionArrays:
+        names = self.sizes.class_names
+        scores = np.zeros((0, len(names)), np.float16) if names else None
+        return RegionArrays(np.zeros((0, 4), np.float32), np.zeros((0, self.sizes.feature_size), np.float16), scores)
 
     def load_or_replace(self, pair: int, draw: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
         """The pair, or one no longer than planned in its place, and what was wrong with those that were tried.

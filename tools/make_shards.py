@@ -1,9 +1,10 @@
-"""Make a data set of shards: the embedded scenes, or COCO's pictures and annotations.
+"""Make a data set of shards: the embedded scenes, COCO's pictures and annotations, or plain text.
 
 python tools/make_shards.py scenes --out data/scenes
 python tools/make_shards.py coco --images DIR --captions captions.json --instances instances.json --out data/coco
+python tools/make_shards.py text --files books.txt wikipedia.txt --out data/books
 
-A data set appears whole or not at all, and nothing is overwritten. `coco` makes one split; run it again with
+A data set appears whole or not at all, and nothing is overwritten. `coco` and `text` make one split; run it again with
 another --split and the same --out to add one. What could not be used is counted by reason and listed in
 SPLIT.left_out.jsonl beside the shards.
 """
@@ -22,7 +23,8 @@ from rich.progress import MofNCompleteColumn, Progress
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipelines.annotations.build import build_split
-from data_pipelines.annotations.coco import AnnotationError, CocoReader
+from data_pipelines.annotations.coco import AnnotationError, CocoReader, LeftOut
+from data_pipelines.annotations.text import TextReader
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, Sample, ShardError
 
@@ -55,6 +57,11 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     coco.add_argument("--instances", type=Path, help="COCO's instances JSON of the same pictures, for boxes")
     coco.add_argument("--out", type=Path, required=True, help="folder of the data set, new or with other splits")
     coco.add_argument("--split", default="train", help="name of the split (default %(default)s)")
+    text = commands.add_parser("text", help="plain text without images, to train on beside captions")
+    text.add_argument("--files", type=Path, nargs="+", required=True, help="UTF-8; empty lines separate documents")
+    text.add_argument("--words", type=whole_number, default=50, help="words of a passage (default %(default)s)")
+    text.add_argument("--out", type=Path, required=True, help="folder of the data set, new or with other splits")
+    text.add_argument("--split", default="train", help="name of the split (default %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -87,10 +94,24 @@ def make_coco(options: argparse.Namespace, console: Console) -> None:
         f" ({reader.clipped_boxes} cut at the picture's edge)",
         soft_wrap=True,
     )
-    examples = {entry.reason: entry.what for entry in reversed(reader.left_out)}
-    for reason, number in Counter(entry.reason for entry in reader.left_out).most_common():
+    report_left_out(reader.left_out, options, console)
+
+
+def make_text(options: argparse.Namespace, console: Console) -> None:
+    """One split of passages."""
+    reader = TextReader(options.files, options.words)
+    with console.status("reading"):
+        samples = build_split(options.out, options.split, reader, Manifest("text", 0, [], "", ""), reader.left_out)
+    console.print(f"{options.out}, split {options.split}: {samples} passages without images", soft_wrap=True)
+    report_left_out(reader.left_out, options, console)
+
+
+def report_left_out(left_out: list[LeftOut], options: argparse.Namespace, console: Console) -> None:
+    """Say what could not be used, by reason."""
+    examples = {entry.reason: entry.what for entry in reversed(left_out)}
+    for reason, number in Counter(entry.reason for entry in left_out).most_common():
         console.print(f"left out: {number} x {reason} (first: {examples[reason]})", style="yellow", soft_wrap=True)
-    if reader.left_out:
+    if left_out:
         console.print(f"all of them: {options.out / options.split}.left_out.jsonl", style="yellow", soft_wrap=True)
 
 
@@ -98,7 +119,9 @@ def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     options = read_arguments(arguments)
     try:
-        {"scenes": make_scenes, "coco": make_coco}[options.command](options, Console(highlight=False, markup=False))
+        {"scenes": make_scenes, "coco": make_coco, "text": make_text}[options.command](
+            options, Console(highlight=False, markup=False)
+        )
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; nothing was added", style="yellow")
         return 130

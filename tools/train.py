@@ -22,6 +22,7 @@ from data_pipelines.source import Source
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.config import ConfigError, RunConfig, convert, load_config
 from vlp.distributed import is_launching_process
+from vlp.interfaces import NONE
 from vlp.run_folder import DataFacts, RunFolder
 from vlp.text.wordpiece import VocabularyError, WordPiece
 from vlp.training.callbacks import TooManyBrokenSamplesError
@@ -110,10 +111,11 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             left_out = (
                 f" ({source.unusable_samples} samples lack captions or regions)" if source.unusable_samples else ""
             )
-            console.print(f"source {source.name}: {len(source)} pairs of {len(source.reader)} samples{left_out}")
+            kind = "texts" if source.text_only else "pairs"
+            console.print(f"source {source.name}: {len(source)} {kind} of {len(source.reader)} samples{left_out}")
         first = loader(0, 0)
         rows = sum(len(segment.tokens) for segment in first.texts.segments.values()) + 2 * len(first.pairs)
-        rows += int(first.images.offsets.diff()[first.pairs[:, 1]].sum())
+        rows += int(first.images.offsets.diff()[first.pairs[first.pairs[:, 1] != NONE, 1]].sum())
         print_estimate(config, module, rows, console)
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))
     stopped_at = fit(

@@ -77,7 +77,10 @@ IMPORTERS: dict[str, KeyMap] = {
     "visualbert_released": visualbert.KEY_MAP_RELEASED,
     "vlbert": vlbert.KEY_MAP,
     "volta_ctrl_lxmert": volta.CTRL_LXMERT,
+    "volta_ctrl_uniter": volta.CTRL_UNITER,
     "volta_ctrl_vilbert": volta.CTRL_VILBERT,
+    "volta_ctrl_visualbert": volta.CTRL_VISUALBERT,
+    "volta_ctrl_vlbert": volta.CTRL_VLBERT,
 }
 
 

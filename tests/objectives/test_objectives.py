@@ -94,7 +94,8 @@ def test_matching_and_alignment_corrupt_neither(model) -> None:
     assert corrupted.texts is batch.texts
     assert corrupted.images is batch.images
     assert corrupted.matched is targets.matched
-    assert targets.matched.tolist() == [False, False, False, True, False], "a pair without an image stays matched"
+    assert targets.matched.tolist() == [False, False, False, True, True], "what lacks text or image stays matched"
+    assert targets.complete.tolist() == [True, True, True, False, False]
     assert batch.matched.all()
     same, _ = WordRegionAlignment(model).corrupt(batch, generator_for("cpu", 0))
     assert same is batch
@@ -169,7 +170,7 @@ def test_loss_is_the_mean_over_predictions_of_matched_pairs(model, kind: str, sw
     if swap == 0.0:
         assert len(each) >= 3
     if swap == 1.0 and "region" in kind:
-        assert not each
+        assert len(each) == targets.chosen[7:].sum(), "those of the image without a text, which was not swapped"
     expected = torch.stack(each).mean() if each else torch.zeros(())
     assert losses.keys() == {kind}
     torch.testing.assert_close(losses[kind], expected, rtol=1e-5, atol=1e-6)
@@ -291,6 +292,25 @@ def test_matching_labels_by_hand(model) -> None:
     assert losses["matching"].item() == pytest.approx(-(3 * math.log(0.8) + 2 * math.log(0.2)) / 5)
     assert report["matching_accuracy"].item() == pytest.approx(0.6)
     assert o.score(encoded).tolist() == pytest.approx([math.log(0.8)] * 5)
+
+
+def test_matching_counts_pairs_with_text_and_image(model) -> None:
+    """By hand, as above: two of the five lack something. Without any complete pair it is a zero of the graph."""
+    o = Matching(model, 0.0)
+    with torch.no_grad():
+        o.classify.weight.zero_()
+        o.classify.bias.copy_(torch.tensor([math.log(0.2), math.log(0.8)]))
+    batch, targets = o.corrupt(
+        replace(made(), matched=torch.tensor([True, False, True, False, True])), generator_for("cpu", 0)
+    )
+    losses, report = o.loss(model(batch), targets, model)
+    assert losses["matching"].item() == pytest.approx(-(2 * math.log(0.8) + math.log(0.2)) / 3)
+    assert report["matching_accuracy"].item() == pytest.approx(2 / 3)
+    alone, targets = o.corrupt(samples.batch([[7], [8]], [], [[0, NONE], [1, NONE]]), generator_for("cpu", 0))
+    losses, report = o.loss(model(alone), targets, model)
+    assert (losses["matching"].item(), report["matching_accuracy"].item()) == (0.0, 0.0)
+    losses["matching"].backward()
+    assert not o.classify.bias.grad.any()
 
 
 def test_matching_learns_from_what_it_swapped(model) -> None:

@@ -8,20 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from golden import LOSSES, STATES, Golden, golden_cases
+from golden import STATES, Golden, golden_cases
 from torch import Tensor, nn
-from two_streams import images, labels, segments, special
+from two_streams import images, segments, special
+from volta import SEGMENTS, finish, region_distribution
 
 from vlp.build import FeatureFacts, build_model
 from vlp.checkpoints.importers.volta import controlled, sublayers
 from vlp.checkpoints.key_map import KeyMap, export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.interfaces import Batch
-from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
-from vlp.objectives.masked_region import MaskedRegionDistribution, MaskedRegions
-from vlp.objectives.matching import Matching, MatchingTargets
-
-SEGMENTS = ("first", "second")  # the recorded texts have both token types
+from vlp.objectives.masked_language import MaskedLanguage
+from vlp.objectives.masked_region import MaskedRegionDistribution
+from vlp.objectives.matching import Matching
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -125,7 +124,7 @@ def test_pretraining(path) -> None:
     golden = Golden.read(path)
     volta = Controlled(golden).eval()
     load_strictly(volta, import_state(golden.weights, key_map(golden)), str(path))
-    model, o, g = volta.model, volta.objectives, golden.inputs
+    model, g = volta.model, golden.inputs
     words, rows = g["attention_mask"].bool(), g["image_attention_mask"].bool()
     regions = rows[:, 1:]  # row 0 is the whole image
     numbers = torch.arange(len(words))
@@ -157,38 +156,8 @@ def test_pretraining(path) -> None:
             golden.check(f"{theirs}_after_sublayer{number}", states[stream], real, **STATES)
     golden.check("text_sequence", encoded.text.values, words, **STATES)
     golden.check("image_sequence", encoded.visual.values, rows, **STATES)
-    golden.check("text_pooled", encoded.pooled["text"], **STATES)
-    golden.check("image_pooled", encoded.pooled["visual"], **STATES)
-    golden.check("fused_pooled", encoded.pooled["pair"], **STATES)
-
-    head = o["masked_language"]
-    every = nn.functional.linear(head.transform(encoded.text.values), model.tied("word_embeddings"), head.bias)
-    golden.check("text_logits", every, words, **STATES)
-    wanted = labels(golden, SEGMENTS)
-    tokens = MaskedTokens(wanted, {name: value != -1 for name, value in wanted.items()}, all_matched)
-    mlm, _ = head.loss(encoded, tokens, model)
-    golden.check("masked_lm_loss", mlm["masked_language"][None], **LOSSES)
-
-    region = o["masked_region_distribution"]
-    golden.check("image_logits_target0", region.classifier(encoded.visual.values), rows, **STATES)
-    chosen = g["image_label"][regions] == 1
-    divergence, _ = region.loss(encoded, MaskedRegions(chosen, g["image_cls"][regions], all_matched), model)
-    golden.check("masked_region_loss", divergence["masked_region_distribution"][None], **LOSSES)
-
-    matched = g["next_sentence_label"] == 0
-    golden.check("alignment_logits", o["matching"].classify(encoded.pooled["pair"]).flip(1), **STATES)
-    alignment, _ = o["matching"].loss(encoded, MatchingTargets(matched), model)
-    golden.check("alignment_loss", alignment["matching"][None], **LOSSES)
-    total = sum([*mlm.values(), *divergence.values(), *alignment.values()], torch.zeros(()))
-    golden.check("total_loss", total, **LOSSES)
-
-    total.backward()
-    gradients = {name: parameter.grad for name, parameter in volta.named_parameters()}
-    assert all(gradient is not None for gradient in gradients.values())
-    for name, gradient in export_state(gradients, key_map(golden)).items():
-        if name not in golden.ties:
-            golden.check_gradient(name, gradient.norm())
-    golden.assert_all_read()
+    loss = region_distribution(golden, volta, encoded, encoded.visual.values)
+    finish(golden, volta, key_map(golden), encoded, encoded.text.values, loss)
 
 
 def test_importer_round_trip(path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from vlp.interfaces import Batch, Encoded, Ragged
+from vlp.interfaces import Batch, Encoded, Ragged, Rows
 from vlp.nn.attention import plan_attention
-from vlp.nn.layout import Layout
+from vlp.nn.layout import Layout, Sequences
 from vlp.nn.transformer import Transformer, initialise
 
 
@@ -22,6 +24,10 @@ class SingleStream(nn.Module):
         norm_eps: epsilon of every norm.
         initial_std: standard deviation of the random weights.
         pooler: whether there is a pooled vector, which matching needs.
+        pooling: `text`: `pooled["pair"]` is tanh(linear(first row)), [P, H]. `product`: `pooled["text"]` and
+            `pooled["visual"]` are relu(linear(first row of the text, of the image)), [P, pooled_size], and
+            `pooled["pair"]` their product, with dropout, as the two-stream models have it. What a pair lacks is zero.
+        pooled_size: width of the poolers that `product` has, if not `hidden_size`.
     """
 
     def __init__(
@@ -37,9 +43,13 @@ class SingleStream(nn.Module):
         norm_eps: float,
         initial_std: float,
         pooler: bool = True,
+        pooling: Literal["text", "product"] = "text",
+        pooled_size: int | None = None,
     ):
         super().__init__()
         self.hidden_size = self.visual_size = self.pooled_size = hidden_size
+        if pooling == "product":
+            self.pooled_size = pooled_size or hidden_size
         self.norm_eps = norm_eps
         self.initial_std = initial_std
         self.layout = layout
@@ -54,7 +64,10 @@ class SingleStream(nn.Module):
             attention_dropout=attention_dropout,
             norm_eps=norm_eps,
         )
-        self.pooler = nn.Linear(hidden_size, hidden_size) if pooler else None
+        self.pooler = nn.Linear(hidden_size, self.pooled_size) if pooler else None
+        both = pooler and pooling == "product"
+        self.visual_pooler = nn.Linear(hidden_size, self.pooled_size) if both else None
+        self.dropout = nn.Dropout(dropout)
         initialise(self, initial_std)
 
     def tied(self, name: str) -> Tensor:
@@ -62,7 +75,7 @@ class SingleStream(nn.Module):
         return self.embedder.tied(name)  # type: ignore[operator]
 
     def forward(self, batch: Batch) -> Encoded:
-        """Encode every pair; `pooled["pair"]` [P, H] is tanh(linear(first row)), if there is a pooler.
+        """Encode every pair.
 
         Raises:
             ValueError: region features of another width than the model's, or a pair with nothing in it.
@@ -76,15 +89,35 @@ class SingleStream(nn.Module):
         plan = plan_attention(sequences.offsets)
         rows = self.encoder(self.embedder(batch, sequences), plan)
         stream = Ragged(rows, sequences.offsets)
-        pooled = {}
-        if self.pooler is not None:
-            pooled["pair"] = torch.tanh(self.pooler(rows.index_select(0, sequences.offsets[:-1])))
         return Encoded(
             text=stream,
             visual=stream,
             tokens=sequences.tokens,
             text_rows=sequences.text,
             regions=sequences.regions if self.region_rows else None,
-            pooled=pooled,
+            pooled=self.pool(stream, sequences),
             computed_rows=plan.computed_rows,
         )
+
+    def pool(self, stream: Ragged, sequences: Sequences) -> dict[str, Tensor]:
+        """Pooled vectors [P, pooled_size], if there is a pooler."""
+        if self.pooler is None:
+            return {}
+        if self.visual_pooler is None:
+            return {"pair": torch.tanh(self.pooler(stream.values.index_select(0, stream.offsets[:-1])))}
+        s = sequences
+        pooled = {
+            "text": torch.relu(_of_first_rows(self.pooler, stream, [s.text])),
+            "visual": torch.relu(_of_first_rows(self.visual_pooler, stream, [s.regions, s.wholes])),
+        }
+        return {**pooled, "pair": self.dropout(pooled["text"] * pooled["visual"])}
+
+
+def _of_first_rows(projection: nn.Linear, stream: Ragged, among: list[Rows]) -> Tensor:
+    """The projection of each sequence's first row among the given ones, zero for a sequence without such a row."""
+    row, pair = torch.cat([rows.row for rows in among]), torch.cat([rows.pair for rows in among])
+    nowhere = len(stream.values)
+    first = torch.full_like(stream.offsets[:-1], nowhere).scatter_reduce(0, pair, row, "amin")
+    present = (first < nowhere).nonzero()[:, 0]
+    projected = projection(stream.values.index_select(0, first.index_select(0, present)))
+    return projected.new_zeros(len(first), projected.shape[1]).index_copy(0, present, projected)

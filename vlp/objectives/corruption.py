@@ -98,21 +98,21 @@ def mask_regions(offsets: Tensor, probability: float, generator: torch.Generator
 def swap_images(pairs: Tensor, images: Images, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Give pairs, each with `probability`, another image of the batch, the text being kept.
 
-    Images are compared by id, so a copy of the same image is never a negative. A pair for which the batch has no
-    other image stays as it is.
+    Images are compared by id, so a copy of the same image is never a negative. A pair that lacks text or image, or for
+    which the batch has no other image, stays as it is.
 
     Returns:
         int64 [P, 2] pairs, bool [P] swapped.
     """
-    has_image = pairs[:, 1] != NONE
+    complete = (pairs[:, :2] != NONE).all(1)
     if not len(images.ids):
-        return pairs, has_image
+        return pairs, complete
     own = images.ids.index_select(0, pairs[:, 1].clamp(min=0))
     draw = torch.rand(len(pairs), len(images.ids), generator=generator, device=pairs.device)
     coin = torch.rand(len(pairs), generator=generator, device=pairs.device)
     candidates = images.ids[None, :] != own[:, None]
     other = draw.masked_fill(~candidates, -1.0).argmax(1)
-    swapped = (coin < probability) & candidates.any(1) & has_image
+    swapped = (coin < probability) & candidates.any(1) & complete
     changed = pairs.clone()
     changed[:, 1] = torch.where(swapped, other, pairs[:, 1])
     return changed, swapped

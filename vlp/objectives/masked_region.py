@@ -80,12 +80,20 @@ class MaskedRegionRegression(nn.Module):
         keep_share: of these, the share that is not masked.
         force: choose at least one region of an image.
         tied: whether the decoder is the transpose of the region projection, rather than one of its own.
+        smooth: smooth L1 instead of the squared error (VOLTA, visual_target 5).
     """
 
     def __init__(
-        self, model: Model, probability: float, keep_share: float = 0.0, force: bool = True, tied: bool = True
+        self,
+        model: Model,
+        probability: float,
+        keep_share: float = 0.0,
+        force: bool = True,
+        tied: bool = True,
+        smooth: bool = False,
     ):
         super().__init__()
+        self.measure = F.smooth_l1_loss if smooth else F.mse_loss
         self.probability, self.keep_share, self.force = probability, keep_share, force
         self.transform = Transform(model.visual_size, model.norm_eps)
         size = model.tied("region_projection").shape[1]
@@ -107,7 +115,7 @@ class MaskedRegionRegression(nn.Module):
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_regression`."""
         predicted, features = self.predict(encoded, targets, model)
-        error = F.mse_loss(predicted.float(), features.float(), reduction="sum")
+        error = self.measure(predicted.float(), features.float(), reduction="sum")
         return {"masked_region_regression": error / max(features.numel(), 1)}, {}
 
 

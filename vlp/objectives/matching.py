@@ -15,15 +15,19 @@ from vlp.objectives.corruption import foil_captions, swap_images
 
 @dataclass(frozen=True)
 class MatchingTargets:
-    """`matched` bool [P]: text and image belong together."""
+    """`matched` bool [P]: text and image belong together. `complete` bool [P]: there are both, so that the pair counts;
+    None: all are.
+    """
 
     matched: Tensor
+    complete: Tensor | None = None
 
 
 class Matching(nn.Module):
     """Tell matched pairs (class 1) from mismatched ones (class 0) by the pooled vector.
 
-    Cross entropy, mean over pairs. A negative is the text with another image of the micro-batch.
+    Cross entropy, mean over pairs that have a text and an image. A negative is the text with another image of the
+    micro-batch.
     Source: UNITER, data/itm.py and model/pretrain.py.
 
     Args:
@@ -52,14 +56,18 @@ class Matching(nn.Module):
             batch = replace(batch, texts=texts, matched=batch.matched & ~wrong)
         pairs, swapped = swap_images(batch.pairs, batch.images, self.swap_probability, generator)
         matched = batch.matched & ~swapped
-        return replace(batch, pairs=pairs, matched=matched), MatchingTargets(matched)
+        complete = (pairs[:, :2] != NONE).all(1)
+        return replace(batch, pairs=pairs, matched=matched), MatchingTargets(matched, complete)
 
     def loss(self, encoded: Encoded, targets: MatchingTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `matching`. Report: `matching_accuracy`."""
-        logits = self.classify(_pooled(encoded)).float()
-        labels = targets.matched.long()
-        loss = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
-        correct = (logits.detach().argmax(1) == labels).float().mean()
+        pooled, labels = _pooled(encoded), targets.matched.long()
+        if targets.complete is not None:
+            pooled, labels = pooled[targets.complete], labels[targets.complete]
+        logits = self.classify(pooled).float()
+        count = max(len(labels), 1)
+        loss = F.cross_entropy(logits, labels, reduction="sum") / count
+        correct = (logits.detach().argmax(1) == labels).sum() / count
         return {"matching": loss}, {"matching_accuracy": correct}
 
     def score(self, encoded: Encoded) -> Tensor:

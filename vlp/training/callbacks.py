@@ -151,7 +151,8 @@ class StepEnd(lightning.Callback):
         seconds = time.perf_counter() - self.step_began
         waited, self.waited = self.waited, 0.0
         row: dict[str, Any] = {"step": step, "group": record.group}
-        row.update({name: values[n] / self.micro_batches_per_step for n, name in enumerate(names)})
+        means = {name: values[n] / self.micro_batches_per_step for n, name in enumerate(names)}
+        row.update(_without_idle(means))
         row["lr"] = self.lr
         row["samples_per_second"] = pairs / seconds
         row["tokens_per_second"] = rows / seconds
@@ -180,11 +181,15 @@ class StepEnd(lightning.Callback):
 
     @torch.no_grad()
     def _validate(self, module: TrainingModule) -> dict[str, float]:
-        """Mean held-out loss of every objective, and `val_loss`, their mean by the groups' ratios."""
+        """Mean held-out loss of every objective, and `val_loss`, their mean by the groups' ratios.
+
+        Of an objective only the micro-batches count where it had something to predict, its loss being zero otherwise.
+        """
         module.eval()
         sums: dict[str, torch.Tensor] = {}
         batches, device = 0, module.device
         group_sums = torch.zeros(len(module.groups), dtype=torch.float64, device=device)
+        zeros = torch.zeros(2, dtype=torch.float64, device=device)
         for number, batch in enumerate(self.validation):
             if number % world_size() != rank():
                 continue
@@ -195,20 +200,22 @@ class StepEnd(lightning.Callback):
                     total, losses, _, _, _ = module.group_losses(batch, group, module.seed, "validation", number)
                     group_sums[place] += total.double()
                     for name, value in losses.items():
-                        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value
+                        sums[name] = sums.get(name, zeros) + torch.stack([value.double(), (value != 0).double()])
         module.train()
         # a process may have had no batch, but all must add up the same numbers
         names = sorted({*sums, *(name for group in module.groups for name in group.weights)})
-        zero = torch.zeros((), dtype=torch.float64, device=device)
         count = torch.tensor(batches, dtype=torch.float64, device=device)
-        totals = sum_over_ranks(torch.cat([torch.stack([sums.get(n, zero) for n in names]), group_sums, count[None]]))
-        means = (totals[:-1] / totals[-1]).tolist()
+        own = torch.stack([sums.get(name, zeros) for name in names])
+        totals = sum_over_ranks(torch.cat([own.flatten(), group_sums, count[None]]))
+        of_names = totals[: own.numel()].view_as(own)
+        means = (of_names[:, 0] / of_names[:, 1].clamp(min=1)).tolist()
         row = {f"val_loss/{name}": means[n] for n, name in enumerate(names)}
+        group_means = (totals[own.numel() : -1] / totals[-1]).tolist()
         ratios = [
             sum(g.sampling_ratio.values()) if isinstance(g.sampling_ratio, dict) else g.sampling_ratio
             for g in module.groups
         ]
-        row["val_loss"] = sum(r * m for r, m in zip(ratios, means[len(names) :], strict=True)) / sum(ratios)
+        row["val_loss"] = sum(r * m for r, m in zip(ratios, group_means, strict=True)) / sum(ratios)
         return row
 
     def _write(self, row: dict[str, Any], step: int) -> None:
@@ -230,3 +237,11 @@ class StepEnd(lightning.Callback):
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+
+
+def _without_idle(means: dict[str, float]) -> dict[str, float]:
+    """The numbers of a step without those of objectives that had nothing to predict, which are all zero."""
+    objectives = [name.removeprefix("loss/") for name in means if name.startswith("loss/")]
+    numbers = {own: {name for name in means if name.removeprefix("loss/").startswith(own)} for own in objectives}
+    idle = {name for names in numbers.values() if not any(means[name] for name in names) for name in names}
+    return {name: mean for name, mean in means.items() if name not in idle}

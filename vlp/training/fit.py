@@ -95,7 +95,8 @@ def fit(
         config.checkpoint.every,
         config.checkpoint.keep,
     )
-    sampled = len(module.groups) > 1  # then some heads have no gradient in a step
+    # then some parts have no gradient in a step: other groups' heads, or what reads images, where a source has none
+    sampled = len(module.groups) > 1 or len(config.data.sources) > 1
     strategy = DDPStrategy(
         find_unused_parameters=sampled, process_group_backend="gloo" if accelerator == "cpu" else None
     )

@@ -1,17 +1,19 @@
-"""VOLTA's layout (e-bug/volta, BertForVLPreTraining) of its controlled two-stream systems as key maps.
+"""VOLTA's layout (e-bug/volta, BertForVLPreTraining) of its controlled systems as key maps.
 
 There every attention and every feed-forward is a numbered sublayer, and the visual stream's part of a sublayer has
-names with `v_`. So a map depends on the schedule of the model.
+names with `v_`. So a map depends on the schedule of the model. In a single stream the two parts are one, stored twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlp.checkpoints.importers.two_stream import both, joined, masked_language, text_embedding, transform
+from vlp.checkpoints.importers.two_stream import KINDS, both, joined, masked_language, text_embedding, transform
 from vlp.checkpoints.key_map import KeyMap, Rule
 
 _LAYER = "bert.encoder.layer"
+_CLASSIFIER = "objectives.masked_region_distribution.classifier"
+_TIES = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
 
 
 def sublayers(schedule: list[str], self_attention: bool) -> Iterator[tuple[str, int, int]]:
@@ -60,7 +62,7 @@ def _exchange(ours: str, number: int, prefix: str, other: str) -> list[Rule]:
 
 def controlled(schedule: list[str], cross_shared: bool, cross_self_attention: bool, separate_norms: bool) -> KeyMap:
     """The map for a model of these settings, with masked words, region distributions and matching as objectives."""
-    regions, head = "bert.v_embeddings", "objectives.masked_region_distribution.classifier"
+    regions = "bert.v_embeddings"
     rules = [
         *text_embedding("bert.embeddings"),
         *both("model.embedder.feature_projection", f"{regions}.image_embeddings"),
@@ -68,7 +70,7 @@ def controlled(schedule: list[str], cross_shared: bool, cross_self_attention: bo
         *both("model.embedder.region_norm", f"{regions}.{'Img' if separate_norms else ''}LayerNorm"),
         *(both("model.embedder.box_norm", f"{regions}.LocLayerNorm") if separate_norms else []),
     ]
-    ties = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
+    ties = dict(_TIES)
     for kind, number, first in sublayers(schedule, cross_self_attention):
         ours = f"model.{kind}_layers.{number}"
         if kind != "cross":
@@ -89,16 +91,86 @@ def controlled(schedule: list[str], cross_shared: bool, cross_self_attention: bo
     rules += [
         *both("model.text_pooler", "bert.t_pooler.dense"),
         *both("model.visual_pooler", "bert.v_pooler.dense"),
-        *masked_language(),
-        *transform(f"{head}.transform", "cls.imagePredictions.transform"),
-        *both(f"{head}.classify", "cls.imagePredictions.decoder_dict.0"),
-        # their class 0 is "matched"
-        Rule("objectives.matching.classify.weight", ("cls.bi_seq_relationship.weight",), order=(1, 0)),
-        Rule("objectives.matching.classify.bias", ("cls.bi_seq_relationship.bias",), order=(1, 0)),
+        *_heads(region_distribution()),
     ]
     return KeyMap(rules, ties)
 
 
-# the published sizes, config/ctrl_vilbert_base.json and config/ctrl_lxmert.json
+def region_distribution(norm: bool = True) -> list[Rule]:
+    """The head of region classes."""
+    theirs = "cls.imagePredictions"
+    linear = both(f"{_CLASSIFIER}.transform.linear", f"{theirs}.transform.dense")
+    first = transform(f"{_CLASSIFIER}.transform", f"{theirs}.transform") if norm else linear
+    return [*first, *both(f"{_CLASSIFIER}.classify", f"{theirs}.decoder_dict.0")]
+
+
+def _heads(regions: list[Rule]) -> list[Rule]:
+    """Masked words, the given head of regions, and matching, where their class 0 is "matched"."""
+    ours, theirs = "objectives.matching.classify", "cls.bi_seq_relationship"
+    matching = [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",), order=(1, 0)) for kind in KINDS]
+    return [*masked_language(), *regions, *matching]
+
+
+def _embedder(kind: str) -> list[Rule]:
+    """The rules of a single stream's embedder."""
+    ours, theirs = "model.embedder", "bert.embeddings"
+    if kind == "uniter":
+        return [
+            *text_embedding(theirs),
+            *both(f"{ours}.feature_projection", f"{theirs}.image_embeddings"),
+            *both(f"{ours}.feature_norm", f"{theirs}.image_layer_norm"),
+            *both(f"{ours}.box_projection", f"{theirs}.image_location_embeddings"),
+            *both(f"{ours}.box_norm", f"{theirs}.image_location_layer_norm"),
+            *both(f"{ours}.region_norm", f"{theirs}.v_LayerNorm"),
+        ]
+    tables = {"word_table": "word", "position_table": "position", "type_table": "token_type"}
+    vectors = {our: f"{their}_embeddings" for our, their in tables.items()}
+    if kind == "visualbert":
+        vectors |= {f"visual_{our}": f"{their}_embeddings_visual" for our, their in list(tables.items())[1:]}
+        parts = {"feature_projection": "projection", "norm": "LayerNorm"}
+    else:
+        vectors |= {"special_table": "end_embedding", "region_word": "object_linguistic_embeddings"}
+        parts = {
+            "region_projection": "obj_downsample.1",
+            "text_visual.norm": "visual_ln_text",
+            "region_visual.norm": "visual_ln_object",
+            "norm": "LayerNorm",
+        }
+    rules = [Rule(f"{ours}.{our}.weight", (f"{theirs}.{their}.weight",)) for our, their in vectors.items()]
+    if kind == "vlbert":
+        rules.append(Rule(f"{ours}.mask_vector", (f"{theirs}.object_mask_visual_embedding.weight",)))
+    for our, their in parts.items():
+        rules += both(f"{ours}.{our}", f"{theirs}.{their}")
+    return rules
+
+
+def single_stream(embedder: str, layers: int, regions: list[Rule]) -> KeyMap:
+    """The map for a single stream.
+
+    Args:
+        embedder: its type: `uniter`, `visualbert` or `vlbert`.
+        layers: how many there are; each is two of their sublayers.
+        regions: the rules of the head of regions.
+    """
+    rules, ties = _embedder(embedder), dict(_TIES)
+    if embedder == "uniter":
+        ties["bert.embeddings.image_token_type_embeddings.weight"] = "bert.embeddings.token_type_embeddings.weight"
+    for number in range(layers):
+        ours = f"model.encoder.layers.{number}"
+        text, visual = (
+            [*_self_attention(ours, 2 * number, prefix), *_feed_forward(ours, 2 * number + 1, prefix)]
+            for prefix in ("", "v_")
+        )
+        rules += text
+        for of_text, of_visual in zip(text, visual, strict=True):
+            ties |= dict(zip(of_visual.theirs, of_text.theirs, strict=True))
+    rules += [*both("model.pooler", "bert.t_pooler.dense"), *both("model.visual_pooler", "bert.v_pooler.dense")]
+    return KeyMap([*rules, *_heads(regions)], ties)
+
+
+# the published sizes, config/ctrl_*.json
 CTRL_VILBERT = controlled(["text"] * 6 + ["cross", "text", "visual"] * 6, False, False, False)
 CTRL_LXMERT = controlled(["text", "visual"] * 5 + ["text"] * 4 + ["cross"] * 5, True, True, True)
+CTRL_UNITER = single_stream("uniter", 12, region_distribution())
+CTRL_VISUALBERT = single_stream("visualbert", 12, region_distribution())
+CTRL_VLBERT = single_stream("vlbert", 12, region_distribution(norm=False))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlp.interfaces import Batch, Images
 from vlp.nn.embedders.geometry import box_geometry
+from vlp.nn.embedders.whole_image import whole_features
 from vlp.nn.layout import Sequences
 from vlp.nn.ragged import lengths_of, padded_index
 
@@ -32,6 +33,7 @@ class TwoStreamEmbedder(nn.Module):
         norm_eps: epsilon of every norm.
         frozen_first_rows: row 0 of the position and of the type table is not trained, as LXMERT's, where the first
             position and the first type keep their random start.
+        whole_of_unmasked: the mean for the whole image leaves the masked regions out (VOLTA).
     """
 
     def __init__(
@@ -47,9 +49,11 @@ class TwoStreamEmbedder(nn.Module):
         dropout: float,
         norm_eps: float,
         frozen_first_rows: bool = False,
+        whole_of_unmasked: bool = False,
     ):
         super().__init__()
         frozen = 0 if frozen_first_rows else None
+        self.whole_of_unmasked = whole_of_unmasked
         self.feature_size, self.box_numbers = feature_size, box_numbers
         self.word_table = nn.Embedding(vocab_size, hidden_size)
         self.position_table = nn.Embedding(positions, hidden_size, padding_idx=frozen)
@@ -80,7 +84,7 @@ class TwoStreamEmbedder(nn.Module):
         # embedded once a region, however many pairs show it
         rows = self._embed(features, images.boxes).index_select(0, visual.regions.source)
         if len(visual.wholes.row):
-            whole = _whole(images, features)
+            whole = whole_features(images) if self.whole_of_unmasked else _whole(images, features)
             whole = self._embed(whole, whole.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(whole), 4))
             rows = torch.cat([rows, whole.index_select(0, visual.wholes.source)])
         return self.dropout(words), self.dropout(rows.index_select(0, visual.order))

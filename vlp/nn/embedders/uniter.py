@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import Batch
 from vlp.nn.embedders.geometry import box_geometry
+from vlp.nn.embedders.whole_image import whole_boxes, whole_features
 from vlp.nn.layout import Sequences
 
 
 class UniterEmbedder(nn.Module):
     """Text as BERT's; a region as norm(norm(W feature) + norm(W box) + type), types shared with the text.
 
-    A masked region's feature is set to zero and a learned vector is added to it before the projection.
-    Source: UNITER (Chen et al. 2020), model/model.py.
+    A masked region's feature is set to zero and a learned vector is added to it before the projection. The row of a
+    whole image is made as a region's (`vlp.nn.embedders.whole_image`).
+    Source: UNITER (Chen et al. 2020), model/model.py; with five box numbers and no learned vector VOLTA's controlled
+    UNITER (Bugliarello et al. 2021, volta/embeddings.py).
 
     Args:
         hidden_size: H.
@@ -24,6 +29,8 @@ class UniterEmbedder(nn.Module):
         feature_size: F, the width of region features.
         dropout: after each of the two final norms.
         norm_eps: epsilon of every norm.
+        box_numbers: 7, see `box_geometry`; or 5, the corners and the area.
+        mask_vector: whether there is a learned vector for masked regions; if not, they are zero.
     """
 
     def __init__(
@@ -35,18 +42,20 @@ class UniterEmbedder(nn.Module):
         feature_size: int,
         dropout: float,
         norm_eps: float,
+        box_numbers: Literal[5, 7] = 7,
+        mask_vector: bool = True,
     ):
         super().__init__()
-        self.feature_size = feature_size
+        self.feature_size, self.box_numbers = feature_size, box_numbers
         self.word_table = nn.Embedding(vocab_size, hidden_size)
         self.position_table = nn.Embedding(positions, hidden_size)
         self.type_table = nn.Embedding(types, hidden_size)
         self.text_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.feature_projection = nn.Linear(feature_size, hidden_size)
         self.feature_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
-        self.box_projection = nn.Linear(7, hidden_size)
+        self.box_projection = nn.Linear(box_numbers, hidden_size)
         self.box_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
-        self.mask_vector = nn.Embedding(1, feature_size)
+        self.mask_vector = nn.Embedding(1, feature_size) if mask_vector else None
         self.region_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
 
@@ -63,16 +72,24 @@ class UniterEmbedder(nn.Module):
         s = sequences
         text = self.word_table(s.token_ids) + self.position_table(s.positions) + self.type_table(s.text_types)
         text = self.dropout(self.text_norm(text))
-        if not len(s.regions.row):
+        if not len(s.regions.row) + len(s.wholes.row):
             return text.index_select(0, s.order)
         images = batch.images
         features = images.features
         if images.masked is not None:
-            masked = images.masked[:, None]
-            features = torch.where(masked, self.mask_vector.weight.to(features.dtype), features)
+            shown = 0.0 if self.mask_vector is None else self.mask_vector.weight.to(features.dtype)
+            features = torch.where(images.masked[:, None], shown, features)
         # projected once a region, however many pairs show it
-        projected = self.feature_norm(self.feature_projection(features))
-        projected = projected + self.box_norm(self.box_projection(box_geometry(images.boxes)))
-        regions = projected.index_select(0, s.regions.source) + self.type_table(s.region_types)
-        regions = self.dropout(self.region_norm(regions))
+        regions = self._project(features, images.boxes).index_select(0, s.regions.source)
+        types = s.region_types
+        if len(s.wholes.row):
+            wholes = self._project(whole_features(images), whole_boxes(images)).index_select(0, s.wholes.source)
+            regions, types = torch.cat([regions, wholes]), torch.cat([types, s.whole_types])
+        regions = self.dropout(self.region_norm(regions + self.type_table(types)))
         return torch.cat([text, regions]).index_select(0, s.order)
+
+    def _project(self, features: Tensor, boxes: Tensor) -> Tensor:
+        numbers = box_geometry(boxes)
+        if self.box_numbers == 5:
+            numbers = torch.cat([numbers[:, :4], numbers[:, 6:]], 1)
+        return self.feature_norm(self.feature_projection(features)) + self.box_norm(self.box_projection(numbers))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import NONE, Batch
+from vlp.nn.embedders.whole_image import whole_features
 from vlp.nn.layout import Sequences
 
 
@@ -15,6 +16,7 @@ class VisualBertEmbedder(nn.Module):
     Boxes are not looked at. Where words say which region they refer to (`Segment.token_region`), the region gets the
     mean of their position vectors too. The layout's type of `regions` (of `regions_2` ...) is the row of the visual
     type table: 0 in the original, 1 in Hugging Face's. A masked region's feature is zero.
+    The row of a whole image is made as a region's (`vlp.nn.embedders.whole_image`).
     Source: VisualBERT (Li et al. 2019), visualbert/pytorch_pretrained_bert/modeling.py.
 
     Args:
@@ -75,6 +77,10 @@ class VisualBertEmbedder(nn.Module):
                 count = torch.bincount(region, minlength=len(regions)).clamp(min=1)
                 regions = regions + summed / count[:, None]
             rows = torch.cat([rows, regions])
+        if len(s.wholes.row):
+            wholes = self.feature_projection(whole_features(batch.images)).index_select(0, s.wholes.source)
+            wholes = wholes + self.visual_position_table(torch.zeros_like(s.wholes.row))
+            rows = torch.cat([rows, wholes + self.visual_type_table(s.whole_types)])
         return self.dropout(self.norm(rows.index_select(0, s.order)))
 
 

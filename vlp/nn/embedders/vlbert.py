@@ -45,7 +45,8 @@ class VLBertEmbedder(nn.Module):
     Text: the word, with the vector of the region it refers to (`token_region`) or of the whole image. Regions and the
     whole image: one shared word, another one if masked, with their own vector. END: a vector of its own, nothing
     visual. Text of a pair without an image takes a learned vector in the place of the image's.
-    Source: VL-BERT (Su et al. 2020), common/visual_linguistic_bert.py and common/fast_rcnn.py.
+    Source: VL-BERT (Su et al. 2020), common/visual_linguistic_bert.py and common/fast_rcnn.py. VOLTA's controlled
+    VL-BERT (Bugliarello et al. 2021, volta/embeddings.py) has no masked word, and its last region is END too.
 
     Args:
         hidden_size: H.
@@ -59,6 +60,9 @@ class VLBertEmbedder(nn.Module):
         visual_size: V, the width of region vectors; H if not given.
         visual_norm, visual_scale: see `VisualTerm`; the latter is its value at first.
         text_only: learn a vector for pairs without an image, which are refused otherwise.
+        masked_word: whether masked regions have a shared word of their own.
+        last_region_is_end: the last region of an image has END's word and position, besides its own vector, and is what
+            text sees in the place of the whole image; a layout without END then (VOLTA).
 
     Attributes:
         special: the id of END, for the layout.
@@ -78,10 +82,13 @@ class VLBertEmbedder(nn.Module):
         visual_norm: bool = True,
         visual_scale: float = 1.0,
         text_only: bool = False,
+        masked_word: bool = True,
+        last_region_is_end: bool = False,
     ):
         super().__init__()
         visual_size = hidden_size if visual_size is None else visual_size
         self.feature_size, self.frequencies = feature_size, frequencies
+        self.last_region_is_end = last_region_is_end
         self.special = {"END": vocab_size}
         self.word_table = nn.Embedding(vocab_size, hidden_size)
         self.special_table = nn.Embedding(1, hidden_size)
@@ -90,7 +97,7 @@ class VLBertEmbedder(nn.Module):
         self.mask_vector = nn.Parameter(torch.zeros(1, feature_size))
         self.region_projection = nn.Linear(8 * frequencies + feature_size, visual_size)
         self.region_word = nn.Embedding(1, hidden_size)
-        self.masked_region_word = nn.Embedding(1, hidden_size)
+        self.masked_region_word = nn.Embedding(1, hidden_size) if masked_word else None
         self.text_only_vector = nn.Embedding(1, visual_size) if text_only else None
         self.text_visual = VisualTerm(visual_size, hidden_size, visual_norm, visual_scale, norm_eps)
         self.region_visual = VisualTerm(visual_size, hidden_size, visual_norm, visual_scale, norm_eps)
@@ -117,10 +124,20 @@ class VLBertEmbedder(nn.Module):
     def region_words(self, images: Images) -> Tensor:
         """The linguistic part [R + I, H] of all regions, then of all whole images."""
         count, wholes = len(images.features), len(images.ids)
+        if self.masked_region_word is None:
+            return self.region_word.weight.expand(count + wholes, -1)
         masked = torch.zeros(count + wholes, dtype=torch.bool, device=images.features.device)
         if images.masked is not None:
             masked[:count] = images.masked
         return torch.where(masked[:, None], self.masked_region_word.weight, self.region_word.weight)
+
+    def end_regions(self, batch: Batch) -> Tensor:
+        """The region of each pair's first image that stands for END, int64 [P]; NONE where there is none."""
+        image, offsets = batch.pairs[:, 1], batch.images.offsets
+        if not self.last_region_is_end or len(offsets) == 1:
+            return torch.full_like(image, NONE)
+        first, following = (offsets.index_select(0, image.clamp(min=0) + after) for after in (0, 1))
+        return torch.where((image != NONE) & (following > first), following - 1, NONE)
 
     def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
         """The rows [N, H] of all sequences.
@@ -141,13 +158,20 @@ class VLBertEmbedder(nn.Module):
         terms = torch.cat([terms, terms.new_zeros(1, terms.shape[1])])
         image = batch.pairs[:, 1].index_select(0, s.text.pair)
         seen = torch.where(image == NONE, len(vectors), count + image)
+        ends = self.end_regions(batch)
+        end_seen = ends.index_select(0, s.text.pair)
+        seen = torch.where(end_seen == NONE, seen, end_seen)
         seen = torch.where(s.text_regions == NONE, seen, s.text_regions)
         seen = torch.where(s.token_ids == self.special["END"], len(terms) - 1, seen)
         text = token_vectors(self.word_table, self.special_table, s.token_ids) + terms.index_select(0, seen)
         text = text + self.position_table(s.positions) + self.type_table(s.text_types)
 
         shown = torch.cat([s.regions.source, count + s.wholes.source])
-        visual = (self.region_words(images) + self.region_visual(vectors)).index_select(0, shown)
-        visual = visual + self.position_table(torch.cat([s.region_positions, s.whole_positions]))
+        is_end = s.regions.source == ends.index_select(0, s.regions.pair)
+        is_end = torch.cat([is_end, torch.zeros_like(s.wholes.row, dtype=torch.bool)])
+        words = self.region_words(images).index_select(0, shown)
+        words = torch.where(is_end[:, None], self.special_table.weight, words)
+        visual = words + self.region_visual(vectors).index_select(0, shown)
+        visual = visual + self.position_table(torch.cat([s.region_positions, s.whole_positions]) + is_end)
         visual = visual + self.type_table(torch.cat([s.region_types, s.whole_types]))
         return self.dropout(self.norm(torch.cat([text, visual]))).index_select(0, s.order)
