@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipelines.batches import MicroBatchLoader
@@ -29,15 +29,18 @@ def open_sources(
     tokenizer: WordPiece,
     max_tokens: dict[str, int],
     max_regions: int,
+    attributes: bool = False,
 ) -> tuple[list[Source], Manifest]:
     """Open the sources of a mix; returns them and the manifest that they agree on.
 
+    It names attributes only if they are loaded, and answers only if questions are.
+
     Raises:
         ShardError: a data set is missing or damaged, cannot fill a segment of `max_tokens`, or two differ in feature
-            size or classes.
+            size, classes, attributes that are loaded, or answers to questions.
     """
     sources = [
-        Source(name, folder, split, tokenizer, max_tokens, max_regions)
+        Source(name, folder, split, tokenizer, max_tokens, max_regions, attributes)
         for name, folder, split in zip(names, folders, splits, strict=True)
     ]
     first = sources[0].reader.manifest
@@ -48,7 +51,17 @@ def open_sources(
                 f"sources {sources[0].name!r} and {source.name!r} can't be mixed: features of {first.feature_size} and"
                 f" {other.feature_size} numbers, {len(first.class_names)} and {len(other.class_names)} classes"
             )
-    return sources, first
+        if attributes and other.attribute_names != first.attribute_names:
+            raise ShardError(f"sources {sources[0].name!r} and {source.name!r} can't be mixed: their attributes differ")
+    answers = [source.reader.manifest.answer_names for source in sources] if "question" in max_tokens else []
+    answers = [names for names in answers if names]  # a source of captions alone has none
+    if any(names != answers[0] for names in answers):
+        raise ShardError("sources with questions can't be mixed: their manifests list different answers")
+    return sources, replace(
+        first,
+        attribute_names=first.attribute_names if attributes else [],
+        answer_names=answers[0] if answers else [],
+    )
 
 
 @dataclass(frozen=True)

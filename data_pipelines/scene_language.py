@@ -264,12 +264,12 @@ def _foil(meaning: Meaning, scene: Scene, rng: np.random.Generator) -> Meaning |
     return None
 
 
-def vocabulary() -> list[str]:
-    """A WordPiece vocabulary: every word of the captions, and characters from which any other word is built."""
+def vocabulary(more: Sequence[str] = ()) -> list[str]:
+    """A WordPiece vocabulary: every word of the captions, `more`, and characters from which any other word is built."""
     words = {word for names in (COLOURS, SHAPES, SIZES, TEXTURES, RELATIONS) for name in names for word in name.split()}
     words |= {word for choices in SYNONYMS.values() for choice in choices for word in choice.split()}
     words |= {word for opening in OPENINGS for word in opening.split()}
-    words |= {*NUMBERS.values(), "a", "an", "and", "is", "which", "there", "shape", "object", "thing"}
+    words |= {*NUMBERS.values(), "a", "an", "and", "is", "which", "there", "shape", "object", "thing", *more}
     nouns = {*SHAPES, *(word for shape in SHAPES for word in SYNONYMS.get(shape, ())), "shape", "object", "thing"}
     words |= {noun + ("es" if noun.endswith(("s", "x")) else "s") for noun in nouns}
     characters = string.ascii_lowercase + string.digits + string.punctuation

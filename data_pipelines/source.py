@@ -1,4 +1,4 @@
-"""A source: the (image, caption) pairs of one split, their lengths, and their replacement where one is broken."""
+"""A source: the (image, caption or question) pairs of a split, their lengths, and what replaces a broken one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
-from data_pipelines.segments import SEGMENTS, TextMaterial, foils, most_tokens, region_names
+from data_pipelines.segments import SEGMENTS, TextMaterial, foils, list_of_texts, most_tokens, region_names
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader
 from vlp.distributed import derive_seed
-from vlp.interfaces import Regions, Tokens
+from vlp.interfaces import NONE, Regions, Tokens
 from vlp.text.wordpiece import WordPiece
 
 REPLACEMENT_TRIES = 20
@@ -23,16 +23,20 @@ REPLACEMENT_TRIES = 20
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """One pair, ready for a batch. `sample` and `text` are numbers within the source; `segments` by name."""
+    """One pair, ready for a batch. `sample` and `text` are numbers within the source; `segments` by name.
+
+    `answer`: the number of the answer to its question in the manifest's list, or NONE.
+    """
 
     sample: int
     text: int
     segments: dict[str, Tokens]
     regions: Regions
+    answer: int = NONE
 
 
 class Source:
-    """The pairs of a split: each caption of each sample that has regions.
+    """The pairs of a split: each caption of each sample that has regions, and each question where they are loaded.
 
     Args:
         name: what the mix and the log call it.
@@ -40,9 +44,11 @@ class Source:
         tokenizer: of the captions.
         max_tokens: the segments to load, and what is kept of longer ones (the model cuts them).
         max_regions: what is kept of more regions.
+        attributes: load the attributes of regions.
 
     Raises:
-        ShardError: the data set is damaged, has no pair with regions and captions, or cannot fill a segment.
+        ShardError: the data set is damaged, has no pair with regions and captions, cannot fill a segment, or has no
+            attributes.
     """
 
     def __init__(
@@ -53,7 +59,9 @@ class Source:
         tokenizer: WordPiece,
         max_tokens: dict[str, int],
         max_regions: int,
+        attributes: bool = False,
     ):
+        self.attributes = attributes
         self.name, self.tokenizer = name, tokenizer
         self.max_tokens, self.max_regions = max_tokens, max_regions
         self.reader = ShardReader(folder, split)
@@ -64,7 +72,8 @@ class Source:
                     f" there are {', '.join(SEGMENTS)}"
                 )
         usable = self.reader.region_counts > 0
-        counts = np.where(usable, self.reader.caption_counts, 0)
+        texts = self.reader.caption_counts + (self.reader.question_counts if "question" in max_tokens else 0)
+        counts = np.where(usable, texts, 0)
         self.unusable_samples = int((counts == 0).sum())
         if not counts.sum():
             raise ShardError(
@@ -72,6 +81,13 @@ class Source:
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
+        if attributes and not self.reader.manifest.attribute_names:
+            raise ShardError(
+                f"an objective predicts attributes of regions, but the manifest of {folder} names none; take features"
+                " of boxes with attributes, or leave attribute out of what it predicts (embedded scenes of an older"
+                " version are made anew once their folder is removed)"
+            )
+        self.answer_numbers = {name: n for n, name in enumerate(self.reader.manifest.answer_names)}
         if "foil" in max_tokens and not self._has_fact("foils"):
             raise ShardError(
                 f"the model's segment foil needs false captions, but the samples of {folder} have no fact foils;"
@@ -124,9 +140,12 @@ class Source:
                 lengths = [len(t.ids) for t in tokenizer.encode(foils(facts))] if "foil" in segments else []
                 of_foils = np.zeros_like(captions)
                 of_foils[: len(lengths)] = lengths[: len(captions)]
+                asked = list_of_texts(facts, "questions") if "question" in segments else []
+                of_questions = np.array([len(t.ids) for t in tokenizer.encode(asked)], dtype=np.int64)
                 of_tags = self._most_tag_tokens(int(sample), facts, longest_class) if "tags" in segments else 0
                 for row, segment in zip(tokens, segments, strict=True):
-                    row[places] = most_tokens(segment, captions, of_foils, of_tags)[: places.stop - places.start]
+                    most = most_tokens(segment, captions, of_foils, of_questions, of_tags)
+                    row[places] = most[: places.stop - places.start]
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
             np.save(temporary, tokens)
             os.replace(temporary, path)
@@ -155,25 +174,38 @@ class Source:
         Raises:
             BadSampleError: it cannot be used.
         """
-        sample, caption = int(self.sample_of[pair]), int(self.caption_of[pair])
+        sample, number = int(self.sample_of[pair]), int(self.caption_of[pair])
         facts = self.reader.facts(sample)
         captions = facts["captions"]
-        text = captions[caption] if caption < len(captions) else ""
-        if not text.strip():
-            raise BadSampleError(self.reader.key(sample), f"caption {caption} is empty")
+        chosen, question, answer = number, "", NONE
+        if number >= len(captions):
+            chosen, (question, answer) = NONE, self._asked(facts, number - len(captions))
+        if not (question if chosen == NONE else captions[chosen]).strip():
+            kind = f"question {number - len(captions)}" if chosen == NONE else f"caption {number}"
+            raise BadSampleError(self.reader.key(sample), f"{kind} is empty")
         stored = self.reader.regions(sample)
         assert stored is not None, "samples without regions have no pairs"
+        if self.attributes and stored.attribute_scores is None:
+            raise BadSampleError(self.reader.key(sample), "regions without attributes")
         kept = slice(self.max_regions)
         regions = Regions(
             features=torch.from_numpy(stored.features[kept]),
             boxes=torch.from_numpy(stored.boxes[kept]).clamp(0, 1),
-            scores=None if stored.scores is None else torch.from_numpy(stored.scores[kept]),
+            scores=_tensor(stored.scores, kept),
+            attribute_scores=_tensor(stored.attribute_scores, kept) if self.attributes else None,
         )
         class_names = self.reader.manifest.class_names
         names = region_names(facts, stored, class_names, self.max_regions) if "tags" in self.max_tokens else []
-        material = TextMaterial(captions, caption, foils(facts), names, derive_seed(draw, pair))
+        material = TextMaterial(captions, chosen, foils(facts), names, derive_seed(draw, pair), question)
         encoded = self.tokenizer.encode([SEGMENTS[segment](material) for segment in self.max_tokens])
-        return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions)
+        return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions, answer)
+
+    def _asked(self, facts: dict[str, Any], number: int) -> tuple[str, int]:
+        """A question of a sample and the number of its answer, NONE if that is unknown; empty if there is none."""
+        questions, answers = (list_of_texts(facts, name) for name in ("questions", "answers"))
+        if number >= len(questions):
+            return "", NONE
+        return questions[number], self.answer_numbers.get(answers[number], NONE) if number < len(answers) else NONE
 
     def load_or_replace(self, pair: int, draw: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
         """The pair, or one no longer than planned in its place, and what was wrong with those that were tried.
@@ -203,6 +235,10 @@ class Source:
         rounded = self._rounded()
         shorter = int(np.searchsorted(rounded[self._by_length], rounded[pair], side="right"))
         return int(self._by_length[draw % shorter])
+
+
+def _tensor(array: np.ndarray | None, kept: slice) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array[kept])
 
 
 def _span(ordered: np.ndarray, value: int) -> slice:

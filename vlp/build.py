@@ -92,10 +92,14 @@ class Group:
 
 @dataclass(frozen=True)
 class FeatureFacts:
-    """What a model has to know of the data: region feature size and number of region classes (0: none)."""
+    """What a model has to know of the data: region feature size, and how many classes and attributes of regions and
+    answers to questions there are (0: none).
+    """
 
     feature_size: int
     classes: int
+    attributes: int = 0
+    answers: int = 0
 
 
 def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts: FeatureFacts) -> nn.Module:
@@ -139,6 +143,11 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
     return constructor(embedder=embedder, layout=layout, **sizes)
 
 
+def predict_attributes(configs: list[GroupConfig]) -> bool:
+    """Whether an objective predicts attributes of regions, which are loaded only then."""
+    return any("attribute" in listed.get("predict", []) for config in configs for listed in config.objectives)
+
+
 def build_objectives(
     configs: list[GroupConfig], model: nn.Module, tokenizer: WordPiece, facts: FeatureFacts
 ) -> tuple[nn.ModuleDict, list[Group]]:
@@ -174,6 +183,8 @@ def build_objectives(
                 mask_id=tokenizer.special["MASK"],
                 word_ids=tokenizer.word_ids,
                 classes=facts.classes,
+                attributes=facts.attributes,
+                answers=facts.answers,
             )
             weights[name] = float(weight)
         groups.append(Group(config.name, config.sampling_ratio, weights))
