@@ -30,6 +30,7 @@ def open_sources(
     max_tokens: dict[str, int],
     max_regions: int,
     attributes: bool = False,
+    token_region: bool = False,
 ) -> tuple[list[Source], Manifest]:
     """Open the sources of a mix; returns them and the manifest that they agree on.
 
@@ -40,7 +41,7 @@ def open_sources(
             size, classes, attributes that are loaded, or answers to questions.
     """
     sources = [
-        Source(name, folder, split, tokenizer, max_tokens, max_regions, attributes)
+        Source(name, folder, split, tokenizer, max_tokens, max_regions, attributes, token_region)
         for name, folder, split in zip(names, folders, splits, strict=True)
     ]
     first = sources[0].reader.manifest

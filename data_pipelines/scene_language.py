@@ -86,13 +86,18 @@ class Caption:
 
 def holds(meaning: Meaning, scene: Scene) -> bool:
     """Whether a caption is true of a scene."""
+    return any(True for _ in assignments(meaning, scene))
+
+
+def assignments(meaning: Meaning, scene: Scene) -> Iterator[dict[int, int]]:
+    """Ways to give the entities that name one object different objects, by number, so that the caption is true."""
     counted = [e for e in meaning.entities if e.count > 1]
     if any(sum(e.fits(o) for o in scene.objects) != e.count for e in counted):
-        return False
+        return
     single = [n for n, e in enumerate(meaning.entities) if e.count == 1]
     fitting = {n: [k for k, o in enumerate(scene.objects) if meaning.entities[n].fits(o)] for n in single}
     taken = {k for e in counted for k, o in enumerate(scene.objects) if e.fits(o)}
-    return any(True for _ in _assignments(single, fitting, meaning.relations, scene, {}, taken))
+    yield from _assignments(single, fitting, meaning.relations, scene, {}, taken)
 
 
 def _assignments(

@@ -35,6 +35,7 @@ from data_pipelines.scene_model import (
     SceneObject,
 )
 from data_pipelines.scene_questions import ANSWERS, WORDS, ask
+from data_pipelines.scene_references import word_regions
 from data_pipelines.shards import Manifest, RegionArrays, Sample, write_bytes, write_manifest, write_split
 from vlp.distributed import derive_seed
 
@@ -233,6 +234,7 @@ def make_samples(seed: int, split: str, numbers: range) -> list[Sample]:
         language = describe(scene, _rng(seed, split, number, "captions"))
         picture = io.BytesIO()
         Image.fromarray(pixels).save(picture, "PNG", compress_level=1)
+        references = [word_regions(caption, scene) for caption in language]
         questions = ask(scene, _rng(seed, split, number, "questions"))
         regions = RegionArrays(
             boxes,
@@ -250,6 +252,8 @@ def make_samples(seed: int, split: str, numbers: range) -> list[Sample]:
             "region_names": [o.shape for o in scene.objects],
             "meanings": [asdict(caption.meaning) for caption in language],
             "foils": [caption.foil for caption in language],
+            "caption_regions": [regions for regions, _ in references],
+            "foil_regions": [regions for _, regions in references],
             "questions": [question for question, _ in questions],
             "answers": [answer for _, answer in questions],
         }

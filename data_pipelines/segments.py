@@ -77,6 +77,22 @@ def list_of_texts(facts: dict[str, Any], name: str) -> list[str]:
     return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else []
 
 
+def word_regions(facts: dict[str, Any]) -> dict[str, list[int]]:
+    """For captions and foils, by text, the region that each word refers to, or NONE; words stand between blanks.
+
+    Raises:
+        ValueError: the facts `caption_regions` and `foil_regions` are not lists of such numbers.
+    """
+    known: dict[str, list[int]] = {}
+    for kind in ("foil", "caption"):
+        texts, regions = facts.get(f"{kind}s", []), facts.get(f"{kind}_regions", [])
+        for text, numbers in zip(texts, regions, strict=False):
+            if len(numbers) != len(text.split()) or not all(isinstance(n, int) and n >= NONE for n in numbers):
+                raise ValueError(f"{kind}_regions don't fit the words")
+            known[text] = numbers
+    return known
+
+
 def region_names(facts: dict[str, Any], regions: RegionArrays, class_names: list[str], most: int) -> list[str]:
     """The most likely class of each of the first `most` regions, or, without scores, its name in the facts.
 

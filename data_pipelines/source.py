@@ -12,7 +12,15 @@ import numpy as np
 import torch
 
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
-from data_pipelines.segments import SEGMENTS, TextMaterial, foils, list_of_texts, most_tokens, region_names
+from data_pipelines.segments import (
+    SEGMENTS,
+    TextMaterial,
+    foils,
+    list_of_texts,
+    most_tokens,
+    region_names,
+    word_regions,
+)
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader
 from vlp.distributed import derive_seed
 from vlp.interfaces import NONE, Regions, Tokens
@@ -45,10 +53,11 @@ class Source:
         max_tokens: the segments to load, and what is kept of longer ones (the model cuts them).
         max_regions: what is kept of more regions.
         attributes: load the attributes of regions.
+        token_region: load which region each word of a caption refers to.
 
     Raises:
-        ShardError: the data set is damaged, has no pair with regions and captions, cannot fill a segment, or has no
-            attributes.
+        ShardError: the data set is damaged, has no pair with regions and captions, cannot fill a segment, or lacks
+            the attributes or the words' regions.
     """
 
     def __init__(
@@ -60,8 +69,9 @@ class Source:
         max_tokens: dict[str, int],
         max_regions: int,
         attributes: bool = False,
+        token_region: bool = False,
     ):
-        self.attributes = attributes
+        self.attributes, self.token_region = attributes, token_region
         self.name, self.tokenizer = name, tokenizer
         self.max_tokens, self.max_regions = max_tokens, max_regions
         self.reader = ShardReader(folder, split)
@@ -86,6 +96,12 @@ class Source:
                 f"an objective predicts attributes of regions, but the manifest of {folder} names none; take features"
                 " of boxes with attributes, or leave attribute out of what it predicts (embedded scenes of an older"
                 " version are made anew once their folder is removed)"
+            )
+        if token_region and not self._has_fact("caption_regions"):
+            raise ShardError(
+                f"model.token_region is set, but the samples of {folder} have no fact caption_regions that says which"
+                " region a word refers to; take it out of the model (embedded scenes of an older version are made anew"
+                " once their folder is removed)"
             )
         self.answer_numbers = {name: n for n, name in enumerate(self.reader.manifest.answer_names)}
         if "foil" in max_tokens and not self._has_fact("foils"):
@@ -197,8 +213,26 @@ class Source:
         class_names = self.reader.manifest.class_names
         names = region_names(facts, stored, class_names, self.max_regions) if "tags" in self.max_tokens else []
         material = TextMaterial(captions, chosen, foils(facts), names, derive_seed(draw, pair), question)
-        encoded = self.tokenizer.encode([SEGMENTS[segment](material) for segment in self.max_tokens])
+        texts = [SEGMENTS[segment](material) for segment in self.max_tokens]
+        encoded = self._with_regions(sample, facts, texts) if self.token_region else self.tokenizer.encode(texts)
         return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions, answer)
+
+    def _with_regions(self, sample: int, facts: dict[str, Any], texts: list[str]) -> list[Tokens]:
+        """Tokens of texts with the regions that they refer to: those of a word to what it does, punctuation to none."""
+        try:
+            known = word_regions(facts)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BadSampleError(self.reader.key(sample), "regions of words that don't fit the words") from error
+        encoded = []
+        for text in texts:
+            words = text.split()
+            pieces = self.tokenizer.encode(words)
+            regions: list[int] = []
+            for piece, number in zip(pieces, known.get(text, [NONE] * len(words)), strict=True):
+                regions += [number if any(map(str.isalnum, self.tokenizer.tokens[i])) else NONE for i in piece.ids]
+            starts = [start for piece in pieces for start in piece.word_starts]
+            encoded.append(Tokens([i for piece in pieces for i in piece.ids], starts, regions))
+        return encoded
 
     def _asked(self, facts: dict[str, Any], number: int) -> tuple[str, int]:
         """A question of a sample and the number of its answer, NONE if that is unknown; empty if there is none."""

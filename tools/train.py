@@ -71,6 +71,7 @@ def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tup
         convert(config.model.get("max_tokens", {}), dict[str, int], "model", "max_tokens"),
         data.max_regions,
         attributes=predict_attributes(config.objectives),
+        token_region=convert(config.model.get("token_region", False), bool, "model", "token_region"),
     )
     fingerprints = {source.name: source.reader.fingerprint for source in sources}
     names = manifest.attribute_names, manifest.answer_names

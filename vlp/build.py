@@ -109,7 +109,7 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         ConfigError: unknown, missing or ill-typed keys, a vocabulary too small for the tokenizer's special tokens, or
             a `feature_size` other than the data's.
     """
-    settings = {"regions_share_position": False, **settings}
+    settings = {"regions_share_position": False, "token_region": False, **settings}
     parts = {}
     for key, kind in (
         ("embedder", dict[str, Any]),
@@ -117,6 +117,7 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         ("layout_types", list[int]),
         ("max_tokens", dict[str, int]),
         ("regions_share_position", bool),
+        ("token_region", bool),  # what the data is asked for; the embedder takes it where it comes
     ):
         if key not in settings:
             raise ConfigError(f"model: the key {key} is missing")
@@ -130,6 +131,8 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
     constructor, sizes = arguments("model", settings, MODELS, ("embedder", "layout"))
     shared = {key: sizes[key] for key in ("hidden_size", "visual_hidden_size", "dropout", "norm_eps") if key in sizes}
     embedder = construct("model.embedder", parts["embedder"], EMBEDDERS, **shared)
+    if parts["token_region"] and not getattr(embedder, "reads_token_region", False):
+        raise ConfigError("model.token_region: this embedder does not look at the regions that words refer to")
     try:
         layout = Layout(
             parts["layout"],

@@ -165,6 +165,51 @@ def test_sources_agree_on_answers_or_have_none(tmp_path: Path, tokenizer: WordPi
         open_sources(["a", "b"], [one, other], ["train"] * 2, tokenizer, segments, 100)
 
 
+def referring(number: int) -> Sample:
+    facts = {"caption_regions": [[-1, 2, 2, 2], [0]], "foil_regions": [[-1, 1, -1], [3]]}
+    facts["foils"] = ["a circle, blue", "redder"]
+    return replace(make_sample(number, regions=4), captions=["a red, circle of!", "of"], facts=facts)
+
+
+def test_tokens_refer_to_regions_if_asked(tmp_path: Path, tokenizer: WordPiece) -> None:
+    """All pieces of a word as the word does, punctuation to nothing; a second caption and a foil as their own facts."""
+    folder = make_data_set(tmp_path / "d", [referring(0)])
+    vocabulary = tmp_path / "with_punctuation.txt"
+    vocabulary.write_text(tokenizer.path.read_text() + ",\n!\n")
+    tokenizer = WordPiece(vocabulary, lowercase=True)
+    segments = {"caption": 9, "second_caption": 9, "foil": 9, "tags": 9}
+    s = Source("made_up", folder, "train", tokenizer, segments, 100, token_region=True)
+    bare = Source("made_up", folder, "train", tokenizer, segments, 100)
+    batch, without = (collate([one.load(0), one.load(1)], "made_up", 0, 0, []) for one in (s, bare))
+    expected = {
+        "caption": [-1, 2, -1, 2, 2, -1, 0],
+        "second_caption": [0, -1, 2, -1, 2, 2, -1],
+        "foil": [-1, 1, -1, -1, 3],
+    }
+    for name, segment in batch.texts.segments.items():
+        assert without.texts.segments[name].token_region is None
+        for part in ("tokens", "offsets", "word_starts"):
+            assert torch.equal(getattr(segment, part), getattr(without.texts.segments[name], part))
+        wanted = expected.get(name, [-1] * len(segment.tokens))
+        assert segment.token_region.tolist() == wanted, name
+
+
+def test_regions_of_words_that_do_not_fit(tmp_path: Path, tokenizer: WordPiece) -> None:
+    def load(**facts: object) -> None:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        sample = referring(0)
+        make_data_set(folder, [replace(sample, facts={**sample.facts, **facts})])
+        Source("made_up", folder, "train", tokenizer, {"caption": 9}, 100, token_region=True).load(0)
+
+    load()
+    for broken in ([[1, 2]], [[1, 2, 3, -2]], [[1, 2, 3, 1.5]], [3], ["abcd"]):
+        with pytest.raises(BadSampleError, match="regions of words"):
+            load(caption_regions=broken)
+    folder = make_data_set(tmp_path / "bare", [make_sample(0)])
+    with pytest.raises(ShardError, match="no fact caption_regions"):
+        Source("made_up", folder, "train", tokenizer, {"caption": 9}, 100, token_region=True)
+
+
 def without_scores(number: int, names: list[str]) -> Sample:
     sample = make_sample(number, regions=len(names))
     return replace(sample, regions=replace(sample.regions, scores=None), facts={"region_names": names})
