@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipelines.batches import MicroBatchLoader
@@ -29,15 +29,19 @@ def open_sources(
     tokenizer: WordPiece,
     max_tokens: dict[str, int],
     max_regions: int,
+    attributes: bool = False,
+    token_region: bool = False,
 ) -> tuple[list[Source], Manifest]:
     """Open the sources of a mix; returns them and the manifest that they agree on, but for those of text alone.
 
+    It names attributes only if they are loaded, and answers only if questions are.
+
     Raises:
         ShardError: a data set is missing or damaged, cannot fill a segment of `max_tokens`, or two differ in feature
-            size or classes, or all of them are text alone.
+            size, classes, attributes that are loaded or answers to questions, or all of them are text alone.
     """
     sources = [
-        Source(name, folder, split, tokenizer, max_tokens, max_regions)
+        Source(name, folder, split, tokenizer, max_tokens, max_regions, attributes, token_region)
         for name, folder, split in zip(names, folders, splits, strict=True)
     ]
     with_images = [source for source in sources if not source.text_only]
@@ -54,7 +58,19 @@ def open_sources(
                 f"sources {with_images[0].name!r} and {source.name!r} can't be mixed: features of {first.feature_size}"
                 f" and {other.feature_size} numbers, {len(first.class_names)} and {len(other.class_names)} classes"
             )
-    return sources, first
+        if attributes and other.attribute_names != first.attribute_names:
+            raise ShardError(
+                f"sources {with_images[0].name!r} and {source.name!r} can't be mixed: their attributes differ"
+            )
+    answers = [source.reader.manifest.answer_names for source in sources] if "question" in max_tokens else []
+    answers = [names for names in answers if names]  # a source of captions alone has none
+    if any(names != answers[0] for names in answers):
+        raise ShardError("sources with questions can't be mixed: their manifests list different answers")
+    return sources, replace(
+        first,
+        attribute_names=first.attribute_names if attributes else [],
+        answer_names=answers[0] if answers else [],
+    )
 
 
 @dataclass(frozen=True)

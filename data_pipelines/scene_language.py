@@ -86,13 +86,18 @@ class Caption:
 
 def holds(meaning: Meaning, scene: Scene) -> bool:
     """Whether a caption is true of a scene."""
+    return any(True for _ in assignments(meaning, scene))
+
+
+def assignments(meaning: Meaning, scene: Scene) -> Iterator[dict[int, int]]:
+    """Ways to give the entities that name one object different objects, by number, so that the caption is true."""
     counted = [e for e in meaning.entities if e.count > 1]
     if any(sum(e.fits(o) for o in scene.objects) != e.count for e in counted):
-        return False
+        return
     single = [n for n, e in enumerate(meaning.entities) if e.count == 1]
     fitting = {n: [k for k, o in enumerate(scene.objects) if meaning.entities[n].fits(o)] for n in single}
     taken = {k for e in counted for k, o in enumerate(scene.objects) if e.fits(o)}
-    return any(True for _ in _assignments(single, fitting, meaning.relations, scene, {}, taken))
+    yield from _assignments(single, fitting, meaning.relations, scene, {}, taken)
 
 
 def _assignments(
@@ -286,12 +291,12 @@ def _one_changed(meaning: Meaning, scene: Scene, rng: np.random.Generator) -> Me
     return replace(meaning, entities=tuple(entities))
 
 
-def vocabulary() -> list[str]:
-    """A WordPiece vocabulary: every word of the captions, and characters from which any other word is built."""
+def vocabulary(more: Sequence[str] = ()) -> list[str]:
+    """A WordPiece vocabulary: every word of the captions, `more`, and characters from which any other word is built."""
     words = {word for names in (COLOURS, SHAPES, SIZES, TEXTURES, RELATIONS) for name in names for word in name.split()}
     words |= {word for choices in SYNONYMS.values() for choice in choices for word in choice.split()}
     words |= {word for opening in OPENINGS for word in opening.split()}
-    words |= {*NUMBERS.values(), "a", "an", "and", "is", "which", "there", "shape", "object", "thing"}
+    words |= {*NUMBERS.values(), "a", "an", "and", "is", "which", "there", "shape", "object", "thing", *more}
     nouns = {*SHAPES, *(word for shape in SHAPES for word in SYNONYMS.get(shape, ())), "shape", "object", "thing"}
     words |= {noun + ("es" if noun.endswith(("s", "x")) else "s") for noun in nouns}
     characters = string.ascii_lowercase + string.digits + string.punctuation

@@ -14,7 +14,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,6 +34,8 @@ from data_pipelines.scene_model import (
     Scene,
     SceneObject,
 )
+from data_pipelines.scene_questions import ANSWERS, WORDS, ask
+from data_pipelines.scene_references import word_regions
 from data_pipelines.shards import Manifest, RegionArrays, Sample, write_bytes, write_manifest, write_split
 from vlp.distributed import derive_seed
 
@@ -44,6 +46,7 @@ FAMILY = 3  # scenes that share their colours, shapes, sizes and textures
 MOST_LARGE = 3  # large objects in a scene; more may not fit
 DEALS = 20  # tries to deal the shapes so that held-out combinations stay out
 CLASS_NAMES = ["background", *SHAPES]
+ATTRIBUTE_NAMES = [*COLOURS, *SIZES, *TEXTURES]
 CHUNK = 250  # scenes that a process makes at a time
 CALIBRATION = 600  # scenes on which the region features are calibrated
 
@@ -200,6 +203,19 @@ def class_scores() -> dict[tuple[str, str], np.ndarray]:
     return scores
 
 
+def attribute_scores(o: SceneObject) -> np.ndarray:
+    """What an object is said to be, float16 [A]: 0.6 for what stands out, 0.2 for each of its other two attributes.
+
+    What stands out is its texture, if it is not plain, or else that it is large, or else its colour.
+    """
+    scores = np.zeros(len(ATTRIBUTE_NAMES), dtype=np.float16)
+    for name in (o.colour, o.size, o.texture):
+        scores[ATTRIBUTE_NAMES.index(name)] = 0.2
+    best = o.texture if o.texture != "plain" else o.size if o.size == "large" else o.colour
+    scores[ATTRIBUTE_NAMES.index(best)] = 0.6
+    return scores
+
+
 @cache
 def region_features() -> RegionFeatures:
     """The extractor of all scenes, calibrated on scenes that are in no split; made once a process."""
@@ -218,7 +234,14 @@ def make_samples(seed: int, split: str, numbers: range) -> list[Sample]:
         language = describe(scene, _rng(seed, split, number, "captions"))
         picture = io.BytesIO()
         Image.fromarray(pixels).save(picture, "PNG", compress_level=1)
-        regions = RegionArrays(boxes, own, np.stack([scores[o.shape, o.size] for o in scene.objects]))
+        references = [word_regions(caption, scene) for caption in language]
+        questions = ask(scene, _rng(seed, split, number, "questions"))
+        regions = RegionArrays(
+            boxes,
+            own,
+            np.stack([scores[o.shape, o.size] for o in scene.objects]),
+            np.stack([attribute_scores(o) for o in scene.objects]),
+        )
         facts = {
             "width": SIDE,
             "height": SIDE,
@@ -229,6 +252,10 @@ def make_samples(seed: int, split: str, numbers: range) -> list[Sample]:
             "region_names": [o.shape for o in scene.objects],
             "meanings": [asdict(caption.meaning) for caption in language],
             "foils": [caption.foil for caption in language],
+            "caption_regions": [regions for regions, _ in references],
+            "foil_regions": [regions for _, regions in references],
+            "questions": [question for question, _ in questions],
+            "answers": [answer for _, answer in questions],
         }
         samples.append(
             Sample(
@@ -285,10 +312,11 @@ def build_scenes(
         for split, count in (("train", train), ("val", val), ("unseen", val)):
             say(f"scenes: {count} for {split}")
             write_split(temporary, split, _all_samples(seed, split, count, processes or os.cpu_count() or 1))
-        write_bytes(temporary / "vocabulary.txt", "\n".join([*vocabulary(), ""]).encode())
+        write_bytes(temporary / "vocabulary.txt", "\n".join([*vocabulary(WORDS), ""]).encode())
         counts = {"train": train, "val": val, "unseen": val}
         extractor = f"whitened random convolutions on {SIDE} px scenes"
-        write_manifest(temporary, Manifest("scenes", RegionFeatures.size, CLASS_NAMES, extractor, "CC0", counts))
+        manifest = Manifest("scenes", RegionFeatures.size, CLASS_NAMES, extractor, "CC0", counts)
+        write_manifest(temporary, replace(manifest, attribute_names=ATTRIBUTE_NAMES, answer_names=ANSWERS))
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,8 +1,9 @@
 """The shard format: webdataset-layout tars, an index and a manifest beside them.
 
 A sample is up to three members of a tar: `KEY.json` (captions and facts), `KEY.png|jpg|webp` (optional),
-`KEY.regions.safetensors` (optional: `boxes` float32 [R, 4], `features` float16 [R, F], `scores` float16 [R, C]). A data
-set's folder holds `SPLIT-00000.tar ...`, `SPLIT.parquet` (the index) and `manifest.json`.
+`KEY.regions.safetensors` (optional: `boxes` float32 [R, 4], `features` float16 [R, F], `scores` float16 [R, C],
+`attribute_scores` float16 [R, A]). A data set's folder holds `SPLIT-00000.tar ...`, `SPLIT.parquet` (the index) and
+`manifest.json`.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ READY = "features.ready"  # folder inside a data set's: finished shards that are
 @dataclass(frozen=True)
 class RegionArrays:
     """Regions as stored: `boxes` float32 [R, 4] corners as shares of the image, `features` float16 [R, F],
-    `scores` float16 [R, C] a distribution over the manifest's classes, or None.
+    `scores` float16 [R, C] a distribution over the manifest's classes, or None; `attribute_scores` float16 [R, A], how
+    sure each of the manifest's attributes is, or None.
     """
 
     boxes: np.ndarray
     features: np.ndarray
     scores: np.ndarray | None = None
+    attribute_scores: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Manifest:
     """What a data set is. `class_names`: the classes of the scores, the first being the background; empty if none.
 
     `feature_size` 0: there are no region features. `extractor` says how the features were made. `samples`: by split.
+    `attribute_names`: the attributes of the regions' attribute scores, none of which stands for "no attribute".
+    `answer_names`: the answers that a model can choose from; others in the facts are unknown to it.
     """
 
     name: str
@@ -74,6 +79,8 @@ class Manifest:
     licence: str
     samples: dict[str, int] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+    attribute_names: list[str] = field(default_factory=list)
+    answer_names: list[str] = field(default_factory=list)
 
 
 class ShardError(ValueError):
@@ -160,8 +167,9 @@ def _members(sample: Sample) -> dict[str, Any]:
     if sample.regions is not None:
         r = sample.regions
         arrays: dict[str, np.ndarray] = {"boxes": r.boxes.astype(np.float32), "features": r.features.astype(np.float16)}
-        if r.scores is not None:
-            arrays["scores"] = r.scores.astype(np.float16)
+        for name, scores in (("scores", r.scores), ("attribute_scores", r.attribute_scores)):
+            if scores is not None:
+                arrays[name] = scores.astype(np.float16)
         if len({len(array) for array in arrays.values()}) != 1 or r.boxes.shape[1:] != (4,):
             raise ValueError(f"sample {sample.key}: { ({k: v.shape for k, v in arrays.items()}) } do not fit together")
         members["regions.safetensors"] = save_arrays({k: np.ascontiguousarray(v) for k, v in arrays.items()})
@@ -221,6 +229,7 @@ def _schema() -> pyarrow.Schema:
         columns += [(f"{member}_crc32", pyarrow.int64())]
     columns += [("image_format", pyarrow.string())]
     columns += [("caption_count", pyarrow.int32()), ("region_count", pyarrow.int32())]
+    columns += [("question_count", pyarrow.int32())]
     return pyarrow.schema(columns)
 
 
@@ -247,7 +256,11 @@ def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
                 row[f"{member}_offset"], row[f"{member}_bytes"] = info.offset_data, info.size
                 row[f"{member}_crc32"] = zlib.crc32(data)
                 if member == "json":
-                    row["caption_count"] = len(json.loads(data)["captions"])
+                    facts = json.loads(data)
+                    row["caption_count"], row["question_count"] = (
+                        len(facts["captions"]),
+                        len(facts.get("questions", [])),
+                    )
                 if member == "regions":
                     row["region_count"] = len(load_arrays(data)["boxes"])
             file.seek(tar.offset)
@@ -263,16 +276,23 @@ def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _empty_row(key: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"key": key, "image_format": "", "caption_count": 0, "region_count": 0}
+    row: dict[str, Any] = {"key": key, "image_format": ""}
+    row.update(dict.fromkeys(("caption_count", "region_count", "question_count"), 0))
     for member in MEMBERS:
         row.update({f"{member}_offset": 0, f"{member}_bytes": 0, f"{member}_crc32": 0})
     return row
 
 
 def _fingerprint(table: pyarrow.Table) -> str:
-    """Identity of a split: keys, caption counts and region counts, never feature bytes, which differ by machine."""
+    """Identity of a split: keys and counts of captions and regions, never feature bytes, which differ by machine.
+
+    Counts of questions too, if there are any; so data sets from before there were questions keep their identity.
+    """
     digest = hashlib.sha256()
-    for column in ("key", "caption_count", "region_count"):
+    columns = ["key", "caption_count", "region_count"]
+    if any(table["question_count"].to_pylist()):
+        columns.append("question_count")
+    for column in columns:
         digest.update(json.dumps(table[column].to_pylist()).encode())
     return digest.hexdigest()[:32]
 
@@ -300,6 +320,10 @@ class ShardReader:
             metadata = self.index.schema.metadata
             shards = json.loads(metadata[b"shards"])
             self.fingerprint = metadata[b"fingerprint"].decode()
+            if "question_count" not in self.index.column_names:  # an index of before there were questions
+                self.index = self.index.append_column(
+                    "question_count", pyarrow.array([0] * len(self.index), pyarrow.int32())
+                )
             self._columns = {
                 name: self.index[name].to_numpy()
                 for name in _schema().names
@@ -336,6 +360,11 @@ class ShardReader:
     def text_only(self) -> bool:
         """Whether no sample has a picture and the data set no region features."""
         return not self.manifest.feature_size and not self._columns["image_bytes"].any()
+
+    @property
+    def question_counts(self) -> np.ndarray:
+        """Questions of each sample, int32."""
+        return self._columns["question_count"]
 
     def key(self, number: int) -> str:
         """Key of a sample."""
@@ -388,7 +417,8 @@ class ShardReader:
         key = self.key(number)
         try:
             arrays = load_arrays(data)
-            regions = RegionArrays(arrays["boxes"], arrays["features"], arrays.get("scores"))
+            scores = arrays.get("scores"), arrays.get("attribute_scores")
+            regions = RegionArrays(arrays["boxes"], arrays["features"], *scores)
         except (SafetensorError, KeyError) as error:
             raise BadSampleError(key, "regions are not readable") from error
         check_regions(key, regions, self.manifest)
@@ -421,18 +451,21 @@ def check_regions(key: str, regions: RegionArrays, manifest: Manifest) -> None:
         BadSampleError: wrong sizes, numbers that are not finite, boxes outside the image or without area.
     """
     r = regions
-    lengths = {array.shape[:1] for array in (r.boxes, r.features, r.scores) if array is not None}
+    named = [(r.scores, manifest.class_names, "classes"), (r.attribute_scores, manifest.attribute_names, "attributes")]
+    lengths = {array.shape[:1] for array in (r.boxes, r.features, r.scores, r.attribute_scores) if array is not None}
     if r.boxes.shape[1:] != (4,) or len(lengths) != 1:
         raise BadSampleError(key, "boxes, features and scores do not fit together")
     if r.features.ndim != 2 or r.features.shape[1] != manifest.feature_size:
         raise BadSampleError(key, f"features of {r.features.shape[1:]} numbers, not {manifest.feature_size}")
-    if r.scores is not None and r.scores.shape[1:] != (len(manifest.class_names),):
-        raise BadSampleError(key, f"scores of {r.scores.shape[1:]} classes, not {len(manifest.class_names)}")
+    for scores, names, kind in named:
+        if scores is not None and scores.shape[1:] != (len(names),):
+            raise BadSampleError(key, f"scores of {scores.shape[1:]} {kind}, not {len(names)}")
     # max keeps a NaN and finds an infinity, without a mask as large as the features
     if r.features.size and not np.isfinite(np.abs(r.features).max()):
         raise BadSampleError(key, "features are not finite")
-    if r.scores is not None and r.scores.size and not np.isfinite(r.scores.max()):
-        raise BadSampleError(key, "scores are not finite")
+    for scores, _, _ in named:
+        if scores is not None and scores.size and not np.isfinite(scores.max()):
+            raise BadSampleError(key, "scores are not finite")
     inside = (r.boxes >= -1e-3) & (r.boxes <= 1 + 1e-3)  # NaN is not inside either
     if not inside.all():
         raise BadSampleError(key, "a box lies outside the image")

@@ -1,4 +1,4 @@
-"""A source: the (image, caption) pairs of one split, their lengths, and their replacement where one is broken."""
+"""A source: the (image, caption or question) pairs of a split, their lengths, and what replaces a broken one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ import numpy as np
 import torch
 
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
-from data_pipelines.segments import SEGMENTS, TextMaterial, foils, most_tokens, region_names
+from data_pipelines.segments import (
+    SEGMENTS,
+    TextMaterial,
+    foils,
+    list_of_texts,
+    most_tokens,
+    region_names,
+    word_regions,
+)
 from data_pipelines.shards import BadSampleError, RegionArrays, ShardError, ShardReader
 from vlp.distributed import derive_seed
-from vlp.interfaces import Regions, Tokens
+from vlp.interfaces import NONE, Regions, Tokens
 from vlp.text.wordpiece import WordPiece
 
 REPLACEMENT_TRIES = 20
@@ -25,17 +33,20 @@ REPLACEMENT_TRIES = 20
 class LoadedPair:
     """One pair, ready for a batch. `sample` and `text` are numbers within the source; `segments` by name.
 
-    A text without an image has no region.
+    A text without an image has no region. `answer`: the number of the answer to its question in the manifest's list,
+    or NONE.
     """
 
     sample: int
     text: int
     segments: dict[str, Tokens]
     regions: Regions
+    answer: int = NONE
 
 
 class Source:
-    """The pairs of a split: each caption of each sample that has regions; or, of a text-only split, each text.
+    """The pairs of a split: each caption of each sample that has regions, and each question where they are loaded; or,
+    of a text-only split, each text.
 
     Args:
         name: what the mix and the log call it.
@@ -43,9 +54,12 @@ class Source:
         tokenizer: of the captions.
         max_tokens: the segments to load, and what is kept of longer ones (the model cuts them).
         max_regions: what is kept of more regions.
+        attributes: load the attributes of regions.
+        token_region: load which region each word of a caption refers to.
 
     Raises:
-        ShardError: the data set is damaged, has no pair with regions and captions, or cannot fill a segment.
+        ShardError: the data set is damaged, has no pair with regions and captions, cannot fill a segment, or lacks
+            the attributes or the words' regions.
     """
 
     def __init__(
@@ -56,7 +70,10 @@ class Source:
         tokenizer: WordPiece,
         max_tokens: dict[str, int],
         max_regions: int,
+        attributes: bool = False,
+        token_region: bool = False,
     ):
+        self.attributes, self.token_region = attributes, token_region
         self.name, self.tokenizer = name, tokenizer
         self.max_tokens, self.max_regions = max_tokens, max_regions
         self.reader = ShardReader(folder, split)
@@ -69,7 +86,8 @@ class Source:
         self.text_only = self.reader.text_only
         self.sizes = self.reader.manifest  # widths of features and scores; of a text-only source those of the mix
         usable = (self.reader.region_counts > 0) | self.text_only
-        counts = np.where(usable, self.reader.caption_counts, 0)
+        texts = self.reader.caption_counts + (self.reader.question_counts if "question" in max_tokens else 0)
+        counts = np.where(usable, texts, 0)
         self.unusable_samples = int((counts == 0).sum())
         if not counts.sum():
             raise ShardError(
@@ -77,6 +95,19 @@ class Source:
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
+        if not self.text_only and attributes and not self.reader.manifest.attribute_names:
+            raise ShardError(
+                f"an objective predicts attributes of regions, but the manifest of {folder} names none; take features"
+                " of boxes with attributes, or leave attribute out of what it predicts (embedded scenes of an older"
+                " version are made anew once their folder is removed)"
+            )
+        if not self.text_only and token_region and not self._has_fact("caption_regions"):
+            raise ShardError(
+                f"model.token_region is set, but the samples of {folder} have no fact caption_regions that says which"
+                " region a word refers to; take it out of the model (embedded scenes of an older version are made anew"
+                " once their folder is removed)"
+            )
+        self.answer_numbers = {name: n for n, name in enumerate(self.reader.manifest.answer_names)}
         if not self.text_only and "foil" in max_tokens and not self._has_fact("foils"):
             raise ShardError(
                 f"the model's segment foil needs false captions, but the samples of {folder} have no fact foils;"
@@ -130,9 +161,12 @@ class Source:
                 lengths = [len(t.ids) for t in tokenizer.encode(foils(facts))] if "foil" in segments else []
                 of_foils = np.zeros_like(captions)
                 of_foils[: len(lengths)] = lengths[: len(captions)]
+                asked = list_of_texts(facts, "questions") if "question" in segments else []
+                of_questions = np.array([len(t.ids) for t in tokenizer.encode(asked)], dtype=np.int64)
                 of_tags = self._most_tag_tokens(int(sample), facts, longest_class) if "tags" in segments else 0
                 for row, segment in zip(tokens, segments, strict=True):
-                    row[places] = most_tokens(segment, captions, of_foils, of_tags)[: places.stop - places.start]
+                    most = most_tokens(segment, captions, of_foils, of_questions, of_tags)
+                    row[places] = most[: places.stop - places.start]
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
             np.save(temporary, tokens)
             os.replace(temporary, path)
@@ -161,30 +195,65 @@ class Source:
         Raises:
             BadSampleError: it cannot be used.
         """
-        sample, caption = int(self.sample_of[pair]), int(self.caption_of[pair])
+        sample, number = int(self.sample_of[pair]), int(self.caption_of[pair])
         facts = self.reader.facts(sample)
         captions = facts["captions"]
-        text = captions[caption] if caption < len(captions) else ""
-        if not text.strip():
-            raise BadSampleError(self.reader.key(sample), f"caption {caption} is empty")
+        chosen, question, answer = number, "", NONE
+        if number >= len(captions):
+            chosen, (question, answer) = NONE, self._asked(facts, number - len(captions))
+        if not (question if chosen == NONE else captions[chosen]).strip():
+            kind = f"question {number - len(captions)}" if chosen == NONE else f"caption {number}"
+            raise BadSampleError(self.reader.key(sample), f"{kind} is empty")
         stored = self._no_regions() if self.text_only else self.reader.regions(sample)
         assert stored is not None, "samples without regions have no pairs"
+        if self.attributes and stored.attribute_scores is None:
+            raise BadSampleError(self.reader.key(sample), "regions without attributes")
         kept = slice(self.max_regions)
         regions = Regions(
             features=torch.from_numpy(stored.features[kept]),
             boxes=torch.from_numpy(stored.boxes[kept]).clamp(0, 1),
-            scores=None if stored.scores is None else torch.from_numpy(stored.scores[kept]),
+            scores=_tensor(stored.scores, kept),
+            attribute_scores=_tensor(stored.attribute_scores, kept) if self.attributes else None,
         )
         class_names = self.reader.manifest.class_names
         names = region_names(facts, stored, class_names, self.max_regions) if "tags" in self.max_tokens else []
-        material = TextMaterial(captions, caption, foils(facts), names, derive_seed(draw, pair))
-        encoded = self.tokenizer.encode([SEGMENTS[segment](material) for segment in self.max_tokens])
-        return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions)
+        material = TextMaterial(captions, chosen, foils(facts), names, derive_seed(draw, pair), question)
+        texts = [SEGMENTS[segment](material) for segment in self.max_tokens]
+        encoded = self._with_regions(sample, facts, texts) if self.token_region else self.tokenizer.encode(texts)
+        return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions, answer)
+
+    def _with_regions(self, sample: int, facts: dict[str, Any], texts: list[str]) -> list[Tokens]:
+        """Tokens of texts with the regions that they refer to: those of a word to what it does, punctuation to none."""
+        try:
+            known = word_regions(facts)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BadSampleError(self.reader.key(sample), "regions of words that don't fit the words") from error
+        encoded = []
+        for text in texts:
+            words = text.split()
+            pieces = self.tokenizer.encode(words)
+            regions: list[int] = []
+            for piece, number in zip(pieces, known.get(text, [NONE] * len(words)), strict=True):
+                regions += [number if any(map(str.isalnum, self.tokenizer.tokens[i])) else NONE for i in piece.ids]
+            starts = [start for piece in pieces for start in piece.word_starts]
+            encoded.append(Tokens([i for piece in pieces for i in piece.ids], starts, regions))
+        return encoded
+
+    def _asked(self, facts: dict[str, Any], number: int) -> tuple[str, int]:
+        """A question of a sample and the number of its answer, NONE if that is unknown; empty if there is none."""
+        questions, answers = (list_of_texts(facts, name) for name in ("questions", "answers"))
+        if number >= len(questions):
+            return "", NONE
+        return questions[number], self.answer_numbers.get(answers[number], NONE) if number < len(answers) else NONE
 
     def _no_regions(self) -> RegionArrays:
-        names = self.sizes.class_names
-        scores = np.zeros((0, len(names)), np.float16) if names else None
-        return RegionArrays(np.zeros((0, 4), np.float32), np.zeros((0, self.sizes.feature_size), np.float16), scores)
+        def none(width: int) -> np.ndarray:
+            return np.zeros((0, width), np.float16)
+
+        scores, attributes = (
+            none(len(names)) if names else None for names in (self.sizes.class_names, self.sizes.attribute_names)
+        )
+        return RegionArrays(np.zeros((0, 4), np.float32), none(self.sizes.feature_size), scores, attributes)
 
     def load_or_replace(self, pair: int, draw: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
         """The pair, or one no longer than planned in its place, and what was wrong with those that were tried.
@@ -214,6 +283,10 @@ class Source:
         rounded = self._rounded()
         shorter = int(np.searchsorted(rounded[self._by_length], rounded[pair], side="right"))
         return int(self._by_length[draw % shorter])
+
+
+def _tensor(array: np.ndarray | None, kept: slice) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array[kept])
 
 
 def _span(ordered: np.ndarray, value: int) -> slice:

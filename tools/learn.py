@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from data_pipelines.prepare import validation_batches
 from tools import train
 from vlp.checkpoints.load import load_strictly, read_weights, write_atomically
-from vlp.config import ConfigError, RunConfig, load_config
+from vlp.config import RunConfig, load_config
 from vlp.inference import TrainedModel
 from vlp.interfaces import Batch, Encoded, Model, Ragged
 from vlp.run_folder import RunFolder, build_run
@@ -180,7 +179,9 @@ def compare(name: str, folder: RunFolder) -> list[Row]:
     blind = held_out(blind_module, batches)
     rows = []
     for key in seeing:
-        if "accuracy" in key or key == "word_region_alignment":  # a distance that needs no learning to be of either sign
+        if (
+            "accuracy" in key or key == "word_region_alignment"
+        ):  # a distance that needs no learning to be of either sign
             continue
         accuracy = f"{key}_accuracy"
         nothing = float("nan")
@@ -211,7 +212,7 @@ def table_of(rows: list[Row]) -> Table:
 
 def shipped() -> list[Path]:
     """The pretraining configurations of which this is a fair test."""
-    paths = sorted((ROOT / "configs").glob("*.yaml"))
+    paths = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
     return [path for path in paths if not any(mark in path.stem for mark in NOT_SMALL)]
 
 

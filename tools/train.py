@@ -19,6 +19,7 @@ from data_pipelines.plan import Plan
 from data_pipelines.prepare import ensure_scenes, open_sources, validation_batches
 from data_pipelines.shards import ShardError
 from data_pipelines.source import Source
+from vlp.build import predict_attributes
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.config import ConfigError, RunConfig, convert, load_config
 from vlp.distributed import is_launching_process
@@ -70,9 +71,12 @@ def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tup
         tokenizer,
         convert(config.model.get("max_tokens", {}), dict[str, int], "model", "max_tokens"),
         data.max_regions,
+        attributes=predict_attributes(config.objectives),
+        token_region=convert(config.model.get("token_region", False), bool, "model", "token_region"),
     )
     fingerprints = {source.name: source.reader.fingerprint for source in sources}
-    return sources, DataFacts(manifest.feature_size, manifest.class_names, fingerprints)
+    names = manifest.attribute_names, manifest.answer_names
+    return sources, DataFacts(manifest.feature_size, manifest.class_names, fingerprints, *names)
 
 
 def train(config: RunConfig, resume: str | None, console: Console) -> bool:

@@ -95,10 +95,14 @@ class Group:
 
 @dataclass(frozen=True)
 class FeatureFacts:
-    """What a model has to know of the data: region feature size and number of region classes (0: none)."""
+    """What a model has to know of the data: region feature size, and how many classes and attributes of regions and
+    answers to questions there are (0: none).
+    """
 
     feature_size: int
     classes: int
+    attributes: int = 0
+    answers: int = 0
 
 
 def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts: FeatureFacts) -> nn.Module:
@@ -108,7 +112,7 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         ConfigError: unknown, missing or ill-typed keys, a vocabulary too small for the tokenizer's special tokens, or
             a `feature_size` other than the data's.
     """
-    settings = {"regions_share_position": False, **settings}
+    settings = {"regions_share_position": False, "token_region": False, **settings}
     parts = {}
     for key, kind in (
         ("embedder", dict[str, Any]),
@@ -116,6 +120,7 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         ("layout_types", list[int]),
         ("max_tokens", dict[str, int]),
         ("regions_share_position", bool),
+        ("token_region", bool),  # what the data is asked for; the embedder takes it where it comes
     ):
         if key not in settings:
             raise ConfigError(f"model: the key {key} is missing")
@@ -129,6 +134,8 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
     constructor, sizes = arguments("model", settings, MODELS, ("embedder", "layout"))
     shared = {key: sizes[key] for key in ("hidden_size", "visual_hidden_size", "dropout", "norm_eps") if key in sizes}
     embedder = construct("model.embedder", parts["embedder"], EMBEDDERS, **shared)
+    if parts["token_region"] and not getattr(embedder, "reads_token_region", False):
+        raise ConfigError("model.token_region: this embedder does not look at the regions that words refer to")
     try:
         layout = Layout(
             parts["layout"],
@@ -140,6 +147,11 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
     return constructor(embedder=embedder, layout=layout, **sizes)
+
+
+def predict_attributes(configs: list[GroupConfig]) -> bool:
+    """Whether an objective predicts attributes of regions, which are loaded only then."""
+    return any("attribute" in listed.get("predict", []) for config in configs for listed in config.objectives)
 
 
 def build_objectives(
@@ -177,6 +189,8 @@ def build_objectives(
                 mask_id=tokenizer.special["MASK"],
                 word_ids=tokenizer.word_ids,
                 classes=facts.classes,
+                attributes=facts.attributes,
+                answers=facts.answers,
             )
             weights[name] = float(weight)
         groups.append(Group(config.name, config.sampling_ratio, weights))

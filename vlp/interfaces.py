@@ -44,21 +44,27 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of one text without special tokens, and whether each begins a word."""
+    """Token ids of one text without special tokens, and whether each begins a word.
+
+    `regions`: the region of the text's image that each token refers to, or NONE; None where nothing is known of that.
+    """
 
     ids: list[int]
     word_starts: list[bool]
+    regions: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class Regions:
     """Regions of one image: `features` float [R, F], `boxes` float [R, 4] corners as shares of the image,
-    `scores` float [R, C] a distribution over classes, or None.
+    `scores` float [R, C] a distribution over classes, or None; `attribute_scores` float [R, A], how sure each
+    attribute is, or None.
     """
 
     features: Tensor
     boxes: Tensor
     scores: Tensor | None = None
+    attribute_scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,17 @@ class Segment:
 
     @classmethod
     def from_tokens(cls, texts: Sequence[Tokens]) -> Segment:
-        """The segment of T texts, given their tokens."""
+        """The segment of T texts, given their tokens; it has `token_region` if any of the texts has regions."""
         lengths = torch.tensor([0, *(len(text.ids) for text in texts)], dtype=torch.int64)
+        regions = None
+        if any(text.regions is not None for text in texts):
+            known = [[NONE] * len(text.ids) if text.regions is None else text.regions for text in texts]
+            regions = torch.tensor([number for own in known for number in own], dtype=torch.int64)
         return cls(
             tokens=torch.tensor([i for text in texts for i in text.ids], dtype=torch.int64),
             offsets=lengths.cumsum(0),
             word_starts=torch.tensor([start for text in texts for start in text.word_starts], dtype=torch.bool),
+            token_region=regions,
         )
 
 
@@ -129,15 +140,24 @@ class Images:
 
     @classmethod
     def from_regions(cls, regions: Sequence[Regions], ids: Sequence[int]) -> Images:
-        """Images given by their regions, all with class scores or none; features and scores become float32."""
+        """Images given by their regions, all with class scores or none; features and scores become float32.
+
+        So too for attribute scores: the best is a region's attribute, its score the confidence.
+        """
         lengths = torch.tensor([0, *(len(r.boxes) for r in regions)], dtype=torch.int64)
         with_scores = bool(regions) and all(r.scores is not None for r in regions)
+        confidence = attributes = None
+        if regions and all(r.attribute_scores is not None for r in regions):
+            every = torch.cat([r.attribute_scores for r in regions]).float()  # type: ignore[misc]
+            confidence, attributes = every.max(1)
         return cls(
             ids=torch.tensor(ids, dtype=torch.int64),
             offsets=lengths.cumsum(0),
             features=torch.cat([r.features for r in regions]).float(),
             boxes=torch.cat([r.boxes for r in regions]).float(),
             scores=torch.cat([r.scores for r in regions]).float() if with_scores else None,  # type: ignore[misc]
+            attributes=attributes,
+            attribute_confidence=confidence,
         )
 
 

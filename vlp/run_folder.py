@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -18,15 +18,20 @@ from vlp.text.wordpiece import WordPiece
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a run has to remember of its data: feature size, class names, and each source's fingerprint."""
+    """What a run has to remember of its data: feature size, class names, each source's fingerprint, and, where they
+    are used, the names of attributes and answers.
+    """
 
     feature_size: int
     class_names: list[str]
     fingerprints: dict[str, str]
+    attribute_names: list[str] = field(default_factory=list)
+    answer_names: list[str] = field(default_factory=list)
 
     def for_model(self) -> FeatureFacts:
         """What the model is built from."""
-        return FeatureFacts(self.feature_size, len(self.class_names))
+        counts = (len(names) for names in (self.class_names, self.attribute_names, self.answer_names))
+        return FeatureFacts(self.feature_size, *counts)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from made_up_shards import CLASSES, make_data_set, make_sample, write_vocabulary
 
-from data_pipelines.batches import MicroBatchLoader
+from data_pipelines.batches import MicroBatchLoader, collate
 from data_pipelines.plan import Plan
+from data_pipelines.prepare import open_sources
 from data_pipelines.segments import TextMaterial, most_tokens, second_caption
-from data_pipelines.shards import Manifest, Sample, ShardError, write_manifest, write_split
+from data_pipelines.shards import BadSampleError, Manifest, Sample, ShardError, write_manifest, write_split
 from data_pipelines.source import Source
 from vlp.text.wordpiece import WordPiece
 
@@ -87,6 +88,128 @@ def test_every_other_caption_is_drawn_equally_often() -> None:
     assert (abs(counts[[0, 2, 3]] - 1000) < bound).all()
 
 
+def with_questions(number: int, captions: int = 1) -> Sample:
+    sample = make_sample(number, captions)
+    rng = np.random.default_rng(number)
+    count = number % 3
+    questions = [f"a {rng.choice(['red', 'blue'])} circle" for _ in range(count)]
+    answers = [str(rng.choice(["yes", "no", "perhaps"])) for _ in range(count)]
+    return replace(sample, facts={"questions": questions, "answers": answers, "foils": []})
+
+
+def asking(folder: Path, tokenizer: WordPiece, **more: int) -> Source:
+    return Source("made_up", folder, "train", tokenizer, {"caption": 6, "question": 4, **more}, 100)
+
+
+def make_questions(folder: Path, samples: list[Sample]) -> Path:
+    count = write_split(folder, "train", samples)
+    write_manifest(folder, Manifest("q", 16, CLASSES, "", "CC0", {"train": count}, answer_names=["no", "yes"]))
+    return folder
+
+
+def test_a_pair_has_a_caption_or_a_question_with_its_answer(tmp_path: Path, tokenizer: WordPiece) -> None:
+    samples = [with_questions(n, captions=n % 4) for n in range(1, 12)]
+    s = asking(make_questions(tmp_path / "d", samples), tokenizer, second_caption=6, foil=6)
+    expected = []
+    for sample in samples:
+        expected += [(caption, "", -1) for caption in sample.captions]
+        numbers = {"no": 0, "yes": 1, "perhaps": -1}
+        expected += [
+            ("", question, numbers[answer])
+            for question, answer in zip(sample.facts["questions"], sample.facts["answers"], strict=True)
+        ]
+    batch = collate([s.load(pair) for pair in range(len(s))], "made_up", 0, 0, [])
+    segments = batch.texts.segments
+    found = [
+        (words(tokenizer, segments["caption"], n), words(tokenizer, segments["question"], n), int(batch.answers[n]))
+        for n in range(len(s))
+    ]
+    assert found == expected
+    assert len({answer for _, _, answer in found}) == 3
+    for n, (caption, _, _) in enumerate(found):
+        if not caption:
+            assert all(not words(tokenizer, segments[name], n) for name in ("second_caption", "foil"))
+    lengths = s.planned(1, with_lengths=True).lengths
+    for pair, planned in enumerate(lengths.tolist()):
+        loaded = s.load(pair)
+        cut = sum(min(len(tokens.ids), s.max_tokens[name]) for name, tokens in loaded.segments.items())
+        assert planned >= cut + len(loaded.regions.boxes)
+
+
+def test_without_the_segment_there_are_no_questions(tmp_path: Path, tokenizer: WordPiece) -> None:
+    folder = make_questions(tmp_path / "d", [with_questions(n) for n in range(6)])
+    s = Source("made_up", folder, "train", tokenizer, {"caption": 6}, 100)
+    assert len(s) == 6
+    assert collate([s.load(0)], "made_up", 0, 0, []).answers is None
+
+
+def test_an_empty_question_is_a_bad_sample(tmp_path: Path, tokenizer: WordPiece) -> None:
+    sample = replace(make_sample(0, 1), facts={"questions": [" ", "a"], "answers": ["yes"]})
+    s = asking(make_questions(tmp_path / "d", [sample]), tokenizer)
+    with pytest.raises(BadSampleError, match="question 0 is empty"):
+        s.load(1)
+    assert s.load(2).answer == -1, "a question whose answer is missing has none"
+
+
+def test_sources_agree_on_answers_or_have_none(tmp_path: Path, tokenizer: WordPiece) -> None:
+    one = make_questions(tmp_path / "one", [with_questions(2)])
+    captions = make_data_set(tmp_path / "captions", [make_sample(3)])
+    segments = {"caption": 6, "question": 6}
+    _, manifest = open_sources(["c", "q"], [captions, one], ["train"] * 2, tokenizer, segments, 100)
+    assert manifest.answer_names == ["no", "yes"]
+    _, manifest = open_sources(["q"], [one], ["train"], tokenizer, {"caption": 6}, 100)
+    assert manifest.answer_names == []
+    other = make_questions(tmp_path / "other", [with_questions(2)])
+    (other / "manifest.json").write_text((other / "manifest.json").read_text().replace('"yes"', '"ja"'))
+    with pytest.raises(ShardError, match="different answers"):
+        open_sources(["a", "b"], [one, other], ["train"] * 2, tokenizer, segments, 100)
+
+
+def referring(number: int) -> Sample:
+    facts = {"caption_regions": [[-1, 2, 2, 2], [0]], "foil_regions": [[-1, 1, -1], [3]]}
+    facts["foils"] = ["a circle, blue", "redder"]
+    return replace(make_sample(number, regions=4), captions=["a red, circle of!", "of"], facts=facts)
+
+
+def test_tokens_refer_to_regions_if_asked(tmp_path: Path, tokenizer: WordPiece) -> None:
+    """All pieces of a word as the word does, punctuation to nothing; a second caption and a foil as their own facts."""
+    folder = make_data_set(tmp_path / "d", [referring(0)])
+    vocabulary = tmp_path / "with_punctuation.txt"
+    vocabulary.write_text(tokenizer.path.read_text() + ",\n!\n")
+    tokenizer = WordPiece(vocabulary, lowercase=True)
+    segments = {"caption": 9, "second_caption": 9, "foil": 9, "tags": 9}
+    s = Source("made_up", folder, "train", tokenizer, segments, 100, token_region=True)
+    bare = Source("made_up", folder, "train", tokenizer, segments, 100)
+    batch, without = (collate([one.load(0), one.load(1)], "made_up", 0, 0, []) for one in (s, bare))
+    expected = {
+        "caption": [-1, 2, -1, 2, 2, -1, 0],
+        "second_caption": [0, -1, 2, -1, 2, 2, -1],
+        "foil": [-1, 1, -1, -1, 3],
+    }
+    for name, segment in batch.texts.segments.items():
+        assert without.texts.segments[name].token_region is None
+        for part in ("tokens", "offsets", "word_starts"):
+            assert torch.equal(getattr(segment, part), getattr(without.texts.segments[name], part))
+        wanted = expected.get(name, [-1] * len(segment.tokens))
+        assert segment.token_region.tolist() == wanted, name
+
+
+def test_regions_of_words_that_do_not_fit(tmp_path: Path, tokenizer: WordPiece) -> None:
+    def load(**facts: object) -> None:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        sample = referring(0)
+        make_data_set(folder, [replace(sample, facts={**sample.facts, **facts})])
+        Source("made_up", folder, "train", tokenizer, {"caption": 9}, 100, token_region=True).load(0)
+
+    load()
+    for broken in ([[1, 2]], [[1, 2, 3, -2]], [[1, 2, 3, 1.5]], [3], ["abcd"]):
+        with pytest.raises(BadSampleError, match="regions of words"):
+            load(caption_regions=broken)
+    folder = make_data_set(tmp_path / "bare", [make_sample(0)])
+    with pytest.raises(ShardError, match="no fact caption_regions"):
+        Source("made_up", folder, "train", tokenizer, {"caption": 9}, 100, token_region=True)
+
+
 def without_scores(number: int, names: list[str]) -> Sample:
     sample = make_sample(number, regions=len(names))
     return replace(sample, regions=replace(sample.regions, scores=None), facts={"region_names": names})
@@ -112,7 +235,9 @@ def test_segments_that_cannot_be_filled_are_refused(tmp_path: Path, tokenizer: W
     folder = without_classes(tmp_path / "d", [nameless])
     with pytest.raises(ShardError, match="segment tags needs names of regions"):
         source(folder, tokenizer)
-    with pytest.raises(ShardError, match=r"can't fill the segment 'answer'.*caption, foil, second_caption, tags"):
+    with pytest.raises(
+        ShardError, match=r"can't fill the segment 'answer'.*caption, foil, question, second_caption, tags"
+    ):
         Source("made_up", folder, "train", tokenizer, {"caption": 5, "answer": 5}, 100)
 
 
@@ -152,10 +277,14 @@ def test_a_token_budget_holds_for_all_segments(tmp_path: Path, tokenizer: WordPi
 
 
 def test_most_tokens_by_hand() -> None:
-    captions = np.array([4, 9, 2])
-    foils = np.array([6, 9, 0])
-    assert most_tokens("caption", captions, foils, 5).tolist() == [4, 9, 2]
-    assert most_tokens("second_caption", captions, foils, 5).tolist() == [9, 4, 9]
-    assert most_tokens("tags", captions, foils, 5).tolist() == [5, 5, 5]
-    assert most_tokens("foil", captions, foils, 5).tolist() == [2, 0, 0], "what it has more than the caption"
-    assert most_tokens("second_caption", captions[:1], foils[:1], 5).tolist() == [0]
+    captions, foils, questions = np.array([4, 9, 2]), np.array([6, 9, 0]), np.array([3, 7])
+
+    def most(segment: str, chosen: slice = slice(None)) -> list[int]:
+        return most_tokens(segment, captions[chosen], foils[chosen], questions, 5).tolist()
+
+    assert most("caption") == [4, 9, 2, 0, 0]
+    assert most("second_caption") == [9, 4, 9, 0, 0]
+    assert most("tags") == [5, 5, 5, 5, 5]
+    assert most("foil") == [2, 0, 0, 0, 0], "what it has more than the caption"
+    assert most("question") == [0, 0, 0, 3, 7]
+    assert most("second_caption", slice(1)) == [0, 0, 0]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import webdataset
 from made_up_shards import CLASSES, FEATURES, make_data_set, make_sample
@@ -25,6 +26,7 @@ from data_pipelines.shards import (
     check_regions,
     read_manifest,
     write_index,
+    write_manifest,
     write_split,
 )
 
@@ -35,7 +37,11 @@ def test_round_trip(tmp_path: Path) -> None:
     samples = [make_sample(n) for n in range(20)]
     samples[3] = replace(samples[3], image=b"\x89PNG pretend", image_format="png")
     samples[4] = replace(samples[4], regions=None)
-    reader = ShardReader(make_data_set(tmp_path / "d", samples), "train")
+    with_attributes = replace(samples[5].regions, attribute_scores=samples[5].regions.scores[:, :2])
+    samples[5] = replace(samples[5], regions=with_attributes)
+    folder = make_data_set(tmp_path / "d", samples)
+    write_manifest(folder, replace(MANIFEST, attribute_names=["red", "large"]))
+    reader = ShardReader(folder, "train")
     assert len(reader) == 20
     assert len(reader.shards) == 3
     for number, sample in enumerate(samples):
@@ -52,6 +58,8 @@ def test_round_trip(tmp_path: Path) -> None:
         assert np.array_equal(read.regions.boxes, sample.regions.boxes)
         assert np.array_equal(read.regions.features, sample.regions.features)
         assert np.array_equal(read.regions.scores, sample.regions.scores)
+        assert (read.regions.attribute_scores is None) == (number != 5)
+    assert np.array_equal(reader.sample(5).regions.attribute_scores, with_attributes.attribute_scores)
     assert reader.caption_counts.tolist() == [2] * 20
     assert reader.region_counts[4] == 0
 
@@ -87,6 +95,28 @@ def test_fingerprint_covers_keys_and_lengths_not_features(tmp_path: Path) -> Non
     shorter = RegionArrays(np.array([[0, 0, 1, 1]]), np.zeros((1, FEATURES)), arrays.scores[:1])
     longer = RegionArrays(np.tile(shorter.boxes, (9, 1)), np.zeros((9, FEATURES)), np.tile(shorter.scores, (9, 1)))
     assert fingerprint("e", replace(samples[5], regions=longer)) != original
+
+
+def test_questions_are_counted_and_covered(tmp_path: Path) -> None:
+    samples = [replace(make_sample(n), facts={"questions": ["what?"] * n, "answers": ["a"] * n}) for n in range(4)]
+    reader = ShardReader(make_data_set(tmp_path / "a", samples), "train")
+    assert reader.question_counts.tolist() == [0, 1, 2, 3]
+    bare = ShardReader(make_data_set(tmp_path / "b", [replace(sample, facts={}) for sample in samples]), "train")
+    assert bare.fingerprint != reader.fingerprint
+
+
+def test_an_index_of_before_there_were_questions(tmp_path: Path) -> None:
+    """It is read as one without questions, and a data set without questions has the fingerprint it had then."""
+    folder = make_data_set(tmp_path / "d", [make_sample(n) for n in range(4)])
+    path = folder / "train.parquet"
+    table = pyarrow.parquet.read_table(path).drop_columns("question_count")
+    pyarrow.parquet.write_table(table, path)
+    reader = ShardReader(folder, "train")
+    assert reader.question_counts.tolist() == [0] * 4
+    digest = hashlib.sha256()
+    for column in ("key", "caption_count", "region_count"):
+        digest.update(json.dumps(table[column].to_pylist()).encode())
+    assert reader.fingerprint == digest.hexdigest()[:32]
 
 
 def test_missing_shard(tmp_path: Path) -> None:
@@ -195,6 +225,9 @@ def test_json_that_cannot_be_indexed(tmp_path: Path, facts: bytes) -> None:
         (lambda r: replace(r, features=r.features[:, :8]), "features of"),
         (lambda r: replace(r, scores=r.scores[:, :2]), "scores of"),
         (lambda r: replace(r, scores=r.scores * np.nan), "scores are not finite"),
+        (lambda r: replace(r, attribute_scores=r.scores[:, :1]), "attributes, not 2"),
+        (lambda r: replace(r, attribute_scores=r.scores[:, :2] * np.inf), "scores are not finite"),
+        (lambda r: replace(r, attribute_scores=r.scores[:2, :2]), "do not fit together"),
         (lambda r: replace(r, features=r.features[:2]), "do not fit together"),
         (lambda r: replace(r, scores=r.scores[:2]), "do not fit together"),
         (lambda r: replace(r, boxes=r.boxes[:, :3]), "do not fit together"),
@@ -207,6 +240,8 @@ def test_json_that_cannot_be_indexed(tmp_path: Path, facts: bytes) -> None:
 )
 def test_bad_regions(change, reason: str) -> None:
     regions = make_sample(1, regions=3).regions
-    check_regions("k", regions, MANIFEST)
+    regions = replace(regions, attribute_scores=regions.scores[:, :2])
+    manifest = replace(MANIFEST, attribute_names=["red", "large"])
+    check_regions("k", regions, manifest)
     with pytest.raises(BadSampleError, match=reason):
-        check_regions("k", change(regions), MANIFEST)
+        check_regions("k", change(regions), manifest)

@@ -15,7 +15,7 @@ from data_pipelines.batches import MicroBatchLoader, collate
 from data_pipelines.datamodule import MicroBatches, PlaceSampler
 from data_pipelines.plan import LENGTH_STEP, Plan
 from data_pipelines.prepare import open_sources, validation_batches
-from data_pipelines.shards import ShardError
+from data_pipelines.shards import BadSampleError, ShardError, read_manifest, write_manifest
 from data_pipelines.source import Source
 from vlp.interfaces import Batch
 from vlp.text.wordpiece import WordPiece
@@ -162,6 +162,41 @@ def test_sources_of_different_features_are_not_mixed(tmp_path: Path, tokenizer: 
     (other / "manifest.json").write_text(text)
     with pytest.raises(ShardError, match="features of 16 and 8 numbers"):
         open_sources(["a", "b"], [folder, other], ["train", "train"], tokenizer, {"caption": 60}, 100)
+
+
+def test_attributes_are_loaded_if_asked_for(tmp_path: Path, tokenizer: WordPiece) -> None:
+    rng = np.random.default_rng(0)
+    samples = [make_sample(n) for n in range(4)]
+    scores = [rng.random((len(sample.regions.boxes), 3)).astype(np.float16) for sample in samples]
+    folder = make_data_set(
+        tmp_path / "d",
+        [
+            replace(sample, regions=replace(sample.regions, attribute_scores=own))
+            for sample, own in zip(samples, scores, strict=True)
+        ],
+    )
+    arguments = (["a"], [folder], ["train"], tokenizer, {"caption": 60}, 2)
+    with pytest.raises(ShardError, match="names none"):
+        open_sources(*arguments, attributes=True)
+    manifest = read_manifest(folder)
+    write_manifest(folder, replace(manifest, attribute_names=["red", "large", "dotted"]))
+    (s,), manifest = open_sources(*arguments)
+    assert manifest.attribute_names == []
+    assert collate([s.load(0)], "a", 0, 0, []).images.attributes is None
+    (s,), manifest = open_sources(*arguments, attributes=True)
+    assert manifest.attribute_names == ["red", "large", "dotted"]
+    batch = collate([s.load(pair) for pair in (2, 0, 6)], "a", 0, 0, [])
+    expected = np.concatenate([scores[n][:2] for n in (1, 0, 3)])
+    assert batch.images.attributes.tolist() == expected.argmax(1).tolist()
+    assert batch.images.attribute_confidence.tolist() == expected.max(1).tolist()
+
+
+def test_a_sample_without_attributes_is_broken(tmp_path: Path, tokenizer: WordPiece) -> None:
+    folder = make_data_set(tmp_path / "d", [make_sample(0)])
+    write_manifest(folder, replace(read_manifest(folder), attribute_names=["red"]))
+    (s,), _ = open_sources(["a"], [folder], ["train"], tokenizer, {"caption": 60}, 100, attributes=True)
+    with pytest.raises(BadSampleError, match="regions without attributes"):
+        s.load(0)
 
 
 def test_validation_is_the_same_for_every_run(tmp_path: Path, tokenizer: WordPiece) -> None:

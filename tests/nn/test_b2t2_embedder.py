@@ -40,6 +40,14 @@ def made(refers: list[int] | None = None, whole: bool = False) -> Batch:
     return replace(batch, images=images, texts=Texts({"caption": caption}, batch.texts.ids))
 
 
+def test_regions_of_words_are_asked_for_where_they_are_looked_at() -> None:
+    with pytest.raises(ConfigError, match=r"model\.token_region: this embedder"):
+        samples.model(token_region=True)
+    for kind in ("b2t2", "vlbert", "visualbert"):
+        embedder = {"type": kind, "vocab_size": WORDS, "positions": 32, "types": 2}
+        samples.model(embedder=embedder, token_region=True)
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["mean of regions", "whole given"])
 @pytest.mark.parametrize("refers", [None, [NONE, 1, 0]], ids=["no references", "references"])
 def test_each_row_is_what_the_paper_says(model, whole: bool, refers: list[int] | None) -> None:

@@ -65,5 +65,7 @@ def test_no_answer_is_a_zero_of_the_graph(model) -> None:
 
 
 def test_data_without_answers_is_refused(model) -> None:
+    with pytest.raises(ValueError, match="add the segment question"):
+        Answering(model, 0)
     with pytest.raises(ValueError, match="no answers; take `answering` out"):
         Answering(model, ANSWERS).corrupt(made(None), generator_for("cpu", 0))

@@ -458,6 +458,12 @@ def test_foils_take_the_place_of_captions_and_mismatch() -> None:
     caption = corrupted.texts.segments["caption"]
     assert caption.tokens.tolist() == [11, 12, 8, 9, 10]
     assert caption.offsets.tolist() == [0, 2, 3, 5]
+    referring = {
+        "caption": replace(batch.texts.segments["caption"], token_region=torch.arange(6)),
+        "foil": replace(foil, token_region=torch.tensor([7, -1, 8, 9])),
+    }
+    corrupted, _ = objective.corrupt(replace(batch, texts=replace(batch.texts, segments=referring)), torch.Generator())
+    assert corrupted.texts.segments["caption"].token_region.tolist() == [7, -1, 3, 8, 9]
     untouched, targets = Matching(samples.model(), 0.0, foil_share=1e-9).corrupt(batch, torch.Generator())
     assert targets.matched.all()
     assert untouched.texts.segments["caption"].tokens.tolist() == [5, 6, 7, 8, 9, 10]

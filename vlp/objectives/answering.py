@@ -28,10 +28,18 @@ class Answering(nn.Module):
     Args:
         model: the model to be trained.
         answers: how many answers there are.
+
+    Raises:
+        ValueError: there are none.
     """
 
     def __init__(self, model: Model, answers: int):
         super().__init__()
+        if answers < 1:
+            raise ValueError(
+                "answering needs questions with answers; add the segment question to model.layout and model.max_tokens,"
+                " with data whose manifest lists answers"
+            )
         size = model.pooled_size
         self.linear = nn.Linear(size, 2 * size)
         self.norm = nn.LayerNorm(2 * size, eps=model.norm_eps)

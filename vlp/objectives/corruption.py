@@ -173,8 +173,9 @@ def foil_captions(texts: Texts, share: float, generator: torch.Generator) -> tup
     draw = torch.rand(count, generator=generator, device=caption.offsets.device)
     foiled = (draw < share) & (lengths_of(foil.offsets) > 0)
     regions = caption.token_region
-    if regions is not None:  # a foil's words refer to none
-        regions = torch.cat([regions, torch.full_like(foil.tokens, NONE)])
+    if regions is not None:
+        of_foils = torch.full_like(foil.tokens, NONE) if foil.token_region is None else foil.token_region
+        regions = torch.cat([regions, of_foils])
     either = Segment(
         tokens=torch.cat([caption.tokens, foil.tokens]),
         offsets=torch.cat([caption.offsets, foil.offsets[1:] + caption.offsets[-1]]),

@@ -31,6 +31,8 @@ class B2T2Embedder(nn.Module):
         special: the id of IMAGE, for the layout.
     """
 
+    reads_token_region = True
+
     def __init__(
         self,
         hidden_size: int,

@@ -29,6 +29,8 @@ class VisualBertEmbedder(nn.Module):
         norm_eps: epsilon of the norm.
     """
 
+    reads_token_region = True
+
     def __init__(
         self,
         hidden_size: int,

@@ -68,6 +68,8 @@ class VLBertEmbedder(nn.Module):
         special: the id of END, for the layout.
     """
 
+    reads_token_region = True
+
     def __init__(
         self,
         hidden_size: int,
