@@ -5,7 +5,7 @@ The two differ in the name of the trunk alone.
 
 from __future__ import annotations
 
-from vlp.checkpoints.importers.two_stream import (
+from vlp.checkpoints.importers.bert_parts import (
     both,
     feed_forward,
     joined,

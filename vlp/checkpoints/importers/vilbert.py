@@ -5,7 +5,7 @@ The three maps differ in the objective that the region head is trained with.
 
 from __future__ import annotations
 
-from vlp.checkpoints.importers.two_stream import (
+from vlp.checkpoints.importers.bert_parts import (
     both,
     feed_forward,
     joined,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vlp.checkpoints.importers.uniter import bert_layers, both
+from vlp.checkpoints.importers.bert_parts import both, layers, masked_language, text_embedding
 from vlp.checkpoints.key_map import KeyMap, Rule
 
 
@@ -17,18 +17,13 @@ def _rules(bert: str, visual_positions: str, visual_types: str, projection: str)
     """The rules, given what differs: the prefix of the encoder and the names of the visual parts."""
     embedder, embeddings = "model.embedder", f"{bert}.embeddings"
     return [
-        Rule(f"{embedder}.word_table.weight", (f"{embeddings}.word_embeddings.weight",)),
-        Rule(f"{embedder}.position_table.weight", (f"{embeddings}.position_embeddings.weight",)),
-        Rule(f"{embedder}.type_table.weight", (f"{embeddings}.token_type_embeddings.weight",)),
+        *text_embedding(embeddings, "norm"),
         Rule(f"{embedder}.visual_position_table.weight", (f"{embeddings}.{visual_positions}.weight",)),
         Rule(f"{embedder}.visual_type_table.weight", (f"{embeddings}.{visual_types}.weight",)),
         *both(f"{embedder}.feature_projection", f"{embeddings}.{projection}"),
-        *both(f"{embedder}.norm", f"{embeddings}.LayerNorm"),
-        *bert_layers("model.encoder.layers", f"{bert}.encoder.layer"),
+        *layers("model.encoder.layers", f"{bert}.encoder.layer"),
         *both("model.pooler", f"{bert}.pooler.dense"),
-        *both("objectives.masked_language.transform.linear", "cls.predictions.transform.dense"),
-        *both("objectives.masked_language.transform.norm", "cls.predictions.transform.LayerNorm"),
-        Rule("objectives.masked_language.bias", ("cls.predictions.bias",)),
+        *masked_language(),
         *both("objectives.segment_matching.classify", "cls.seq_relationship"),
     ]
 
