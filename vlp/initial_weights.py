@@ -21,15 +21,15 @@ def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: WordPie
     """Load what `init` names into a module with `model` and `objectives`; says what became of each tensor.
 
     Raises:
-        ConfigError: no such importer or run, a file that is not weights, a pattern that fits nothing, or a vocabulary
-            other than that of the weights.
+        ConfigError: no such importer or run, a file that is not weights, a pattern that is no regular expression, or a
+            vocabulary other than that of the weights.
         FileNotFoundError: there is no such file.
         KeyMismatchError: keys or shapes do not fit and are not listed as exceptions.
     """
-    check_patterns(init, module)
+    check_patterns(init)
     path = Path(init.path)
     tensors = read_run(path, tokenizer) if init.importer is None else read_layout(path, init.importer)
-    exceptions = Exceptions(init.may_be_missing, init.may_be_unused, init.may_be_shorter)
+    exceptions = Exceptions(init.may_be_missing, init.may_be_unused, init.may_differ_in_rows)
     try:
         loaded = load_listing(module, tensors, init.path, exceptions)
     except KeyMismatchError as error:
@@ -37,7 +37,7 @@ def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: WordPie
             f"init: {error}\nadapt the configuration, or list under init what may_be_missing from the file (it keeps"
             " its random start) and what of the file may_be_unused"
         ) from error
-    if WORDS in loaded.loaded and len(tensors[WORDS]) != len(tokenizer) and WORDS not in loaded.shorter:
+    if WORDS in loaded.loaded and len(tensors[WORDS]) != len(tokenizer) and WORDS not in loaded.first_rows:
         raise ConfigError(
             f"init: {init.path} was trained with {len(tensors[WORDS])} tokens, and the vocabulary {tokenizer.path} has"
             f" {len(tokenizer)}: give the vocabulary of these weights, or words would get the vectors of others"
@@ -50,23 +50,20 @@ def describe(init: InitConfig, loaded: Loaded) -> str:
     parts = {
         "missing, so random (init.may_be_missing)": loaded.missing,
         "not used (init.may_be_unused)": loaded.unused,
-        "the first rows alone (init.may_be_shorter)": loaded.shorter,
+        "the first rows alone (init.may_differ_in_rows)": loaded.first_rows,
     }
     told = [f"\n  {what}: {listed(names)}" for what, names in parts.items() if names]
     return f"{len(loaded.loaded)} tensors begin with the weights of {init.path}{''.join(told)}"
 
 
-def check_patterns(init: InitConfig, module: nn.Module) -> None:
-    """Refuse patterns that are not regular expressions, and exceptions for tensors that the model does not have."""
-    names = list(module.state_dict())
-    for key in ("may_be_missing", "may_be_unused", "may_be_shorter"):
+def check_patterns(init: InitConfig) -> None:
+    """Refuse patterns that are not regular expressions."""
+    for key in ("may_be_missing", "may_be_unused", "may_differ_in_rows"):
         for pattern in getattr(init, key):
             try:
-                found = any(re.search(pattern, name) for name in names)
+                re.compile(pattern)
             except re.error as error:
                 raise ConfigError(f"init.{key}: {pattern!r} is not a regular expression: {error}") from error
-            if not found and key != "may_be_unused":
-                raise ConfigError(f"init.{key}: {pattern!r} is found in the name of no tensor of the model")
 
 
 def read_run(path: Path, tokenizer: WordPiece) -> dict[str, Tensor]:

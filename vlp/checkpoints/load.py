@@ -92,23 +92,23 @@ class Exceptions:
     """What need not fit: regular expressions, searched in the names of the model's tensors.
 
     `may_be_missing`: tensors that the file may lack; they keep what they have. `may_be_unused`: tensors of the file
-    that the model may lack. One of another shape has to be both. `may_be_shorter`: of which the file may have fewer
-    rows, which become the first rows.
+    that the model may lack. One of another shape has to be both. `may_differ_in_rows`: of which the file may have
+    fewer or more rows; the first ones that both have are loaded.
     """
 
     may_be_missing: Sequence[str] = ()
     may_be_unused: Sequence[str] = ()
-    may_be_shorter: Sequence[str] = ()
+    may_differ_in_rows: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Names of tensors by what became of them, sorted. A `shorter` one is among the `loaded`."""
+    """Names of tensors by what became of them, sorted. One of `first_rows` is among the `loaded`."""
 
     loaded: list[str]
     missing: list[str]
     unused: list[str]
-    shorter: list[str]
+    first_rows: list[str]
 
 
 def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, exceptions: Exceptions) -> Loaded:
@@ -122,9 +122,9 @@ def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, 
     done = Loaded([], [], [], [])
     faults: dict[str, list[str]] = {"missing": [], "not expected": [], "other shape": []}
     for name in sorted(set(expected) | set(tensors)):
-        missing, unused, shorter = (
+        missing, unused, rows_differ = (
             any(re.search(pattern, name) for pattern in patterns)
-            for patterns in (exceptions.may_be_missing, exceptions.may_be_unused, exceptions.may_be_shorter)
+            for patterns in (exceptions.may_be_missing, exceptions.may_be_unused, exceptions.may_differ_in_rows)
         )
         if name not in tensors:
             (done.missing if missing else faults["missing"]).append(name)
@@ -133,11 +133,11 @@ def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, 
         elif tensors[name].shape == expected[name].shape:
             state[name] = tensors[name]
             done.loaded.append(name)
-        elif shorter and tensors[name].shape[1:] == expected[name].shape[1:] and len(tensors[name]) < len(state[name]):
-            rest = expected[name][len(tensors[name]) :]
-            state[name] = torch.cat([tensors[name].to(rest), rest])
+        elif rows_differ and tensors[name].shape[1:] == expected[name].shape[1:]:
+            rows = min(len(tensors[name]), len(expected[name]))
+            state[name] = torch.cat([tensors[name][:rows].to(expected[name]), expected[name][rows:]])
             done.loaded.append(name)
-            done.shorter.append(name)
+            done.first_rows.append(name)
         elif missing and unused:
             done.missing.append(name)
             done.unused.append(name)

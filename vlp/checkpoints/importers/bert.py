@@ -54,7 +54,7 @@ _ONE_NORM = [*text_embedding(_EMBEDDINGS, "norm"), *_SINGLE]  # words and region
 # UNITER, Unicoder-VL, ImageBERT
 KEY_MAP = _key_map([*text_embedding(_EMBEDDINGS), *_SINGLE], "pooler")
 OSCAR = _key_map([*text_embedding(_EMBEDDINGS), *_SINGLE], "pooler", "segment_matching")
-# VL-BERT and B2T2. VL-BERT's third type keeps its random start: its table `may_be_shorter` in the file
+# VL-BERT and B2T2. VL-BERT's third type keeps its random start: its table `may_differ_in_rows`
 ONE_NORM = _key_map(_ONE_NORM, "pooler")
 # the tables of regions begin as copies of those of words
 VISUALBERT = _key_map(
