@@ -157,10 +157,10 @@ def test_a_run_begins_with_the_weights_of_another(finished: Path, root: Path, tm
     assert begun.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in begun.items())
     shutil.rmtree(other)
-    resumed = train("uniter_base.yaml", root, tmp_path / "run", "resume=last", "trainer.max_steps=2", "optim.lr=0.1")
+    resumed = train("uniter_base.yaml", root, tmp_path / "run", "resume=last")
     assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from step-00000001.ckpt" in " ".join(resumed.stdout.split())
     assert "begin with" not in resumed.stdout
-    assert len(losses(tmp_path / "run")) == 2
 
 
 def test_retrieval_table_file_and_picture(finished: Path) -> None:

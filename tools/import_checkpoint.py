@@ -96,7 +96,7 @@ def report(theirs: Iterable[str], key_map: KeyMap, console: Console) -> None:
     unused = unused_keys(theirs, key_map)
     kinds = {key: "the same again" if key in key_map.ties else f"not used: {unused.get(key)}" for key in theirs}
     kinds |= {key: "read" for key in theirs if key not in unused and key not in key_map.ties}
-    for kind in sorted(set(kinds.values()), reverse=True):
+    for kind in sorted(set(kinds.values()), key=lambda kind: (kind != "read", kind)):
         keys = [key for key in theirs if kinds[key] == kind]
         console.print(f"{len(keys)} keys {kind}", markup=False, soft_wrap=True)
         for pattern, count in Counter(re.sub(r"\.\d+\.", ".{i}.", key) for key in keys).items():
