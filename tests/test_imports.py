@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "build": PARTS,
     "run_folder": PARTS | {"build"},
+    "initial_weights": PARTS | {"build", "run_folder"},
     "inference": PARTS | {"build", "run_folder"},
     "training": LEVEL_0 | {"config", "build", "run_folder"},
 }

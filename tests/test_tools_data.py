@@ -164,7 +164,7 @@ class Unsafe:
 
 
 def test_weights_that_do_not_fit(tmp_path: Path, trunk_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = {"unsafe.pt": Unsafe(), "nested.pth": {"state_dict": {"a": torch.ones(1)}}, "list.pt": [torch.ones(1)]}
+    files = {"unsafe.pt": Unsafe(), "nested.pth": {"weights": {"a": torch.ones(1)}}, "list.pt": [torch.ones(1)]}
     for name, value in files.items():
         torch.save(value, tmp_path / name)
     for name in ("cut.pt", "cut.safetensors"):
@@ -175,7 +175,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, trunk_file: Path, capsys: pytes
     before = contents(folder)
     for trunk, name, message in [
         ("timm:test_resnet", "unsafe.pt", "nothing else is loaded"),
-        ("timm:test_resnet", "nested.pth", "is not a state dict of tensors; it holds: state_dict"),
+        ("timm:test_resnet", "nested.pth", "is not a state dict of tensors; it holds: weights"),
         ("timm:test_resnet", "list.pt", "it holds: list"),
         ("timm:test_resnet", "cut.pt", "cannot be read as weights"),
         ("timm:test_resnet", "cut.safetensors", "not a readable safetensors file"),

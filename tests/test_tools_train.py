@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import vlp
 from data_pipelines.scenes import build_scenes
@@ -142,6 +144,25 @@ def test_two_processes_share_the_micro_batches(root: Path, tmp_path: Path) -> No
             assert two[name] == pytest.approx(one[name], rel=2e-5, abs=1e-6), name
 
 
+def test_a_run_begins_with_the_weights_of_another(finished: Path, root: Path, tmp_path: Path) -> None:
+    """At a rate of zero they stay what they were. Once there is a checkpoint, the other run is not needed any more."""
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    result = train(
+        "uniter_base.yaml", root, tmp_path / "run", f"init.path={other}", "optim.lr=0", "trainer.max_steps=1"
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"tensors begin with the weights of {other}" in result.stdout
+    begun, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "run", finished))
+    assert begun.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in begun.items())
+    shutil.rmtree(other)
+    resumed = train("uniter_base.yaml", root, tmp_path / "run", "resume=last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from step-00000001.ckpt" in " ".join(resumed.stdout.split())
+    assert "begin with" not in resumed.stdout
+
+
 def test_retrieval_table_file_and_picture(finished: Path) -> None:
     result = run("eval_retrieval.py", str(finished), "split=val", "gallery=10", "pictures=3")
     assert result.returncode == 0, result.stderr
@@ -179,6 +200,9 @@ def test_loaded_model_embeds_and_scores(finished: Path, root: Path) -> None:
         (["trainer.devices=3"], "do not divide data.micro_batches_per_step=1"),
         (["data.sources.0.path=nowhere", "data.sources.0.scenes=null"], "nowhere holds no data set"),
         (["data.tokenizer.vocabulary=nothing.txt"], "no vocabulary file"),
+        (["init.path=nowhere"], "there is no run in nowhere"),
+        (["init.importer=bert"], "the key init.path is missing"),
+        (["init={path: nowhere.bin, importer: bert}"], "no weights file nowhere.bin"),
     ],
 )
 def test_wrong_settings_are_told_before_anything_starts(

@@ -24,7 +24,7 @@ import timm
 import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from torch import Tensor, nn
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,7 +33,7 @@ from data_pipelines.features.rewrite import add_features, finish_replacing, spli
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader, read_manifest
 from vlp.checkpoints.importers.mobilenet_v2 import MOBILENET_V2, MOBILENET_V2_FLAT
 from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state, listed
-from vlp.checkpoints.load import load_strictly, read_weights
+from vlp.checkpoints.load import load_strictly, read_checkpoint
 from vlp.config import ConfigError, unknown_key
 
 USER_ERRORS = (ConfigError, ExtractionError, KeyMismatchError, ShardError, BadSampleError, OSError)
@@ -81,30 +81,6 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors, or from a torch file that holds tensors alone.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ConfigError: it holds anything else.
-    """
-    try:
-        if path.suffix == ".safetensors" or not path.is_file():
-            return read_weights(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        reason = str(error).split("\n")[0]
-        raise ConfigError(f"{path} cannot be read as weights alone, and nothing else is loaded: {reason}") from error
-    plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not plain:
-        held = listed([str(key) for key in state]) if isinstance(state, dict) else type(state).__name__
-        raise ConfigError(f"{path} is not a state dict of tensors; it holds: {held}")
-    return state
-
-
 def open_trunk(option: str, weights: Path | None, console: Console) -> tuple[nn.Module, str]:
     """The trunk with its weights, and how it was made, in words.
 
@@ -128,7 +104,10 @@ def open_trunk(option: str, weights: Path | None, console: Console) -> tuple[nn.
             soft_wrap=True,
         )
         return trunk, f"timm:{name}, random weights of seed {SEED}"
-    tensors = read_tensors(weights)
+    try:
+        tensors = read_checkpoint(weights)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     heads = trunk.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     unused = sorted(key for key in tensors if key.startswith(heads))

@@ -48,8 +48,8 @@ SMALL = {
     "cross_hidden_size": 128,
     "cross_heads": 8,
 }
-MORE = ("optim.lr=1e-3", "optim.warmup_steps=100", "data.micro_batch=64", "data.workers=1", "trainer.max_steps=1500")
-MORE += ("trainer.gradient_clip_val=5.0", "validation.every=1500", "checkpoint.every=1500", "checkpoint.keep=1")
+MORE = ["optim.lr=1e-3", "optim.warmup_steps=100", "data.micro_batch=64", "data.workers=1", "trainer.max_steps=1500"]
+MORE += ["trainer.gradient_clip_val=5.0", "validation.every=1500", "checkpoint.every=1500", "checkpoint.keep=1"]
 LEAST_GAIN, LEAST_ACCURACY = 0.1, 0.6
 BATCHES = 16  # held-out micro-batches that are compared
 BLIND_STEPS = 300

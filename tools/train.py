@@ -23,6 +23,7 @@ from vlp.build import predict_attributes
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.config import ConfigError, RunConfig, convert, load_config
 from vlp.distributed import is_launching_process
+from vlp.initial_weights import describe, load_initial_weights
 from vlp.interfaces import NONE
 from vlp.run_folder import DataFacts, RunFolder
 from vlp.text.wordpiece import VocabularyError, WordPiece
@@ -108,6 +109,10 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     validation = validation_batches(held_out, *sizes, config.validation.micro_batches)
     module = build_module(config, tokenizer, facts)
     start = folder.checkpoint_to_resume(resume) if resume else None
+    if config.init is not None and start is None:
+        loaded = load_initial_weights(config.init, module, tokenizer)
+        if launching:
+            console.print(describe(config.init, loaded), soft_wrap=True)
     if launching:
         if resume is None:
             folder.create(config, tokenizer, facts)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import lxmert, oscar, uniter, vilbert, visualbert, vlbert, volta
+from vlp.checkpoints.importers import bert, lxmert, oscar, uniter, vilbert, visualbert, vlbert, volta
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.models.single_stream import SingleStream
@@ -62,12 +62,20 @@ READ_REGION_ROWS = {  # objectives that a model without region rows can't be tra
     "word_region_alignment",
 }
 IMPORTERS: dict[str, KeyMap] = {
+    "bert": bert.KEY_MAP,
+    "bert_for_b2t2": bert.ONE_NORM,
+    "bert_for_lxmert": bert.LXMERT,
+    "bert_for_oscar": bert.OSCAR,
+    "bert_for_vilbert": bert.VILBERT,
+    "bert_for_visualbert": bert.VISUALBERT,
+    "bert_for_vlbert": bert.ONE_NORM,
     "lxmert": lxmert.KEY_MAP,
     "lxmert_transformers": lxmert.TRANSFORMERS,
     "oscar": oscar.KEY_MAP,
     "oscar_plus": oscar.KEY_MAP_PLUS,
     "oscar_plus_retrieval": oscar.KEY_MAP_PLUS_RETRIEVAL,
     "oscar_retrieval": oscar.KEY_MAP_RETRIEVAL,
+    "twelve_in_one": vilbert.TWELVE_IN_ONE,
     "uniter": uniter.KEY_MAP,
     "vilbert": vilbert.KEY_MAP,
     "vilbert_contrast": vilbert.CONTRAST,

@@ -132,6 +132,24 @@ class CheckpointConfig:
 
 
 @dataclass
+class InitConfig:
+    """Weights to begin with, in the place of random ones.
+
+    `path`: the folder of another run or one of its weight files (the vocabulary must be the same); or, with
+    `importer`, a file in the layout of that name, relative to the working directory as `run_dir` is. What does not fit
+    is an error, but for tensors of the model in whose names one of these regular expressions is found:
+    `may_be_missing` from the file, and keep their random start; `may_be_unused`, though the file has them (one of
+    another shape has to be both); `may_differ_in_rows`: the first rows that both have are loaded.
+    """
+
+    path: str
+    importer: str | None = None
+    may_be_missing: list[str] = field(default_factory=list)
+    may_be_unused: list[str] = field(default_factory=list)
+    may_differ_in_rows: list[str] = field(default_factory=list)
+
+
+@dataclass
 class RunConfig:
     """One training run."""
 
@@ -145,6 +163,7 @@ class RunConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log_every: int = 1
+    init: InitConfig | None = None
 
 
 class _Loader(yaml.SafeLoader):

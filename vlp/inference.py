@@ -13,7 +13,7 @@ from vlp.config import ConfigError, RunConfig
 from vlp.evaluation.retrieval import score_all_pairs
 from vlp.interfaces import NONE, Batch, Images, Regions, Segment, Texts
 from vlp.objectives.matching import Matching
-from vlp.run_folder import DataFacts, RunFolder, build_run
+from vlp.run_folder import DataFacts, RunFolder, build_run, weights_file
 from vlp.text.wordpiece import WordPiece
 
 
@@ -93,8 +93,7 @@ def load(path: str | Path, device: str = "cpu") -> TrainedModel:
     Raises:
         ConfigError: there is no run. FileNotFoundError, ValueError: no weights, or they don't fit.
     """
-    path = Path(path)
-    weights = path / "model.safetensors" if path.is_dir() or not path.suffix else path
+    weights = weights_file(Path(path))
     folder = RunFolder(weights.parent)
     config = folder.read_config([])
     facts, tokenizer = folder.read_facts(), folder.tokenizer(config)

@@ -150,6 +150,11 @@ class RunFolder:
         return self.checkpoint(config.trainer.max_steps).is_file()
 
 
+def weights_file(path: Path) -> Path:
+    """The weights that the path of a run means: its folder (the latest ones), or one of its weight files."""
+    return path / "model.safetensors" if path.is_dir() or not path.suffix else path
+
+
 def build_run(
     config: RunConfig, tokenizer: WordPiece, facts: DataFacts
 ) -> tuple[nn.Module, nn.ModuleDict, list[Group]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, Rule, export_state, import_state
+from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, Rule, export_state, import_state, unused_keys
 
 MAP = KeyMap(
     rules=[
@@ -137,3 +137,24 @@ def test_rows_in_another_order() -> None:
     ours = import_state(state, key_map)
     assert ours["ours"].tolist() == [[30.0], [10.0], [20.0]]
     assert torch.equal(export_state(ours, key_map)["theirs"], state["theirs"])
+
+
+def test_spellings() -> None:
+    """In order, and only while reading."""
+    key_map = KeyMap([Rule("scale", ("a.norm.weight",))], spellings={"^norm": "a.norm", "gamma$": "weight"})
+    value = torch.ones(2)
+    for name in ("a.norm.weight", "a.norm.gamma", "norm.gamma", "norm.weight"):
+        assert import_state({name: value}, key_map)["scale"] is value
+    assert export_state({"scale": value}, key_map).keys() == {"a.norm.weight"}
+    with pytest.raises(KeyMismatchError, match=r"a\.norm\.weight twice, the other time as norm\.gamma"):
+        import_state({"a.norm.weight": value, "norm.gamma": value}, key_map)
+
+
+def test_either_of_two_tied_entries_will_do() -> None:
+    state = theirs()
+    words = state.pop("emb.word")
+    assert torch.equal(import_state(state, MAP)["words"], words)
+
+
+def test_unused_keys_have_their_reason() -> None:
+    assert unused_keys(["emb.position_ids", "emb.word"], MAP) == {"emb.position_ids": "a constant"}

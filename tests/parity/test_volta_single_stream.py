@@ -12,7 +12,7 @@ from two_streams import images, segments, special
 from volta import SEGMENTS, chosen_regions, finish, region_distribution
 
 from vlp.build import FeatureFacts, build_model
-from vlp.checkpoints.importers.two_stream import transform
+from vlp.checkpoints.importers.bert_parts import transform
 from vlp.checkpoints.importers.volta import region_distribution as distribution_rules
 from vlp.checkpoints.importers.volta import single_stream
 from vlp.checkpoints.key_map import KeyMap, Rule, export_state, import_state

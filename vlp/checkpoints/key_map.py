@@ -33,11 +33,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class KeyMap:
-    """Rules, the keys of theirs that repeat another one (ties), and those not used, with the reason."""
+    """Rules, the keys of theirs that repeat another one (ties), and those not used, with the reason.
+
+    `spellings`: patterns and what to put in their place, in order, where some files write a key in another way.
+    """
 
     rules: list[Rule]
     ties: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
+    spellings: dict[str, str] = field(default_factory=dict)
 
 
 class KeyMismatchError(ValueError):
@@ -67,6 +71,28 @@ def _fill(pattern: str, layer: int | None) -> str:
     return pattern if layer is None else pattern.format(i=layer)
 
 
+def respelled(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
+    """Their state dict with the keys as the rules spell them.
+
+    Raises:
+        KeyMismatchError: two keys are two spellings of one.
+    """
+    state: dict[str, Tensor] = {}
+    for key, value in theirs.items():
+        name = key
+        for pattern, replacement in key_map.spellings.items():
+            name = re.sub(pattern, replacement, name)
+        if name in state:
+            raise KeyMismatchError(f"the checkpoint has {name} twice, the other time as {key}")
+        state[name] = value
+    return state
+
+
+def unused_keys(theirs: Iterable[str], key_map: KeyMap) -> dict[str, str]:
+    """The keys of theirs that the map lists as unused, with the reason."""
+    return {key: reason for key in theirs for pattern, reason in key_map.unused.items() if re.fullmatch(pattern, key)}
+
+
 def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
     """Their state dict as ours. Every key of theirs is consumed, tied or listed as unused.
 
@@ -74,6 +100,9 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
         KeyMismatchError: keys are missing or left over (both lists are given), or a tie does not hold.
     """
     ours: dict[str, Tensor] = {}
+    theirs = respelled(theirs, key_map)
+    # of two tied entries, a file may keep either
+    theirs |= {name: theirs[tied] for tied, name in key_map.ties.items() if tied in theirs and name not in theirs}
     left = set(theirs)
     missing: list[str] = []
     layers = _layers([name for rule in key_map.rules for name in rule.theirs], theirs)
@@ -93,9 +122,9 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
     for tied, original in key_map.ties.items():
         if tied in theirs:
             left.discard(tied)
-            if original in theirs and not torch.equal(theirs[tied], theirs[original]):
+            if not torch.equal(theirs[tied], theirs[original]):
                 raise KeyMismatchError(f"{tied} should equal {original}, to which it is tied, but does not")
-    left = {key for key in left if not any(re.fullmatch(pattern, key) for pattern in key_map.unused)}
+    left -= unused_keys(left, key_map).keys()
     if missing or left:
         raise KeyMismatchError(_lists("the checkpoint", missing, sorted(left)))
     return ours

@@ -1,10 +1,13 @@
-"""Strict loading and safe writing of weights, safetensors only."""
+"""Strict loading of weights, with the exceptions that are listed, and safe writing."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,6 +33,39 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short") from error
 
 
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that was not written here: safetensors, or torch's format with tensors alone.
+
+    Nothing in it is run. Of a training checkpoint the `state_dict` is taken; the prefix `module.`, which parallel
+    training puts before every key, is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds anything but tensors, or is damaged.
+    """
+    if path.suffix == ".safetensors" or not path.is_file():
+        return read_weights(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write, which then fail
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found:
+            reason = f"it holds {found[1]}, which could run code"
+        else:
+            reason = f"it is damaged, or no file of torch's ({type(error).__name__})"
+        raise ValueError(f"{path} cannot be read as weights alone, and nothing else is loaded: {reason}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not plain or not state:
+        held = listed([str(key) for key in state]) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path} is not a state dict of tensors; it holds: {held}")
+    parallel = all(key.startswith("module.") for key in state)
+    return {key.removeprefix("module."): value for key, value in state.items()} if parallel else dict(state)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` under a temporary name, flush it to disk, then rename: the file is whole or absent."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -51,23 +87,71 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, in
     write_atomically(path, save(plain, {"vlp": json.dumps(facts)}))
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load every tensor of the module from `tensors`, which must fit exactly.
+@dataclass(frozen=True)
+class Exceptions:
+    """What need not fit: regular expressions, searched in the names of the model's tensors.
+
+    `may_be_missing`: tensors that the file may lack; they keep what they have. `may_be_unused`: tensors of the file
+    that the model may lack. One of another shape has to be both. `may_differ_in_rows`: of which the file may have
+    fewer or more rows; the first ones that both have are loaded.
+    """
+
+    may_be_missing: Sequence[str] = ()
+    may_be_unused: Sequence[str] = ()
+    may_differ_in_rows: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Names of tensors by what became of them, sorted. One of `first_rows` is among the `loaded`."""
+
+    loaded: list[str]
+    missing: list[str]
+    unused: list[str]
+    first_rows: list[str]
+
+
+def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, exceptions: Exceptions) -> Loaded:
+    """Load tensors into a module; what does not fit must be among the exceptions.
 
     Raises:
         KeyMismatchError: missing or unexpected keys, or other shapes; all three are listed.
     """
     expected = module.state_dict()
-    missing = sorted(set(expected) - set(tensors))
-    unexpected = sorted(set(tensors) - set(expected))
-    shapes = [
-        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
-        for name in sorted(set(expected) & set(tensors))
-        if tensors[name].shape != expected[name].shape
-    ]
-    if missing or unexpected or shapes:
-        lists = {"missing": missing, "not expected": unexpected, "other shape": shapes}
-        text = "\n".join(f"  {what}: {listed(names)}" for what, names in lists.items() if names)
+    state = dict(expected)
+    done = Loaded([], [], [], [])
+    faults: dict[str, list[str]] = {"missing": [], "not expected": [], "other shape": []}
+    for name in sorted(set(expected) | set(tensors)):
+        missing, unused, rows_differ = (
+            any(re.search(pattern, name) for pattern in patterns)
+            for patterns in (exceptions.may_be_missing, exceptions.may_be_unused, exceptions.may_differ_in_rows)
+        )
+        if name not in tensors:
+            (done.missing if missing else faults["missing"]).append(name)
+        elif name not in expected:
+            (done.unused if unused else faults["not expected"]).append(name)
+        elif tensors[name].shape == expected[name].shape:
+            state[name] = tensors[name]
+            done.loaded.append(name)
+        elif rows_differ and tensors[name].shape[1:] == expected[name].shape[1:]:
+            rows = min(len(tensors[name]), len(expected[name]))
+            state[name] = torch.cat([tensors[name][:rows].to(expected[name]), expected[name][rows:]])
+            done.loaded.append(name)
+            done.first_rows.append(name)
+        elif missing and unused:
+            done.missing.append(name)
+            done.unused.append(name)
+        else:
+            shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
+            faults["other shape"].append(f"{name}: {shapes}")
+    if any(faults.values()):
+        text = "\n".join(f"  {what}: {listed(names)}" for what, names in faults.items() if names)
         raise KeyMismatchError(f"{source} holds the weights of another model:\n{text}")
     with torch.no_grad():
-        module.load_state_dict(dict(tensors))
+        module.load_state_dict(state)
+    return done
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load every tensor of the module from `tensors`, which must fit exactly; see `load_listing`."""
+    load_listing(module, tensors, source, Exceptions())

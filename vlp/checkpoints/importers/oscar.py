@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from vlp.checkpoints.importers.uniter import bert_layers, both
-from vlp.checkpoints.key_map import KeyMap, Rule
+from vlp.checkpoints.importers.bert_parts import both, layers, masked_language, text_embedding
+from vlp.checkpoints.key_map import KeyMap
 
 _MODEL = [
-    Rule("model.embedder.word_table.weight", ("bert.embeddings.word_embeddings.weight",)),
-    Rule("model.embedder.position_table.weight", ("bert.embeddings.position_embeddings.weight",)),
-    Rule("model.embedder.type_table.weight", ("bert.embeddings.token_type_embeddings.weight",)),
-    *both("model.embedder.text_norm", "bert.embeddings.LayerNorm"),
+    *text_embedding("bert.embeddings"),
     *both("model.embedder.region_projection", "bert.img_embedding"),
-    *bert_layers("model.encoder.layers", "bert.encoder.layer"),
+    *layers("model.encoder.layers", "bert.encoder.layer"),
     *both("model.pooler", "bert.pooler.dense"),
 ]
 # the norm of the regions, which only Oscar+ has; its name looks like that of a norm of words
 _REGION_NORM = both("model.embedder.region_norm", "bert.LayerNorm")
 
-_PRETRAINING = [
-    *both("objectives.masked_language.transform.linear", "cls.predictions.transform.dense"),
-    *both("objectives.masked_language.transform.norm", "cls.predictions.transform.LayerNorm"),
-    Rule("objectives.masked_language.bias", ("cls.predictions.bias",)),
-    *both("objectives.segment_matching.classify", "cls.seq_relationship"),
-]
+_PRETRAINING = [*masked_language(), *both("objectives.segment_matching.classify", "cls.seq_relationship")]
 
 _TIES = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
 

@@ -1,11 +1,14 @@
 """The official ViLBERT layout (facebookresearch/vilbert-multi-task, BertForMultiModalPreTraining) as key maps.
 
-The three maps differ in the objective that the region head is trained with.
+The three maps differ in the objective that the region head is trained with. A fourth is that of 12-in-1
+(VILBertForVLTasks): the same with the heads of its tasks.
 """
 
 from __future__ import annotations
 
-from vlp.checkpoints.importers.two_stream import (
+from dataclasses import replace
+
+from vlp.checkpoints.importers.bert_parts import (
     both,
     feed_forward,
     joined,
@@ -76,3 +79,14 @@ REGRESSION = _key_map(
 CONTRAST = _key_map(
     "masked_region_contrast.transform", "masked_region_contrast.decode.weight", "masked_region_contrast.decode.bias"
 )  # visual_target 2
+
+_TASKS = r"(vil_prediction|vil_prediction_gqa|vil_binary_prediction|vil_logit|vil_tri_prediction|vision_logit)"
+TWELVE_IN_ONE = replace(
+    KEY_MAP,
+    unused=KEY_MAP.unused
+    | {
+        rf"{_TASKS}\..*": "the head of a fine-tuning task; there are no such tasks here yet",
+        r"linguisic_logit\..*": "the original trains no task with it",
+        r"bert\.embeddings\.task_embeddings\.weight": "texts begin as ViLBERT's here, without the token of a task",
+    },
+)

@@ -7,9 +7,13 @@ that is to compute what theirs does has 1 for `regions` in its `layout_types`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from vlp.checkpoints.importers.uniter import bert_layers, both
+from torch import Tensor
+
+from vlp.checkpoints.importers.bert_parts import both, layers, masked_language, text_embedding
 from vlp.checkpoints.key_map import KeyMap, Rule
 
 
@@ -17,18 +21,13 @@ def _rules(bert: str, visual_positions: str, visual_types: str, projection: str)
     """The rules, given what differs: the prefix of the encoder and the names of the visual parts."""
     embedder, embeddings = "model.embedder", f"{bert}.embeddings"
     return [
-        Rule(f"{embedder}.word_table.weight", (f"{embeddings}.word_embeddings.weight",)),
-        Rule(f"{embedder}.position_table.weight", (f"{embeddings}.position_embeddings.weight",)),
-        Rule(f"{embedder}.type_table.weight", (f"{embeddings}.token_type_embeddings.weight",)),
+        *text_embedding(embeddings, "norm"),
         Rule(f"{embedder}.visual_position_table.weight", (f"{embeddings}.{visual_positions}.weight",)),
         Rule(f"{embedder}.visual_type_table.weight", (f"{embeddings}.{visual_types}.weight",)),
         *both(f"{embedder}.feature_projection", f"{embeddings}.{projection}"),
-        *both(f"{embedder}.norm", f"{embeddings}.LayerNorm"),
-        *bert_layers("model.encoder.layers", f"{bert}.encoder.layer"),
+        *layers("model.encoder.layers", f"{bert}.encoder.layer"),
         *both("model.pooler", f"{bert}.pooler.dense"),
-        *both("objectives.masked_language.transform.linear", "cls.predictions.transform.dense"),
-        *both("objectives.masked_language.transform.norm", "cls.predictions.transform.LayerNorm"),
-        Rule("objectives.masked_language.bias", ("cls.predictions.bias",)),
+        *masked_language(),
         *both("objectives.segment_matching.classify", "cls.seq_relationship"),
     ]
 
@@ -49,3 +48,35 @@ KEY_MAP_HF = KeyMap(
     },
     unused={r"visual_bert\.embeddings\.position_ids": "the numbers from 0 on, which older files keep"},
 )
+
+
+def hf_config(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], str]:
+    """Hugging Face's config.json for a `model` block and its exported weights; and a note for the user."""
+    embeddings = "visual_bert.embeddings"
+    vocabulary, hidden = weights[f"{embeddings}.word_embeddings.weight"].shape
+    types = [kind for item, kind in zip(model["layout"], model["layout_types"], strict=True) if item == "regions"]
+    config = {
+        "architectures": ["VisualBertForPreTraining"],
+        "model_type": "visual_bert",
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "visual_embedding_dim": weights[f"{embeddings}.visual_projection.weight"].shape[1],
+        "num_hidden_layers": model["layers"],
+        "num_attention_heads": model["heads"],
+        "intermediate_size": model["mlp_size"],
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": float(model["dropout"]),
+        "attention_probs_dropout_prob": float(model["attention_dropout"]),
+        "max_position_embeddings": len(weights[f"{embeddings}.position_embeddings.weight"]),
+        "type_vocab_size": len(weights[f"{embeddings}.token_type_embeddings.weight"]),
+        "initializer_range": float(model["initial_std"]),
+        "layer_norm_eps": float(model["norm_eps"]),
+        "pad_token_id": 0,
+    }
+    wanted = types[0] if types else 1
+    note = (
+        ""
+        if wanted == 1
+        else f"give visual_token_type_ids of {wanted}, the type of this model's regions, not theirs of 1"
+    )
+    return config, note

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlp.checkpoints.importers.two_stream import KINDS, both, joined, masked_language, text_embedding, transform
+from vlp.checkpoints.importers.bert_parts import KINDS, both, joined, masked_language, text_embedding, transform
 from vlp.checkpoints.key_map import KeyMap, Rule
 
 _LAYER = "bert.encoder.layer"

@@ -1,4 +1,4 @@
-"""Rules that the layouts of two-stream models have in common, all of them built on BERT's names."""
+"""Rules that layouts built on BERT's names have in common."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from vlp.checkpoints.key_map import Rule
 KINDS = ("weight", "bias")
 
 
-def both(ours: str, theirs: str) -> list[Rule]:
+def both(ours: str, theirs: str, optional: bool = False) -> list[Rule]:
     """Weight and bias of one layer."""
-    return [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in KINDS]
+    return [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",), optional=optional) for kind in KINDS]
 
 
 def joined(ours: str, *theirs: str) -> list[Rule]:
@@ -44,29 +44,29 @@ def layers(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def text_embedding(theirs: str) -> list[Rule]:
-    """BERT's embedding tables and their norm."""
+def text_embedding(theirs: str, norm: str = "text_norm") -> list[Rule]:
+    """BERT's embedding tables and their norm, which our embedder calls `norm`."""
     return [
         *(
             Rule(f"model.embedder.{ours}_table.weight", (f"{theirs}.{name}_embeddings.weight",))
             for ours, name in (("word", "word"), ("position", "position"), ("type", "token_type"))
         ),
-        *both("model.embedder.text_norm", f"{theirs}.LayerNorm"),
+        *both(f"model.embedder.{norm}", f"{theirs}.LayerNorm"),
     ]
 
 
-def transform(ours: str, theirs: str) -> list[Rule]:
+def transform(ours: str, theirs: str, optional: bool = False) -> list[Rule]:
     """BERT's transform before a decoder."""
     return [
-        *both(f"{ours}.linear", f"{theirs}.dense"),
-        *both(f"{ours}.norm", f"{theirs}.LayerNorm"),
+        *both(f"{ours}.linear", f"{theirs}.dense", optional),
+        *both(f"{ours}.norm", f"{theirs}.LayerNorm", optional),
     ]
 
 
-def masked_language() -> list[Rule]:
+def masked_language(theirs: str = "cls.predictions", optional: bool = False) -> list[Rule]:
     """BERT's head of masked words, the tied decoder apart."""
-    ours, theirs = "objectives.masked_language", "cls.predictions"
+    ours = "objectives.masked_language"
     return [
-        *transform(f"{ours}.transform", f"{theirs}.transform"),
-        Rule(f"{ours}.bias", (f"{theirs}.bias",)),
+        *transform(f"{ours}.transform", f"{theirs}.transform", optional),
+        Rule(f"{ours}.bias", (f"{theirs}.bias",), optional=optional),
     ]

@@ -1,0 +1,112 @@
+"""Write the weights of a run in another layout.
+
+python tools/export_checkpoint.py RUN --to hf --out DIR
+python tools/export_checkpoint.py RUN --to uniter --out DIR
+
+RUN is a run's folder or one of its weight files. `hf` is the layout of Hugging Face's transformers, for systems that
+it has: DIR opens with `from_pretrained` of the class that is printed. Any layout that tools/import_checkpoint.py reads
+is written too, as DIR/model.safetensors. Nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors.torch import save
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import vlp
+from vlp.build import IMPORTERS
+from vlp.checkpoints.importers import lxmert, visualbert
+from vlp.checkpoints.key_map import KeyMismatchError, export_state
+from vlp.checkpoints.load import write_atomically
+from vlp.config import ConfigError
+from vlp.inference import TrainedModel
+from vlp.run_folder import RunFolder
+
+USER_ERRORS = (ConfigError, KeyMismatchError, OSError, ValueError)
+# the layouts of transformers: from our `model` block and their weights to config.json, and what a user should know
+HF: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], tuple[dict[str, Any], str]]] = {
+    "lxmert_transformers": lxmert.hf_config,
+    "visualbert_hf": visualbert.hf_config,
+}
+
+
+def read_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="export_checkpoint.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder or one of its weight files")
+    parser.add_argument("--to", required=True, choices=["hf", *IMPORTERS], metavar="LAYOUT", help="hf, or a layout")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    return parser.parse_args(arguments)
+
+
+def exported(trained: TrainedModel, to: str) -> tuple[str, dict[str, Tensor]]:
+    """The layout and the weights in it; for `hf` the first of transformers' layouts that the run fits.
+
+    Raises:
+        KeyMismatchError: the run has other tensors than the layout; for `hf`, than each of them.
+    """
+    state, faults = trained.state_dict(), []
+    for layout in HF if to == "hf" else [to]:
+        try:
+            return layout, export_state(state, IMPORTERS[layout])
+        except KeyMismatchError as error:
+            faults.append(f"{layout}: {error}")
+    raise KeyMismatchError("the run can't be written in this layout, whose heads it may lack:\n" + "\n".join(faults))
+
+
+def export_checkpoint(options: argparse.Namespace, console: Console) -> None:
+    """Load, translate, write."""
+    RunFolder(options.out).refuse_if_used()
+    trained = vlp.load(options.run)
+    layout, weights = exported(trained, options.to)
+    files = {}
+    if layout in HF:
+        settings, note = HF[layout](trained.config.model, weights)
+        weights = {name: value for name, value in weights.items() if name not in IMPORTERS[layout].ties}
+        lowercase = trained.tokenizer.lowercase
+        files = {
+            "config.json": json.dumps(settings, indent=1),
+            "vocab.txt": "\n".join(trained.tokenizer.tokens) + "\n",
+            "tokenizer_config.json": json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}),
+        }
+        console.print(f"opens with transformers.{settings['architectures'][0]}.from_pretrained({str(options.out)!r})")
+        if note:
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
+    partial = options.out.with_name(f".{options.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a command that was killed
+    partial.mkdir(parents=True)
+    for name, text in files.items():
+        write_atomically(partial / name, text.encode())
+    plain = {name: value.detach().clone().contiguous() for name, value in weights.items()}
+    write_atomically(partial / "model.safetensors", save(plain, {"format": "pt"}))
+    partial.rename(options.out)
+    console.print(
+        f"written: {options.out}, {len(weights)} tensors in the layout {layout}", markup=False, soft_wrap=True
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; errors that a user can mend are printed without a traceback."""
+    try:
+        export_checkpoint(read_arguments(arguments), Console(highlight=False))
+    except USER_ERRORS as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""The weights that a run begins with: those of another run, or a published checkpoint's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from vlp.build import IMPORTERS
+from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state, listed
+from vlp.checkpoints.load import Exceptions, Loaded, load_listing, read_checkpoint, read_weights
+from vlp.config import ConfigError, InitConfig, unknown_key
+from vlp.run_folder import RunFolder, weights_file
+from vlp.text.wordpiece import WordPiece
+
+WORDS = "model.embedder.word_table.weight"
+
+
+def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: WordPiece) -> Loaded:
+    """Load what `init` names into a module with `model` and `objectives`; says what became of each tensor.
+
+    Raises:
+        ConfigError: no such importer or run, a file that is not weights, a pattern that is no regular expression, or a
+            vocabulary other than that of the weights.
+        FileNotFoundError: there is no such file.
+        KeyMismatchError: keys or shapes do not fit and are not listed as exceptions.
+    """
+    check_patterns(init)
+    path = Path(init.path)
+    tensors = read_run(path, tokenizer) if init.importer is None else read_layout(path, init.importer)
+    exceptions = Exceptions(init.may_be_missing, init.may_be_unused, init.may_differ_in_rows)
+    try:
+        loaded = load_listing(module, tensors, init.path, exceptions)
+    except KeyMismatchError as error:
+        raise KeyMismatchError(
+            f"init: {error}\nadapt the configuration, or list under init what may_be_missing from the file (it keeps"
+            " its random start) and what of the file may_be_unused"
+        ) from error
+    whole_table = WORDS in loaded.loaded and WORDS not in loaded.first_rows
+    # a run of ours may have more rows than tokens, and its vocabulary was compared; for others this is all there is
+    if init.importer is not None and whole_table and len(tensors[WORDS]) != len(tokenizer):
+        raise ConfigError(
+            f"init: {init.path} was trained with {len(tensors[WORDS])} tokens, and the vocabulary {tokenizer.path} has"
+            f" {len(tokenizer)}: give the vocabulary of these weights, or words would get the vectors of others"
+        )
+    return loaded
+
+
+def describe(init: InitConfig, loaded: Loaded) -> str:
+    """What was loaded, in words."""
+    parts = {
+        "missing, so random (init.may_be_missing)": loaded.missing,
+        "not used (init.may_be_unused)": loaded.unused,
+        "the first rows alone (init.may_differ_in_rows)": loaded.first_rows,
+    }
+    told = [f"\n  {what}: {listed(names)}" for what, names in parts.items() if names]
+    return f"{len(loaded.loaded)} tensors begin with the weights of {init.path}{''.join(told)}"
+
+
+def check_patterns(init: InitConfig) -> None:
+    """Refuse patterns that are not regular expressions."""
+    for key in ("may_be_missing", "may_be_unused", "may_differ_in_rows"):
+        for pattern in getattr(init, key):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"init.{key}: {pattern!r} is not a regular expression: {error}") from error
+
+
+def read_run(path: Path, tokenizer: WordPiece) -> dict[str, Tensor]:
+    """The weights of another run, whose vocabulary must be `tokenizer`'s."""
+    weights = weights_file(path)
+    folder = RunFolder(weights.parent)
+    theirs = folder.tokenizer(folder.read_config([]))
+    if theirs.tokens != tokenizer.tokens or theirs.lowercase != tokenizer.lowercase:
+        raise ConfigError(
+            f"init: {theirs.path} is another vocabulary than {tokenizer.path} (or one of them is lower-cased): words"
+            " would get the vectors of others"
+        )
+    try:
+        return read_weights(weights)
+    except ValueError as error:
+        raise ConfigError(f"init: {error}") from error
+
+
+def read_layout(path: Path, importer: str) -> dict[str, Tensor]:
+    """The weights of a file in the layout of an importer, by our names."""
+    if importer not in IMPORTERS:
+        raise unknown_key("init.importer", importer, IMPORTERS)
+    try:
+        theirs = read_checkpoint(path)
+    except ValueError as error:
+        raise ConfigError(f"init: {error}") from error
+    try:
+        return import_state(theirs, IMPORTERS[importer])
+    except KeyMismatchError as error:
+        fitting = [name for name, key_map in IMPORTERS.items() if _fits(theirs, key_map)]
+        hint = f"\nit has the layout {' or '.join(fitting)}" if fitting else ""
+        raise KeyMismatchError(f"{path} does not have the layout {importer}: {error}{hint}") from error
+
+
+def _fits(theirs: dict[str, Tensor], key_map: KeyMap) -> bool:
+    try:
+        import_state(theirs, key_map)
+    except KeyMismatchError:
+        return False
+    return True
