@@ -11,7 +11,7 @@ from data_pipelines.plan import Plan
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, ShardError
 from data_pipelines.source import Source
-from vlp.interfaces import Batch
+from vlp.interfaces import Batch, PixelSize
 from vlp.text.wordpiece import WordPiece
 
 
@@ -29,6 +29,7 @@ def open_sources(
     tokenizer: WordPiece,
     max_tokens: dict[str, int],
     max_regions: int,
+    pixels: PixelSize | None = None,
 ) -> tuple[list[Source], Manifest]:
     """Open the sources of a mix; returns them and the manifest that they agree on.
 
@@ -37,13 +38,13 @@ def open_sources(
             size or classes.
     """
     sources = [
-        Source(name, folder, split, tokenizer, max_tokens, max_regions)
+        Source(name, folder, split, tokenizer, max_tokens, max_regions, pixels)
         for name, folder, split in zip(names, folders, splits, strict=True)
     ]
     first = sources[0].reader.manifest
     for source in sources[1:]:
         other = source.reader.manifest
-        if (other.feature_size, other.class_names) != (first.feature_size, first.class_names):
+        if pixels is None and (other.feature_size, other.class_names) != (first.feature_size, first.class_names):
             raise ShardError(
                 f"sources {sources[0].name!r} and {source.name!r} can't be mixed: features of {first.feature_size} and"
                 f" {other.feature_size} numbers, {len(first.class_names)} and {len(other.class_names)} classes"

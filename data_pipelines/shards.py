@@ -331,6 +331,11 @@ class ShardReader:
         """Regions of each sample, int32."""
         return self._columns["region_count"]
 
+    @property
+    def has_image(self) -> np.ndarray:
+        """Whether each sample has a picture, bool."""
+        return self._columns["image_bytes"] > 0
+
     def key(self, number: int) -> str:
         """Key of a sample."""
         return str(self.index["key"][number].as_py())

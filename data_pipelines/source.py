@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_pipelines.images import ImageError, scaled_pixels
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
 from data_pipelines.segments import SEGMENTS, TextMaterial, foils, most_tokens, region_names
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader
 from vlp.distributed import derive_seed
-from vlp.interfaces import Regions, Tokens
+from vlp.interfaces import PixelSize, Regions, Tokens
 from vlp.text.wordpiece import WordPiece
 
 REPLACEMENT_TRIES = 20
@@ -32,7 +33,7 @@ class LoadedPair:
 
 
 class Source:
-    """The pairs of a split: each caption of each sample that has regions.
+    """The pairs of a split: each caption of each sample that has regions, or a picture if pixels are asked for.
 
     Args:
         name: what the mix and the log call it.
@@ -40,6 +41,7 @@ class Source:
         tokenizer: of the captions.
         max_tokens: the segments to load, and what is kept of longer ones (the model cuts them).
         max_regions: what is kept of more regions.
+        pixels: the size of pictures, for a model that sees pixels; then no regions are loaded.
 
     Raises:
         ShardError: the data set is damaged, has no pair with regions and captions, or cannot fill a segment.
@@ -53,9 +55,10 @@ class Source:
         tokenizer: WordPiece,
         max_tokens: dict[str, int],
         max_regions: int,
+        pixels: PixelSize | None = None,
     ):
         self.name, self.tokenizer = name, tokenizer
-        self.max_tokens, self.max_regions = max_tokens, max_regions
+        self.max_tokens, self.max_regions, self.pixels = max_tokens, max_regions, pixels
         self.reader = ShardReader(folder, split)
         for segment in max_tokens:
             if segment not in SEGMENTS:
@@ -63,19 +66,26 @@ class Source:
                     f"source {name!r} can't fill the segment {segment!r} of the model's max_tokens;"
                     f" there are {', '.join(SEGMENTS)}"
                 )
-        usable = self.reader.region_counts > 0
+        usable = self.reader.region_counts > 0 if pixels is None else self.reader.has_image
         counts = np.where(usable, self.reader.caption_counts, 0)
         self.unusable_samples = int((counts == 0).sum())
         if not counts.sum():
             raise ShardError(
                 f"split {split!r} of {folder} has no sample with both captions and region features;"
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
+                if pixels is None
+                else f"split {split!r} of {folder} has no sample with both captions and a picture"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
         if "foil" in max_tokens and not self._has_fact("foils"):
             raise ShardError(
                 f"the model's segment foil needs false captions, but the samples of {folder} have no fact foils;"
                 " leave foil out of model.max_tokens, and foil_share out of the objectives"
+            )
+        if "tags" in max_tokens and pixels is not None:
+            raise ShardError(
+                f"source {name!r}: the segment tags names regions, which a model that sees pixels doesn't load;"
+                " leave tags out of the layout and of model.max_tokens"
             )
         if "tags" in max_tokens and not (self.reader.manifest.class_names or self._has_fact("region_names")):
             raise ShardError(
@@ -102,17 +112,22 @@ class Source:
         return -(-self._lengths // LENGTH_STEP)
 
     def _measure_lengths(self) -> np.ndarray:
-        """The most rows of each pair, int64 [pairs]: tokens of all segments as the model cuts them, and regions."""
+        """The most rows of each pair, int64 [pairs]: tokens of all segments as the model cuts them, and regions.
+
+        For pixels, in place of regions, the cells of the picture; of the largest possible, if the facts lack its size.
+        """
         segments, tokenizer, class_names = list(self.max_tokens), self.tokenizer, self.reader.manifest.class_names
         identity = repr(
             (self.reader.fingerprint, tokenizer.tokens, tokenizer.lowercase, segments, self.max_regions, class_names)
         )
+        if self.pixels is not None:
+            identity += repr(self.pixels)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         path = self.reader.folder / f"{self.reader.split}-tokens-{digest}.npy"
         if path.is_file():
             tokens = np.load(path, allow_pickle=False)
         else:
-            tokens = np.zeros((len(segments), len(self)), dtype=np.int64)
+            tokens = np.zeros((len(segments) + (self.pixels is not None), len(self)), dtype=np.int64)
             longest_class = max([0, *(len(t.ids) for t in tokenizer.encode(class_names[1:]))])
             for sample in np.unique(self.sample_of):
                 places = _span(self.sample_of, sample)
@@ -125,12 +140,17 @@ class Source:
                 of_foils = np.zeros_like(captions)
                 of_foils[: len(lengths)] = lengths[: len(captions)]
                 of_tags = self._most_tag_tokens(int(sample), facts, longest_class) if "tags" in segments else 0
-                for row, segment in zip(tokens, segments, strict=True):
+                if self.pixels is not None:
+                    tokens[-1, places] = cells(facts, self.pixels)
+                for row, segment in zip(tokens, segments, strict=False):  # a row of cells may follow
                     row[places] = most_tokens(segment, captions, of_foils, of_tags)[: places.stop - places.start]
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
             np.save(temporary, tokens)
             os.replace(temporary, path)
-        kept = np.minimum(tokens, np.array([*self.max_tokens.values()], dtype=np.int64)[:, None]).sum(0)
+        most = np.array([*self.max_tokens.values()], dtype=np.int64)[:, None]
+        kept = np.minimum(tokens[: len(segments)], most).sum(0)
+        if self.pixels is not None:
+            return kept + tokens[-1]
         return kept + np.minimum(self.reader.region_counts[self.sample_of], self.max_regions)
 
     def _most_tag_tokens(self, sample: int, facts: dict[str, Any], longest_class: int) -> int:
@@ -161,19 +181,30 @@ class Source:
         text = captions[caption] if caption < len(captions) else ""
         if not text.strip():
             raise BadSampleError(self.reader.key(sample), f"caption {caption} is empty")
-        stored = self.reader.regions(sample)
-        assert stored is not None, "samples without regions have no pairs"
-        kept = slice(self.max_regions)
-        regions = Regions(
-            features=torch.from_numpy(stored.features[kept]),
-            boxes=torch.from_numpy(stored.boxes[kept]).clamp(0, 1),
-            scores=None if stored.scores is None else torch.from_numpy(stored.scores[kept]),
-        )
-        class_names = self.reader.manifest.class_names
-        names = region_names(facts, stored, class_names, self.max_regions) if "tags" in self.max_tokens else []
+        names: list[str] = []
+        if self.pixels is not None:
+            regions = Regions.from_pixels(self._pixels(sample, self.pixels))
+        else:
+            stored = self.reader.regions(sample)
+            assert stored is not None, "samples without regions have no pairs"
+            kept = slice(self.max_regions)
+            regions = Regions(
+                features=torch.from_numpy(stored.features[kept]),
+                boxes=torch.from_numpy(stored.boxes[kept]).clamp(0, 1),
+                scores=None if stored.scores is None else torch.from_numpy(stored.scores[kept]),
+            )
+            if "tags" in self.max_tokens:
+                names = region_names(facts, stored, self.reader.manifest.class_names, self.max_regions)
         material = TextMaterial(captions, caption, foils(facts), names, derive_seed(draw, pair))
         encoded = self.tokenizer.encode([SEGMENTS[segment](material) for segment in self.max_tokens])
         return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions)
+
+    def _pixels(self, sample: int, size: PixelSize) -> torch.Tensor:
+        data = self.reader.read_member(sample, "image")
+        try:
+            return scaled_pixels(data or b"", size)
+        except ImageError as error:
+            raise BadSampleError(self.reader.key(sample), str(error)) from error
 
     def load_or_replace(self, pair: int, draw: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
         """The pair, or one no longer than planned in its place, and what was wrong with those that were tried.
@@ -203,6 +234,16 @@ class Source:
         rounded = self._rounded()
         shorter = int(np.searchsorted(rounded[self._by_length], rounded[pair], side="right"))
         return int(self._by_length[draw % shorter])
+
+
+def cells(facts: dict[str, Any], size: PixelSize) -> int:
+    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size."""
+    height, width = facts.get("height"), facts.get("width")
+    if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+        scaled = size.of(height, width)
+    else:
+        scaled = size.shorter, size.longer
+    return scaled[0] // size.multiple * (scaled[1] // size.multiple)
 
 
 def _span(ordered: np.ndarray, value: int) -> slice:
