@@ -19,6 +19,7 @@ from data_pipelines.plan import Plan
 from data_pipelines.prepare import ensure_scenes, open_sources, validation_batches
 from data_pipelines.shards import ShardError
 from data_pipelines.source import Source
+from vlp.build import pixel_size
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.config import ConfigError, RunConfig, convert, load_config
 from vlp.distributed import is_launching_process
@@ -69,6 +70,7 @@ def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tup
         tokenizer,
         convert(config.model.get("max_tokens", {}), dict[str, int], "model", "max_tokens"),
         data.max_regions,
+        pixel_size(config.model),
     )
     fingerprints = {source.name: source.reader.fingerprint for source in sources}
     return sources, DataFacts(manifest.feature_size, manifest.class_names, fingerprints)
@@ -113,7 +115,10 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             console.print(f"source {source.name}: {len(source)} pairs of {len(source.reader)} samples{left_out}")
         first = loader(0, 0)
         rows = sum(len(segment.tokens) for segment in first.texts.segments.values()) + 2 * len(first.pairs)
-        rows += int(first.images.offsets.diff()[first.pairs[:, 1]].sum())
+        cells = first.images.offsets.diff()
+        if first.images.sizes is not None:
+            cells = (first.images.sizes // config.model["pixels"]["multiple"]).prod(1)
+        rows += int(cells[first.pairs[:, 1]].sum())
         print_estimate(config, module, rows, console)
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))
     stopped_at = fit(
