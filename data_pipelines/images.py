@@ -6,7 +6,6 @@ import io
 import warnings
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlp.interfaces import PixelSize
@@ -48,7 +47,7 @@ def decode_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
         raise ImageError("image cannot be decoded") from error
 
 
-def scaled_pixels(data: bytes, size: PixelSize) -> torch.Tensor:
+def scaled_pixels(data: bytes, size: PixelSize) -> np.ndarray:
     """An encoded picture as a model sees it: decoded, scaled by bicubic interpolation, uint8 [h, w, 3].
 
     Pillow scales in integers, so the pixels are the same on every machine.
@@ -58,4 +57,4 @@ def scaled_pixels(data: bytes, size: PixelSize) -> torch.Tensor:
     """
     image = decode_image(data)
     height, width = size.of(image.height, image.width)
-    return torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BICUBIC)))
+    return np.array(image.resize((width, height), Image.Resampling.BICUBIC))

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipelines.images import ImageError, scaled_pixels
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
 from data_pipelines.segments import SEGMENTS, TextMaterial, foils, most_tokens, region_names
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader
@@ -183,7 +182,9 @@ class Source:
             raise BadSampleError(self.reader.key(sample), f"caption {caption} is empty")
         names: list[str] = []
         if self.pixels is not None:
-            regions = Regions.from_pixels(self._pixels(sample, self.pixels))
+            pixels = self.reader.pixels(sample, self.pixels)
+            assert pixels is not None, "samples without a picture have no pairs"
+            regions = Regions.from_pixels(torch.from_numpy(pixels))
         else:
             stored = self.reader.regions(sample)
             assert stored is not None, "samples without regions have no pairs"
@@ -198,13 +199,6 @@ class Source:
         material = TextMaterial(captions, caption, foils(facts), names, derive_seed(draw, pair))
         encoded = self.tokenizer.encode([SEGMENTS[segment](material) for segment in self.max_tokens])
         return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions)
-
-    def _pixels(self, sample: int, size: PixelSize) -> torch.Tensor:
-        data = self.reader.read_member(sample, "image")
-        try:
-            return scaled_pixels(data or b"", size)
-        except ImageError as error:
-            raise BadSampleError(self.reader.key(sample), str(error)) from error
 
     def load_or_replace(self, pair: int, draw: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
         """The pair, or one no longer than planned in its place, and what was wrong with those that were tried.

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # threads that wait shouldn't spin: beside loader processes, or on a shared machine, steps would take ten times as long
@@ -21,8 +22,10 @@ from data_pipelines.shards import ShardError
 from data_pipelines.source import Source
 from vlp.build import pixel_size
 from vlp.checkpoints.key_map import KeyMismatchError
+from vlp.checkpoints.load import load_trunk
 from vlp.config import ConfigError, RunConfig, convert, load_config
 from vlp.distributed import is_launching_process
+from vlp.nn.backbones.timm_grid import TimmGrid
 from vlp.run_folder import DataFacts, RunFolder
 from vlp.text.wordpiece import VocabularyError, WordPiece
 from vlp.training.callbacks import TooManyBrokenSamplesError
@@ -76,6 +79,20 @@ def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tup
     return sources, DataFacts(manifest.feature_size, manifest.class_names, fingerprints)
 
 
+def load_start_weights(model: nn.Module) -> None:
+    """Load the weights that the configuration has the model start from: those of its backbone, if it names a file.
+
+    Raises:
+        ConfigError: there is no such file, or it is another trunk's.
+    """
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, TimmGrid) and backbone.weights is not None:
+        try:
+            load_trunk(backbone.trunk.model, Path(backbone.weights), backbone.left_out)
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigError(f"model.backbone.weights: {error}") from error
+
+
 def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     """Prepare data and folder, train, draw the losses; False if a signal stopped the run before its end."""
     resolve_hardware(config)
@@ -105,6 +122,8 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     validation = validation_batches(held_out, *sizes, config.validation.micro_batches)
     module = build_module(config, tokenizer, facts)
     start = folder.checkpoint_to_resume(resume) if resume else None
+    if start is None:
+        load_start_weights(module.model)
     if launching:
         if resume is None:
             folder.create(config, tokenizer, facts)

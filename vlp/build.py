@@ -15,6 +15,7 @@ from vlp.interfaces import PixelSize
 from vlp.models.single_stream import SingleStream
 from vlp.models.two_stream import TwoStream
 from vlp.nn.backbones.patches import Patches
+from vlp.nn.backbones.timm_grid import TimmGrid
 from vlp.nn.embedders.b2t2 import B2T2Embedder
 from vlp.nn.embedders.oscar import OscarEmbedder
 from vlp.nn.embedders.summed import SummedEmbedder
@@ -45,7 +46,7 @@ EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
     "visualbert": VisualBertEmbedder,
     "vlbert": VLBertEmbedder,
 }
-BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches}
+BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches, "timm_grid": TimmGrid}
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "answering": Answering,
     "masked_language": MaskedLanguage,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import samples
 import torch
 import torch.nn.functional as F
 from golden import LOSSES, STATES, Golden, golden_cases
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from vlp.build import IMPORTERS, FeatureFacts, build_model
 from vlp.checkpoints.key_map import export_state, import_state
 from vlp.checkpoints.load import load_strictly
+from vlp.config import load_config
 from vlp.interfaces import NONE, Batch, Encoded, Images, Segment, Texts
 from vlp.nn.ragged import lengths_of, offsets_of
 from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
@@ -24,6 +27,7 @@ from vlp.objectives.word_region import (
     transport_distance,
     transport_plan,
 )
+from vlp.run_folder import DataFacts, build_run
 
 VQA = "vqa_classifier"  # the head of a task, which the key map leaves out
 
@@ -273,3 +277,17 @@ def test_hugging_face() -> None:
     torch.testing.assert_close(text, states.last_hidden_state[:, :9][text_mask], **STATES)
     torch.testing.assert_close(encoded.pooled["pair"], states.pooler_output, **STATES)
     torch.testing.assert_close(logits, expected.logits[:, :9][text_mask], atol=2e-5, rtol=1e-5)
+
+
+def test_shipped_sizes(tmp_path) -> None:
+    """configs/vilt_base.yaml has the shapes of the published model, as Hugging Face's defaults have them."""
+    from transformers import ViltConfig, ViltForMaskedLM
+
+    config = load_config(Path(__file__).parents[2] / "configs" / "vilt_base.yaml")
+    with torch.device("meta"):
+        theirs = ViltForMaskedLM(ViltConfig()).state_dict()
+        ours, _, _ = build_run(config, samples.tokenizer(tmp_path), DataFacts(0, [], {}))
+    del theirs["mlm_score.decoder.weight"]  # tied; without values it can't be seen to be
+    published = import_state(theirs, IMPORTERS["vilt_transformers"])
+    shapes = {name.removeprefix("model."): value.shape for name, value in published.items() if "objectives" not in name}
+    assert shapes == {name: value.shape for name, value in ours.state_dict().items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import torch
@@ -71,3 +71,13 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
         raise KeyMismatchError(f"{source} holds the weights of another model:\n{text}")
     with torch.no_grad():
         module.load_state_dict(dict(tensors))
+
+
+def load_trunk(trunk: nn.Module, path: Path, left_out: Container[str]) -> None:
+    """Load a trunk's weights from a file that may hold more of the whole model, whose names are given.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_weights`. KeyMismatchError: as `load_strictly`.
+    """
+    tensors = read_weights(path)
+    load_strictly(trunk, {name: value for name, value in tensors.items() if name not in left_out}, str(path))
