@@ -44,7 +44,7 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
     rows: dict[int, int] = {}
     images: list[Regions] = []
     for pair in loaded:
-        if pair.sample not in rows and len(pair.regions.boxes):
+        if pair.sample not in rows and (len(pair.regions.boxes) or pair.regions.pixels is not None):
             rows[pair.sample] = len(images)
             images.append(pair.regions)
     numbers = torch.arange(len(loaded))

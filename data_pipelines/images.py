@@ -8,6 +8,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vlp.interfaces import PixelSize
+
 MOST_PIXELS = 64_000_000  # width x height; a decompression bomb is refused from its header
 FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -43,3 +45,16 @@ def decode_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
         raise
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError("image cannot be decoded") from error
+
+
+def scaled_pixels(data: bytes, size: PixelSize) -> np.ndarray:
+    """An encoded picture as a model sees it: decoded, scaled by bicubic interpolation, uint8 [h, w, 3].
+
+    Pillow scales in integers, so the pixels are the same on every machine.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    image = decode_image(data)
+    height, width = size.of(image.height, image.width)
+    return np.array(image.resize((width, height), Image.Resampling.BICUBIC))

@@ -11,7 +11,7 @@ from data_pipelines.plan import Plan
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, ShardError
 from data_pipelines.source import Source
-from vlp.interfaces import Batch
+from vlp.interfaces import Batch, PixelSize
 from vlp.text.wordpiece import WordPiece
 
 
@@ -31,6 +31,7 @@ def open_sources(
     max_regions: int,
     attributes: bool = False,
     token_region: bool = False,
+    pixels: PixelSize | None = None,
 ) -> tuple[list[Source], Manifest]:
     """Open the sources of a mix; returns them and the manifest that they agree on, but for those of text alone.
 
@@ -41,7 +42,7 @@ def open_sources(
             size, classes, attributes that are loaded or answers to questions, or all of them are text alone.
     """
     sources = [
-        Source(name, folder, split, tokenizer, max_tokens, max_regions, attributes, token_region)
+        Source(name, folder, split, tokenizer, max_tokens, max_regions, attributes, token_region, pixels)
         for name, folder, split in zip(names, folders, splits, strict=True)
     ]
     with_images = [source for source in sources if not source.text_only]
@@ -53,7 +54,7 @@ def open_sources(
             source.sizes = first
     for source in with_images[1:]:
         other = source.reader.manifest
-        if (other.feature_size, other.class_names) != (first.feature_size, first.class_names):
+        if pixels is None and (other.feature_size, other.class_names) != (first.feature_size, first.class_names):
             raise ShardError(
                 f"sources {with_images[0].name!r} and {source.name!r} can't be mixed: features of {first.feature_size}"
                 f" and {other.feature_size} numbers, {len(first.class_names)} and {len(other.class_names)} classes"

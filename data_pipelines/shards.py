@@ -26,6 +26,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from data_pipelines.images import ImageError, scaled_pixels
+from vlp.interfaces import PixelSize
+
 SCHEMA_VERSION = 1
 IMAGE_FORMATS = ("png", "jpg", "webp")
 MEMBERS = ("json", "image", "regions")
@@ -366,6 +369,11 @@ class ShardReader:
         """Questions of each sample, int32."""
         return self._columns["question_count"]
 
+    @property
+    def has_image(self) -> np.ndarray:
+        """Whether each sample has a picture, bool."""
+        return self._columns["image_bytes"] > 0
+
     def key(self, number: int) -> str:
         """Key of a sample."""
         return str(self.index["key"][number].as_py())
@@ -423,6 +431,18 @@ class ShardReader:
             raise BadSampleError(key, "regions are not readable") from error
         check_regions(key, regions, self.manifest)
         return regions
+
+    def pixels(self, number: int, size: PixelSize) -> np.ndarray | None:
+        """A sample's picture scaled to `size`, uint8 [h, w, 3]; None if it has none.
+
+        Raises:
+            BadSampleError: it cannot be decoded.
+        """
+        data = self.read_member(number, "image")
+        try:
+            return None if data is None else scaled_pixels(data, size)
+        except ImageError as error:
+            raise BadSampleError(self.key(number), str(error)) from error
 
     def sample(self, number: int) -> Sample:
         """A whole sample.

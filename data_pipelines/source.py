@@ -23,7 +23,7 @@ from data_pipelines.segments import (
 )
 from data_pipelines.shards import BadSampleError, RegionArrays, ShardError, ShardReader
 from vlp.distributed import derive_seed
-from vlp.interfaces import NONE, Regions, Tokens
+from vlp.interfaces import NONE, PixelSize, Regions, Tokens
 from vlp.text.wordpiece import WordPiece
 
 REPLACEMENT_TRIES = 20
@@ -45,8 +45,8 @@ class LoadedPair:
 
 
 class Source:
-    """The pairs of a split: each caption of each sample that has regions, and each question where they are loaded; or,
-    of a text-only split, each text.
+    """The pairs of a split: each caption of each sample that has regions (or a picture, if pixels are asked for), and
+    each question where they are loaded; or, of a text-only split, each text.
 
     Args:
         name: what the mix and the log call it.
@@ -56,6 +56,7 @@ class Source:
         max_regions: what is kept of more regions.
         attributes: load the attributes of regions.
         token_region: load which region each word of a caption refers to.
+        pixels: the size of pictures, for a model that sees pixels; then no regions are loaded.
 
     Raises:
         ShardError: the data set is damaged, has no pair with regions and captions, cannot fill a segment, or lacks
@@ -72,10 +73,11 @@ class Source:
         max_regions: int,
         attributes: bool = False,
         token_region: bool = False,
+        pixels: PixelSize | None = None,
     ):
         self.attributes, self.token_region = attributes, token_region
         self.name, self.tokenizer = name, tokenizer
-        self.max_tokens, self.max_regions = max_tokens, max_regions
+        self.max_tokens, self.max_regions, self.pixels = max_tokens, max_regions, pixels
         self.reader = ShardReader(folder, split)
         for segment in max_tokens:
             if segment not in SEGMENTS:
@@ -85,7 +87,12 @@ class Source:
                 )
         self.text_only = self.reader.text_only
         self.sizes = self.reader.manifest  # widths of features and scores; of a text-only source those of the mix
-        usable = (self.reader.region_counts > 0) | self.text_only
+        if self.text_only and pixels is not None:
+            raise ShardError(
+                f"source {name!r} is text alone, which models that see pixels can't be trained on; leave it out"
+            )
+        usable = self.reader.region_counts > 0 if pixels is None else self.reader.has_image
+        usable = usable | self.text_only
         texts = self.reader.caption_counts + (self.reader.question_counts if "question" in max_tokens else 0)
         counts = np.where(usable, texts, 0)
         self.unusable_samples = int((counts == 0).sum())
@@ -93,6 +100,8 @@ class Source:
             raise ShardError(
                 f"split {split!r} of {folder} has no sample with both captions and region features;"
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
+                if pixels is None
+                else f"split {split!r} of {folder} has no sample with both captions and a picture"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
         if not self.text_only and attributes and not self.reader.manifest.attribute_names:
@@ -112,6 +121,11 @@ class Source:
             raise ShardError(
                 f"the model's segment foil needs false captions, but the samples of {folder} have no fact foils;"
                 " leave foil out of model.max_tokens, and foil_share out of the objectives"
+            )
+        if "tags" in max_tokens and pixels is not None:
+            raise ShardError(
+                f"source {name!r}: the segment tags names regions, which a model that sees pixels doesn't load;"
+                " leave tags out of the layout and of model.max_tokens"
             )
         named = self.text_only or self.reader.manifest.class_names or self._has_fact("region_names")
         if "tags" in max_tokens and not named:
@@ -139,17 +153,22 @@ class Source:
         return -(-self._lengths // LENGTH_STEP)
 
     def _measure_lengths(self) -> np.ndarray:
-        """The most rows of each pair, int64 [pairs]: tokens of all segments as the model cuts them, and regions."""
+        """The most rows of each pair, int64 [pairs]: tokens of all segments as the model cuts them, and regions.
+
+        For pixels, in place of regions, the cells of the picture; of the largest possible, if the facts lack its size.
+        """
         segments, tokenizer, class_names = list(self.max_tokens), self.tokenizer, self.reader.manifest.class_names
         identity = repr(
             (self.reader.fingerprint, tokenizer.tokens, tokenizer.lowercase, segments, self.max_regions, class_names)
         )
+        if self.pixels is not None:
+            identity += repr(self.pixels)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         path = self.reader.folder / f"{self.reader.split}-tokens-{digest}.npy"
         if path.is_file():
             tokens = np.load(path, allow_pickle=False)
         else:
-            tokens = np.zeros((len(segments), len(self)), dtype=np.int64)
+            tokens = np.zeros((len(segments) + (self.pixels is not None), len(self)), dtype=np.int64)
             longest_class = max([0, *(len(t.ids) for t in tokenizer.encode(class_names[1:]))])
             for sample in np.unique(self.sample_of):
                 places = _span(self.sample_of, sample)
@@ -164,13 +183,18 @@ class Source:
                 asked = list_of_texts(facts, "questions") if "question" in segments else []
                 of_questions = np.array([len(t.ids) for t in tokenizer.encode(asked)], dtype=np.int64)
                 of_tags = self._most_tag_tokens(int(sample), facts, longest_class) if "tags" in segments else 0
-                for row, segment in zip(tokens, segments, strict=True):
+                if self.pixels is not None:
+                    tokens[-1, places] = cells(facts, self.pixels)
+                for row, segment in zip(tokens, segments, strict=False):  # a row of cells may follow
                     most = most_tokens(segment, captions, of_foils, of_questions, of_tags)
                     row[places] = most[: places.stop - places.start]
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
             np.save(temporary, tokens)
             os.replace(temporary, path)
-        kept = np.minimum(tokens, np.array([*self.max_tokens.values()], dtype=np.int64)[:, None]).sum(0)
+        most = np.array([*self.max_tokens.values()], dtype=np.int64)[:, None]
+        kept = np.minimum(tokens[: len(segments)], most).sum(0)
+        if self.pixels is not None:
+            return kept + tokens[-1]
         return kept + np.minimum(self.reader.region_counts[self.sample_of], self.max_regions)
 
     def _most_tag_tokens(self, sample: int, facts: dict[str, Any], longest_class: int) -> int:
@@ -204,19 +228,25 @@ class Source:
         if not (question if chosen == NONE else captions[chosen]).strip():
             kind = f"question {number - len(captions)}" if chosen == NONE else f"caption {number}"
             raise BadSampleError(self.reader.key(sample), f"{kind} is empty")
-        stored = self._no_regions() if self.text_only else self.reader.regions(sample)
-        assert stored is not None, "samples without regions have no pairs"
-        if self.attributes and stored.attribute_scores is None:
-            raise BadSampleError(self.reader.key(sample), "regions without attributes")
-        kept = slice(self.max_regions)
-        regions = Regions(
-            features=torch.from_numpy(stored.features[kept]),
-            boxes=torch.from_numpy(stored.boxes[kept]).clamp(0, 1),
-            scores=_tensor(stored.scores, kept),
-            attribute_scores=_tensor(stored.attribute_scores, kept) if self.attributes else None,
-        )
-        class_names = self.reader.manifest.class_names
-        names = region_names(facts, stored, class_names, self.max_regions) if "tags" in self.max_tokens else []
+        names: list[str] = []
+        if self.pixels is not None:
+            pixels = self.reader.pixels(sample, self.pixels)
+            assert pixels is not None, "samples without a picture have no pairs"
+            regions = Regions.from_pixels(torch.from_numpy(pixels))
+        else:
+            stored = self._no_regions() if self.text_only else self.reader.regions(sample)
+            assert stored is not None, "samples without regions have no pairs"
+            if self.attributes and stored.attribute_scores is None:
+                raise BadSampleError(self.reader.key(sample), "regions without attributes")
+            kept = slice(self.max_regions)
+            regions = Regions(
+                features=torch.from_numpy(stored.features[kept]),
+                boxes=torch.from_numpy(stored.boxes[kept]).clamp(0, 1),
+                scores=_tensor(stored.scores, kept),
+                attribute_scores=_tensor(stored.attribute_scores, kept) if self.attributes else None,
+            )
+            if "tags" in self.max_tokens:
+                names = region_names(facts, stored, self.reader.manifest.class_names, self.max_regions)
         material = TextMaterial(captions, chosen, foils(facts), names, derive_seed(draw, pair), question)
         texts = [SEGMENTS[segment](material) for segment in self.max_tokens]
         encoded = self._with_regions(sample, facts, texts) if self.token_region else self.tokenizer.encode(texts)
@@ -287,6 +317,16 @@ class Source:
 
 def _tensor(array: np.ndarray | None, kept: slice) -> torch.Tensor | None:
     return None if array is None else torch.from_numpy(array[kept])
+
+
+def cells(facts: dict[str, Any], size: PixelSize) -> int:
+    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size."""
+    height, width = facts.get("height"), facts.get("width")
+    if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+        scaled = size.of(height, width)
+    else:
+        scaled = size.shorter, size.longer
+    return scaled[0] // size.multiple * (scaled[1] // size.multiple)
 
 
 def _span(ordered: np.ndarray, value: int) -> slice:

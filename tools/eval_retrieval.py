@@ -27,12 +27,13 @@ import vlp
 from data_pipelines.images import decode_image
 from data_pipelines.scene_language import bag_of_words_scores
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader
+from vlp.build import pixel_size
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError, unknown_key
 from vlp.evaluation.retrieval import both_directions, score_all_pairs
 from vlp.evaluation.retrieval_picture import draw_retrieval, images_shown
-from vlp.interfaces import Regions
+from vlp.interfaces import PixelSize, Regions
 from vlp.metrics.recall import RetrievalMetrics
 
 
@@ -51,8 +52,13 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     return Path(arguments[0]), options
 
 
-def read_gallery(reader: ShardReader, count: int, console: Console) -> tuple[list[int], list[list[str]], list[Regions]]:
-    """Sample numbers, captions and regions of the first `count` usable samples; broken ones are named and left out."""
+def read_gallery(
+    reader: ShardReader, count: int, pixels: PixelSize | None, console: Console
+) -> tuple[list[int], list[list[str]], list[Regions]]:
+    """Sample numbers, captions and regions of the first `count` usable samples; broken ones are named and left out.
+
+    pixels: the size of pictures, for a model that sees those and not regions.
+    """
     numbers: list[int] = []
     captions: list[list[str]] = []
     regions: list[Regions] = []
@@ -60,19 +66,31 @@ def read_gallery(reader: ShardReader, count: int, console: Console) -> tuple[lis
         if len(numbers) == count:
             break
         try:
-            facts, stored = reader.facts(number), reader.regions(number)
+            texts = [caption for caption in reader.facts(number)["captions"] if caption.strip()]
+            image = read_image(reader, number, pixels)
         except BadSampleError as error:
             console.print(f"left out: {error}", style="yellow")
             continue
-        texts = [caption for caption in facts["captions"] if caption.strip()]
-        if stored is None or not len(stored.boxes) or not texts:
+        if image is None or not texts:
             continue
         numbers.append(number)
         captions.append(texts)
-        regions.append(Regions(torch.from_numpy(stored.features), torch.from_numpy(stored.boxes)))
+        regions.append(image)
     if not numbers:
-        raise ShardError(f"split {reader.split!r} of {reader.folder} has no sample with captions and regions")
+        what = "regions" if pixels is None else "a picture"
+        raise ShardError(f"split {reader.split!r} of {reader.folder} has no sample with captions and {what}")
     return numbers, captions, regions
+
+
+def read_image(reader: ShardReader, number: int, pixels: PixelSize | None) -> Regions | None:
+    """The regions of a sample, or its picture scaled to `pixels`; None if it has none."""
+    if pixels is not None:
+        picture = reader.pixels(number, pixels)
+        return None if picture is None else Regions.from_pixels(torch.from_numpy(picture))
+    stored = reader.regions(number)
+    if stored is None or not len(stored.boxes):
+        return None
+    return Regions(torch.from_numpy(stored.features), torch.from_numpy(stored.boxes))
 
 
 def table_of(results: dict[str, dict[str, RetrievalMetrics]], texts: int, images: int) -> Table:
@@ -101,12 +119,13 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
     source = model.config.data.sources[0]
     data = Path(options["data"]) if options["data"] else Path(model.config.data.root) / source.path
     reader = ShardReader(data, options["split"])
-    if reader.manifest.feature_size != model.facts.feature_size:
+    pixels = pixel_size(model.config.model)
+    if pixels is None and reader.manifest.feature_size != model.facts.feature_size:
         raise ConfigError(
             f"{data} has region features of {reader.manifest.feature_size} numbers, the model takes"
             f" {model.facts.feature_size}; extract the features with the extractor of the training data"
         )
-    numbers, captions, regions = read_gallery(reader, int(options["gallery"]), console)
+    numbers, captions, regions = read_gallery(reader, int(options["gallery"]), pixels, console)
     texts = [caption for own in captions for caption in own]
     image_of_text = torch.tensor([n for n, own in enumerate(captions) for _ in own])
     began = time.perf_counter()
@@ -117,6 +136,7 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
             model.tokenizer.encode(texts),
             regions,
             progress=lambda pairs: progress.advance(task, pairs),
+            see=model.see,
         )
     seconds = time.perf_counter() - began
     results = {"model": both_directions(scores, image_of_text)}

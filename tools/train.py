@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # threads that wait shouldn't spin: beside loader processes, or on a shared machine, steps would take ten times as long
@@ -19,12 +20,14 @@ from data_pipelines.plan import Plan
 from data_pipelines.prepare import ensure_scenes, open_sources, validation_batches
 from data_pipelines.shards import ShardError
 from data_pipelines.source import Source
-from vlp.build import predict_attributes
+from vlp.build import pixel_size, predict_attributes
 from vlp.checkpoints.key_map import KeyMismatchError
+from vlp.checkpoints.load import load_trunk
 from vlp.config import ConfigError, RunConfig, convert, load_config
 from vlp.distributed import is_launching_process
 from vlp.initial_weights import describe, load_initial_weights
 from vlp.interfaces import NONE
+from vlp.nn.backbones.timm_grid import TimmGrid
 from vlp.run_folder import DataFacts, RunFolder
 from vlp.text.wordpiece import VocabularyError, WordPiece
 from vlp.training.callbacks import TooManyBrokenSamplesError
@@ -74,10 +77,25 @@ def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tup
         data.max_regions,
         attributes=predict_attributes(config.objectives),
         token_region=convert(config.model.get("token_region", False), bool, "model", "token_region"),
+        pixels=pixel_size(config.model),
     )
     fingerprints = {source.name: source.reader.fingerprint for source in sources}
     names = manifest.attribute_names, manifest.answer_names
     return sources, DataFacts(manifest.feature_size, manifest.class_names, fingerprints, *names)
+
+
+def load_start_weights(model: nn.Module) -> None:
+    """Load the weights that the configuration has the model start from: those of its backbone, if it names a file.
+
+    Raises:
+        ConfigError: there is no such file, or it is another trunk's.
+    """
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, TimmGrid) and backbone.weights is not None:
+        try:
+            load_trunk(backbone.trunk.model, Path(backbone.weights), backbone.left_out)
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigError(f"model.backbone.weights: {error}") from error
 
 
 def train(config: RunConfig, resume: str | None, console: Console) -> bool:
@@ -109,10 +127,12 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     validation = validation_batches(held_out, *sizes, config.validation.micro_batches)
     module = build_module(config, tokenizer, facts)
     start = folder.checkpoint_to_resume(resume) if resume else None
-    if config.init is not None and start is None:
-        loaded = load_initial_weights(config.init, module, tokenizer)
-        if launching:
-            console.print(describe(config.init, loaded), soft_wrap=True)
+    if start is None:
+        load_start_weights(module.model)
+        if config.init is not None:
+            loaded = load_initial_weights(config.init, module, tokenizer)
+            if launching:
+                console.print(describe(config.init, loaded), soft_wrap=True)
     if launching:
         if resume is None:
             folder.create(config, tokenizer, facts)
@@ -124,7 +144,10 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             console.print(f"source {source.name}: {len(source)} {kind} of {len(source.reader)} samples{left_out}")
         first = loader(0, 0)
         rows = sum(len(segment.tokens) for segment in first.texts.segments.values()) + 2 * len(first.pairs)
-        rows += int(first.images.offsets.diff()[first.pairs[first.pairs[:, 1] != NONE, 1]].sum())
+        cells = first.images.offsets.diff()
+        if first.images.sizes is not None:
+            cells = (first.images.sizes // config.model["pixels"]["multiple"]).prod(1)
+        rows += int(cells[first.pairs[first.pairs[:, 1] != NONE, 1]].sum())
         print_estimate(config, module, rows, console)
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))
     stopped_at = fit(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import bert, lxmert, oscar, uniter, vilbert, visualbert, vlbert, volta
+from vlp.checkpoints.importers import bert, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
+from vlp.interfaces import PixelSize
 from vlp.models.single_stream import SingleStream
 from vlp.models.two_stream import TwoStream
+from vlp.nn.backbones.patches import Patches
+from vlp.nn.backbones.timm_grid import TimmGrid
 from vlp.nn.embedders.b2t2 import B2T2Embedder
 from vlp.nn.embedders.oscar import OscarEmbedder
 from vlp.nn.embedders.summed import SummedEmbedder
 from vlp.nn.embedders.two_stream import TwoStreamEmbedder
 from vlp.nn.embedders.uniter import UniterEmbedder
+from vlp.nn.embedders.vilt import ViltEmbedder
 from vlp.nn.embedders.visualbert import VisualBertEmbedder
 from vlp.nn.embedders.vlbert import VLBertEmbedder
 from vlp.nn.layout import Layout
@@ -38,9 +42,11 @@ EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
     "summed": SummedEmbedder,
     "two_stream": TwoStreamEmbedder,
     "uniter": UniterEmbedder,
+    "vilt": ViltEmbedder,
     "visualbert": VisualBertEmbedder,
     "vlbert": VLBertEmbedder,
 }
+BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches, "timm_grid": TimmGrid}
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "answering": Answering,
     "masked_language": MaskedLanguage,
@@ -80,6 +86,8 @@ IMPORTERS: dict[str, KeyMap] = {
     "vilbert": vilbert.KEY_MAP,
     "vilbert_contrast": vilbert.CONTRAST,
     "vilbert_regression": vilbert.REGRESSION,
+    "vilt": vilt.KEY_MAP,
+    "vilt_transformers": vilt.TRANSFORMERS,
     "visualbert": visualbert.KEY_MAP,
     "visualbert_hf": visualbert.KEY_MAP_HF,
     "visualbert_released": visualbert.KEY_MAP_RELEASED,
@@ -113,6 +121,20 @@ class FeatureFacts:
     answers: int = 0
 
 
+def pixel_size(settings: dict[str, Any]) -> PixelSize | None:
+    """The size of pictures that a config's `model` block asks for; None if the model sees regions.
+
+    Raises:
+        ConfigError: only one of `pixels` and `backbone` is there, or a key of `pixels` is wrong.
+    """
+    if ("pixels" in settings) != ("backbone" in settings):
+        raise ConfigError("model: pixels (the size of pictures) and backbone (what sees them) need one another")
+    size: PixelSize | None = convert(settings.get("pixels"), PixelSize | None, "model", "pixels")
+    if size is not None and not 0 < size.multiple <= size.shorter <= size.longer:
+        raise ConfigError("model.pixels: multiple, shorter and longer must be positive and ascend in this order")
+    return size
+
+
 def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts: FeatureFacts) -> nn.Module:
     """The model of a config's `model` block.
 
@@ -120,6 +142,12 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         ConfigError: unknown, missing or ill-typed keys, a vocabulary too small for the tokenizer's special tokens, or
             a `feature_size` other than the data's.
     """
+    pixel_size(settings)
+    backbone = None
+    if "backbone" in settings:
+        backbone = construct("model.backbone", settings["backbone"], BACKBONES)
+        facts = replace(facts, feature_size=backbone.feature_size)
+        settings = {key: value for key, value in settings.items() if key not in ("pixels", "backbone")}
     settings = {"regions_share_position": False, "token_region": False, **settings}
     parts = {}
     for key, kind in (
@@ -138,8 +166,10 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         raise ConfigError(
             f"model.embedder.feature_size is {stated}, but the data's manifest says {facts.feature_size};"
             " leave the key out to follow the data"
+            if backbone is None
+            else f"model.embedder.feature_size is {stated}, but the backbone's is {facts.feature_size}; leave it out"
         )
-    constructor, sizes = arguments("model", settings, MODELS, ("embedder", "layout"))
+    constructor, sizes = arguments("model", settings, MODELS, ("embedder", "layout", "backbone"))
     shared = {key: sizes[key] for key in ("hidden_size", "visual_hidden_size", "dropout", "norm_eps") if key in sizes}
     embedder = construct("model.embedder", parts["embedder"], EMBEDDERS, **shared)
     if parts["token_region"] and not getattr(embedder, "reads_token_region", False):
@@ -154,6 +184,10 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         )
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    if backbone is not None:
+        if constructor is not SingleStream:
+            raise ConfigError("model.backbone: only a model of type single_stream can see pixels")
+        sizes["backbone"] = backbone
     return constructor(embedder=embedder, layout=layout, **sizes)
 
 
@@ -189,6 +223,9 @@ def build_objectives(
                 raise ConfigError(f"{where}: {kind} needs class scores, and the data's manifest names no classes")
             if kind in READ_REGION_ROWS and not model.region_rows:
                 raise ConfigError(f"{where}: {kind} needs region rows, and model.layout has no `regions`")
+            from_pixels = getattr(model, "backbone", None) is not None
+            if from_pixels and kind in READ_REGION_ROWS - {"word_region_alignment"}:
+                raise ConfigError(f"{where}: {kind} needs features of regions, and this model sees pixels")
             objectives[name] = construct(
                 where,
                 settings,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from vlp.checkpoints.load import load_strictly, read_weights
 from vlp.config import ConfigError, RunConfig
 from vlp.evaluation.retrieval import score_all_pairs
-from vlp.interfaces import NONE, Batch, Images, Regions, Segment, Texts
+from vlp.interfaces import NONE, Batch, Images, Regions, Segment, Texts, map_tensors
+from vlp.models.single_stream import SingleStream
 from vlp.objectives.matching import Matching
 from vlp.run_folder import DataFacts, RunFolder, build_run, weights_file
 from vlp.text.wordpiece import WordPiece
@@ -52,6 +53,8 @@ class TrainedModel(nn.Module):
     def embed(self, captions: Sequence[str | None], images: Sequence[Regions | None]) -> Tensor:
         """Pooled vectors float32 [n, H] of n pairs; either side of a pair may be None.
 
+        A model that sees pixels takes `Regions.from_pixels(pixels)`, any other regions with features.
+
         Raises:
             ValueError: the two lists differ in length, or a pair is (None, None).
         """
@@ -72,7 +75,13 @@ class TrainedModel(nn.Module):
 
     def score(self, captions: Sequence[str], images: Sequence[Regions]) -> Tensor:
         """How well each caption matches each image, float32 [T, I]; for ranking, larger is better."""
-        return score_all_pairs(self.score_batch, self.tokenizer.encode(list(captions)), list(images))
+        return score_all_pairs(self.score_batch, self.tokenizer.encode(list(captions)), list(images), see=self.see)
+
+    @torch.no_grad()
+    def see(self, images: Images) -> Images:
+        """The images with regions made from their pixels, on the model's device, if it sees pixels."""
+        images = map_tensors(images, lambda tensor: tensor.to(self.device))
+        return self.model.see(images) if isinstance(self.model, SingleStream) else images
 
     def score_batch(self, batch: Batch) -> Tensor:
         """Scores float32 [P] of a batch's pairs."""

@@ -55,16 +55,42 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class PixelSize:
+    """How pictures are scaled for models that see pixels: the shorter side to `shorter`, but the longer to `longer` at
+    most, and then both down to a multiple of `multiple`, the side of what becomes one row of the sequence.
+    """
+
+    shorter: int
+    longer: int
+    multiple: int
+
+    def of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a picture when scaled; the shape is kept but for the rounding.
+
+        Source: ViLT, vilt/transforms/utils.py (MinMaxResize).
+        """
+        scale = min(self.shorter / min(height, width), self.longer / max(height, width))
+        cells = [max(int(side * scale + 0.5) // self.multiple, 1) for side in (height, width)]
+        return cells[0] * self.multiple, cells[1] * self.multiple
+
+
+@dataclass(frozen=True)
 class Regions:
     """Regions of one image: `features` float [R, F], `boxes` float [R, 4] corners as shares of the image,
     `scores` float [R, C] a distribution over classes, or None; `attribute_scores` float [R, A], how sure each
-    attribute is, or None.
+    attribute is, or None. `pixels` uint8 [h, w, 3], or None.
     """
 
     features: Tensor
     boxes: Tensor
     scores: Tensor | None = None
     attribute_scores: Tensor | None = None
+    pixels: Tensor | None = None
+
+    @classmethod
+    def from_pixels(cls, pixels: Tensor) -> Regions:
+        """An image given by its pixels alone, uint8 [h, w, 3], for models that find regions by themselves."""
+        return cls(torch.zeros(0, 0), torch.zeros(0, 4), pixels=pixels)
 
 
 @dataclass(frozen=True)
@@ -120,7 +146,8 @@ class Images:
     `masked` bool [R], set by objectives: what it means is the embedder's business. `chosen` bool [R]: regions that the
     objectives of the group predict, those among them that are left unmasked too.
     `whole` float [I, F]: one vector for the whole image; `whole_boxes` float [I, 4]: where official features put its
-    box, which ends a pixel short (absent: 0 0 1 1). `pixels` float [I, 3, h, w]. `codes` int64 [I, n].
+    box, which ends a pixel short (absent: 0 0 1 1). `pixels` [sum of h x w, 3], the pictures line by line and end to
+    end, uint8 (0 to 255) or float (0 to 1), and `sizes` int64 [I, 2], their heights and widths. `codes` int64 [I, n].
     """
 
     ids: Tensor
@@ -136,14 +163,18 @@ class Images:
     whole: Tensor | None = None
     whole_boxes: Tensor | None = None
     pixels: Tensor | None = None
+    sizes: Tensor | None = None
     codes: Tensor | None = None
 
     @classmethod
     def from_regions(cls, regions: Sequence[Regions], ids: Sequence[int]) -> Images:
-        """Images given by their regions, all with class scores or none; features and scores become float32.
+        """Images given by their regions, all with class scores or none, and all with pixels or none.
 
-        So too for attribute scores: the best is a region's attribute, its score the confidence.
+        Features and scores become float32. So too for attribute scores: the best is a region's attribute, its score
+        the confidence.
         """
+        pixels = [r.pixels for r in regions if r.pixels is not None]
+        with_pixels = bool(regions) and len(pixels) == len(regions)
         lengths = torch.tensor([0, *(len(r.boxes) for r in regions)], dtype=torch.int64)
         with_scores = bool(regions) and all(r.scores is not None for r in regions)
         confidence = attributes = None
@@ -158,6 +189,8 @@ class Images:
             scores=torch.cat([r.scores for r in regions]).float() if with_scores else None,  # type: ignore[misc]
             attributes=attributes,
             attribute_confidence=confidence,
+            pixels=torch.cat([p.flatten(0, 1) for p in pixels]) if with_pixels else None,
+            sizes=torch.tensor([p.shape[:2] for p in pixels], dtype=torch.int64) if with_pixels else None,
         )
 
 

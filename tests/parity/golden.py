@@ -37,7 +37,7 @@ class Golden:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             golden.config = json.loads(metadata["config"])
-            golden.ties = json.loads(metadata["tied_weights"])
+            golden.ties = json.loads(metadata.get("tied_weights", "{}"))
             for key in file.keys():  # noqa: SIM118, not a dict
                 group, name = key.split("/", 1)
                 getattr(golden, group)[name] = file.get_tensor(key)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,3 +155,13 @@ def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Load every tensor of the module from `tensors`, which must fit exactly; see `load_listing`."""
     load_listing(module, tensors, source, Exceptions())
+
+
+def load_trunk(trunk: nn.Module, path: Path, left_out: Container[str]) -> None:
+    """Load a trunk's weights from a file that may hold more of the whole model, whose names are given.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_weights`. KeyMismatchError: as `load_strictly`.
+    """
+    tensors = read_weights(path)
+    load_strictly(trunk, {name: value for name, value in tensors.items() if name not in left_out}, str(path))

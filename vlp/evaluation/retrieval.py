@@ -14,6 +14,7 @@ from vlp.interfaces import Batch, Images, Regions, Segment, Texts, Tokens
 from vlp.metrics.recall import RetrievalMetrics, retrieval_metrics
 
 SPECIAL_ROWS = 2  # rows of a sequence beside words and regions, for planning block sizes
+PIXELS_PER_ROW = 256  # of pictures, for planning how many are seen together
 
 
 def chunks(lengths: list[int], rows: int) -> Iterator[list[int]]:
@@ -37,6 +38,7 @@ def score_all_pairs(
     images: list[Regions],
     rows_per_block: int = 8192,
     progress: Callable[[int], None] = lambda pairs: None,
+    see: Callable[[Images], Images] = lambda images: images,
 ) -> Tensor:
     """Scores float32 [T, I] of all pairs, on the CPU.
 
@@ -48,17 +50,19 @@ def score_all_pairs(
         texts, images: the candidates.
         rows_per_block: rows of all sequences of a block, at most (a single longer pair is scored alone).
         progress: called with the number of pairs done in each block.
+        see: makes regions from pixels, once a picture, where the model sees pixels.
     """
     result = torch.empty(len(texts), len(images))
     text_lengths = [len(text.ids) + SPECIAL_ROWS for text in texts]
-    for image_chunk in chunks([len(image.boxes) for image in images], max(rows_per_block // 64, 1)):
-        regions = [images[n] for n in image_chunk]
-        longest = max(len(image.boxes) for image in regions)
+    sizes = [len(i.boxes) if i.pixels is None else i.pixels[..., 0].numel() // PIXELS_PER_ROW for i in images]
+    for image_chunk in chunks(sizes, max(rows_per_block // 64, 1)):
+        shown = see(Images.from_regions([images[n] for n in image_chunk], image_chunk))
+        longest = int(shown.offsets.diff().max())
         for text_chunk in chunks([n + longest for n in text_lengths], max(rows_per_block // len(image_chunk), 1)):
             pairs = torch.cartesian_prod(torch.arange(len(text_chunk)), torch.arange(len(image_chunk))).view(-1, 2)
             batch = Batch(
                 texts=Texts({"caption": Segment.from_tokens([texts[n] for n in text_chunk])}, torch.tensor(text_chunk)),
-                images=Images.from_regions(regions, image_chunk),
+                images=shown,
                 pairs=pairs,
                 matched=torch.ones(len(pairs), dtype=torch.bool),
             )

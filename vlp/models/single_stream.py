@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlp.interfaces import Batch, Encoded, Ragged, Rows
+from vlp.interfaces import NONE, Batch, Encoded, Images, Ragged, Rows
 from vlp.nn.attention import plan_attention
 from vlp.nn.layout import Layout, Sequences
 from vlp.nn.transformer import Transformer, initialise
@@ -28,6 +29,9 @@ class SingleStream(nn.Module):
             `pooled["visual"]` are relu(linear(first row of the text, of the image)), [P, pooled_size], and
             `pooled["pair"]` their product, with dropout, as the two-stream models have it. What a pair lacks is zero.
         pooled_size: width of the poolers that `product` has, if not `hidden_size`.
+        norm_first: norms before attention and MLP, as in ViT, rather than after them, as in BERT.
+        encoder_norm_eps: epsilon of the transformer's norms, if not `norm_eps`.
+        backbone: makes regions from pixels (`vlp.nn.backbones`), for a model that sees pixels.
     """
 
     def __init__(
@@ -45,6 +49,9 @@ class SingleStream(nn.Module):
         pooler: bool = True,
         pooling: Literal["text", "product"] = "text",
         pooled_size: int | None = None,
+        norm_first: bool = False,
+        encoder_norm_eps: float | None = None,
+        backbone: nn.Module | None = None,
     ):
         super().__init__()
         self.hidden_size = self.visual_size = self.pooled_size = hidden_size
@@ -62,24 +69,34 @@ class SingleStream(nn.Module):
             mlp_size=mlp_size,
             dropout=dropout,
             attention_dropout=attention_dropout,
-            norm_eps=norm_eps,
+            norm_eps=norm_eps if encoder_norm_eps is None else encoder_norm_eps,
+            norm_first=norm_first,
         )
         self.pooler = nn.Linear(hidden_size, self.pooled_size) if pooler else None
         both = pooler and pooling == "product"
         self.visual_pooler = nn.Linear(hidden_size, self.pooled_size) if both else None
         self.dropout = nn.Dropout(dropout)
         initialise(self, initial_std)
+        self.backbone = backbone  # which has weights of its own
 
     def tied(self, name: str) -> Tensor:
         """A parameter shared with a head; see `vlp.interfaces.Model`."""
         return self.embedder.tied(name)  # type: ignore[operator]
 
+    def see(self, images: Images) -> Images:
+        """The images with regions made from their pixels, if the model sees pixels and they have them."""
+        return images if self.backbone is None or images.pixels is None else self.backbone(images)
+
     def forward(self, batch: Batch) -> Encoded:
         """Encode every pair.
 
         Raises:
-            ValueError: region features of another width than the model's, or a pair with nothing in it.
+            ValueError: region features of another width than the model's, no pixels for a model that sees them, or a
+                pair with nothing in it.
         """
+        batch = replace(batch, images=self.see(batch.images))
+        if self.backbone is not None and not len(batch.images.features) and bool((batch.pairs[:, 1:] != NONE).any()):
+            raise ValueError("this model sees pixels, and the batch has none; see vlp.interfaces.Regions.from_pixels")
         width = batch.images.features.shape[-1]
         if len(batch.images.features) and width != self.embedder.feature_size:
             raise ValueError(

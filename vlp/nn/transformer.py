@@ -12,7 +12,8 @@ class Block(nn.Module):
     """BERT's post-norm block: x = norm(x + attention(x)), then x = norm(x + mlp(x)), exact (erf) GELU.
 
     Source: Devlin et al. 2019; residual branches get dropout before they are added. Without `self_attention` only the
-    second half is there (ViLBERT's co-attention layers).
+    second half is there (ViLBERT's co-attention layers). With `norm_first` ViT's block (Dosovitskiy et al. 2021):
+    x = x + attention(norm(x)), then x = x + mlp(norm(x)), with dropout after the activation too.
     """
 
     def __init__(
@@ -24,8 +25,10 @@ class Block(nn.Module):
         attention_dropout: float,
         norm_eps: float,
         self_attention: bool = True,
+        norm_first: bool = False,
     ):
         super().__init__()
+        self.norm_first = norm_first
         self.attention = SelfAttention(hidden_size, heads, attention_dropout) if self_attention else None
         self.attention_norm = nn.LayerNorm(hidden_size, eps=norm_eps) if self_attention else None
         self.mlp_in = nn.Linear(hidden_size, mlp_size)
@@ -35,23 +38,30 @@ class Block(nn.Module):
 
     def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
         """Rows [N, H] of all sequences to rows [N, H]."""
+        if self.norm_first:
+            if self.attention is not None and self.attention_norm is not None:
+                rows = rows + self.dropout(self.attention(self.attention_norm(rows), plan))
+            hidden = self.dropout(F.gelu(self.mlp_in(self.mlp_norm(rows))))
+            return rows + self.dropout(self.mlp_out(hidden))
         if self.attention is not None and self.attention_norm is not None:
             rows = self.attention_norm(rows + self.dropout(self.attention(rows, plan)))
         return self.mlp_norm(rows + self.dropout(self.mlp_out(F.gelu(self.mlp_in(rows)))))
 
 
 class Transformer(nn.Module):
-    """A stack of equal blocks."""
+    """A stack of equal blocks, and a norm at the end if the blocks begin with theirs."""
 
-    def __init__(self, layers: int, **block: float):
+    def __init__(self, layers: int, hidden_size: int, norm_eps: float, norm_first: bool = False, **block: float):
         super().__init__()
-        self.layers = nn.ModuleList(Block(**block) for _ in range(layers))  # type: ignore[arg-type]
+        sizes = {"hidden_size": hidden_size, "norm_eps": norm_eps, "norm_first": norm_first, **block}
+        self.layers = nn.ModuleList(Block(**sizes) for _ in range(layers))  # type: ignore[arg-type]
+        self.norm = nn.LayerNorm(hidden_size, eps=norm_eps) if norm_first else nn.Identity()
 
     def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
         """Rows [N, H] of all sequences to rows [N, H]."""
         for layer in self.layers:
             rows = layer(rows, plan)
-        return rows
+        return self.norm(rows)
 
 
 def initialise(module: nn.Module, std: float) -> None:

@@ -27,7 +27,7 @@ class MaskedTokens:
 
 
 class MaskedLanguage(nn.Module):
-    """Predict masked tokens; the decoder is tied to the word embeddings and has its own bias.
+    """Predict masked tokens; the decoder is tied to the word embeddings, unless told otherwise, and has its own bias.
 
     The loss is the cross entropy, mean over the predicted tokens of matched pairs (Devlin et al. 2019). Only those
     rows go through the vocabulary.
@@ -40,6 +40,7 @@ class MaskedLanguage(nn.Module):
         segments: segments of the text that are masked.
         whole_words: choose words rather than tokens.
         force, mask_share, random_share: see `mask_tokens`.
+        tied: the decoder's weight is the word embeddings; else it has one of its own.
         skip_mismatched: don't predict tokens of mismatched pairs, about which the image says nothing.
     """
 
@@ -57,6 +58,7 @@ class MaskedLanguage(nn.Module):
         mask_share: float = 0.8,
         random_share: float = 0.1,
         skip_mismatched: bool = True,
+        tied: bool = True,
     ):
         super().__init__()
         self.mask_id, self.probability, self.segments = mask_id, probability, segments
@@ -64,7 +66,9 @@ class MaskedLanguage(nn.Module):
         self.mask_share, self.random_share = mask_share, random_share
         self.register_buffer("word_ids", torch.tensor(word_ids), persistent=False)
         self.transform = Transform(model.hidden_size, model.norm_eps)
-        self.bias = nn.Parameter(torch.zeros(len(model.tied("word_embeddings"))))
+        words = len(model.tied("word_embeddings"))
+        self.decoder = None if tied else nn.Linear(model.hidden_size, words, bias=False)
+        self.bias = nn.Parameter(torch.zeros(words))
         initialise(self, model.initial_std)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedTokens]:
@@ -100,7 +104,8 @@ class MaskedLanguage(nn.Module):
             rows.append(where.row[keep])
             labels.append(targets.labels[name].index_select(0, where.source[keep]))
         states = encoded.text.values.index_select(0, torch.cat(rows))
-        logits = F.linear(self.transform(states), model.tied("word_embeddings"), self.bias)
+        weight = model.tied("word_embeddings") if self.decoder is None else self.decoder.weight
+        logits = F.linear(self.transform(states), weight, self.bias)
         return logits, torch.cat(labels)
 
     def loss(self, encoded: Encoded, targets: MaskedTokens, model: Model) -> tuple[Losses, Report]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vlp.interfaces import Batch, Encoded, Losses, Model, Report
+from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
 from vlp.nn.ragged import offsets_of, padded_index
 
 
@@ -72,15 +72,20 @@ class AlignmentTargets:
 class WordRegionAlignment(nn.Module):
     """Draw words and regions of matched pairs together and push those of mismatched pairs apart.
 
-    (sum of matched distances - sum of mismatched distances) / P, in float32; special tokens take part.
+    (sum of matched distances - sum of mismatched distances) / P, in float32.
     It corrupts nothing: put it after `matching` in a group. Source: UNITER, pretrain.py and model/ot.py.
+
+    Args:
+        model: the model to be trained.
+        special_tokens: special tokens take part, as in UNITER; not so in ViLT.
 
     Raises:
         ValueError: the model's words and regions differ in width.
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, special_tokens: bool = True):
         super().__init__()
+        self.special_tokens = special_tokens
         if model.hidden_size != model.visual_size:
             raise ValueError(
                 "word_region_alignment compares words with regions, so they need one width,"
@@ -95,7 +100,11 @@ class WordRegionAlignment(nn.Module):
         """Transport distance of each pair, float32 [P]; 0 for a pair that lacks text or regions."""
         if encoded.regions is None:
             raise ValueError("this model has no region rows, so word-region alignment can't be trained with it")
-        words, word_mask = _padded(encoded.text.values, encoded.text_rows.row, encoded.text_rows.pair, pairs)
+        row, pair = encoded.text_rows.row, encoded.text_rows.pair
+        if not self.special_tokens:
+            of_words = encoded.text_rows.source != NONE
+            row, pair = row[of_words], pair[of_words]
+        words, word_mask = _padded(encoded.text.values, row, pair, pairs)
         regions, region_mask = _padded(encoded.visual.values, encoded.regions.row, encoded.regions.pair, pairs)
         with torch.autocast(words.device.type, enabled=False):
             complete = word_mask.any(1) & region_mask.any(1)

@@ -1,0 +1,52 @@
+"""Patches of a picture as regions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlp.interfaces import Images
+from vlp.nn.backbones.pixels import by_size, grid_regions
+
+
+class Patches(nn.Module):
+    """Cuts pictures into squares; a square's feature is its pixels, channel by channel, line by line.
+
+    It has no weights: what an embedder does to a region's feature first, it does to a patch (ViT's patch projection).
+    Source: ViT (Dosovitskiy et al. 2021), ViLT (Kim et al. 2021).
+
+    Args:
+        size: side of a patch in pixels.
+        mean, std: of each channel, subtracted and divided by, pixels being from 0 to 1.
+        most: patches kept of a picture that has more, drawn at random; in training only.
+
+    Attributes:
+        feature_size: F, numbers of a patch.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int, mean: list[float], std: list[float], most: int | None = None):
+        super().__init__()
+        self.size, self.most, self.feature_size = size, most, 3 * size * size
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, images: Images) -> Images:
+        """The images with their patches as regions, in place of pixels.
+
+        Raises:
+            ValueError: a picture's height or width is no multiple of the patch's.
+        """
+        grids = []
+        for numbers, pixels in by_size(images, self.mean, self.std):
+            _, _, height, width = pixels.shape
+            if height % self.size or width % self.size:
+                raise ValueError(
+                    f"a picture of {width} x {height} pixels can't be cut into patches of {self.size};"
+                    " set model.pixels.multiple to the size of a patch"
+                )
+            cut = pixels.unflatten(3, (-1, self.size)).unflatten(2, (-1, self.size))  # [n, 3, y, size, x, size]
+            grids.append((numbers, cut.permute(0, 2, 4, 1, 3, 5).flatten(3)))
+        return grid_regions(images, grids, self.most if self.training else None)
