@@ -1,11 +1,12 @@
 # make demo   environment, embedded scenes, a small UNITER trained on them, retrieval table and pictures
 # make test   environment, lint, types, tests
+# make learn  small versions of all systems, trained for some minutes each, against a model that is blind
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: install demo test lint
+.PHONY: install demo learn test lint
 install: .venv/installed
 
 .venv/installed: pyproject.toml requirements.lock
@@ -18,6 +19,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/python tools/train.py configs/uniter_small.yaml run_dir=$(DEMO) $$(test -e $(DEMO) && echo resume=last)
 	$(BIN)/python tools/eval_retrieval.py $(DEMO) split=val gallery=200
+
+learn: install
+	$(BIN)/python tools/learn.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,67 @@
+"""tools/learn.py: a blind model's losses are those of the best constant guess, and the verdicts follow from them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import samples
+import torch
+from samples import CLASSES, FEATURES, WORDS
+
+from tools.learn import Blind, Row, held_out, shipped, shortened, small_overrides, train_blind
+from vlp.build import FeatureFacts, build_model, build_objectives
+from vlp.config import load_config
+from vlp.training.module import TrainingModule
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SMALL = ["model.hidden_size=16", "model.layers=1", "model.heads=2", "model.mlp_size=32", "model.initial_std=0.2"]
+SMALL += [f"model.embedder.vocab_size={WORDS}", f"model.embedder.feature_size={FEATURES}"]
+SMALL += ["objectives.0.objectives.0.random_share=0.0", "objectives.0.objectives.0.force=false"]
+
+
+def blind_module(folder: Path) -> TrainingModule:
+    config = load_config(CONFIGS / "uniter_base.yaml", SMALL)
+    facts = FeatureFacts(FEATURES, CLASSES)
+    torch.manual_seed(0)
+    model = build_model(config.model, samples.SPECIAL, facts)
+    objectives, groups = build_objectives(config.objectives, model, samples.tokenizer(folder), facts)
+    return TrainingModule(Blind(model), objectives, groups, config.optim, 1, 0)
+
+
+def test_a_blind_model_learns_the_entropy_of_the_words(tmp_path: Path) -> None:
+    """Three words of four are 7, the others 8: 0.562 nats, whatever stands beside them. Half the pairs match."""
+    batch = samples.batch([[7, 7, 8, 7]] * 32, [3] * 32, [[n, n] for n in range(32)])
+    module = blind_module(tmp_path)
+    before = held_out(module, [batch] * 4)["masked_language"]
+    train_blind(module, [batch])
+    after = held_out(module, [batch] * 8)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert before > 1.5
+    assert after["masked_language"] == pytest.approx(entropy, abs=0.06)
+    assert after["matching"] == pytest.approx(math.log(2), abs=0.03)
+    variance = float((batch.images.features - batch.images.features.mean(0)).square().mean())
+    assert after["masked_region_regression"] == pytest.approx(variance, rel=0.15)
+
+
+def test_verdicts() -> None:
+    nothing = float("nan")
+    assert Row("x", "masked_language", 0.89, 1.0, nothing, nothing).learned()
+    assert not Row("x", "masked_language", 0.91, 1.0, nothing, nothing).learned()
+    assert Row("x", "matching", 0.69, 0.69, 0.61, 0.5).learned()
+    assert not Row("x", "segment_matching", 0.1, 0.69, 0.6, 0.5).learned()
+    assert not Row("x", "matching", 0.1, 0.69, 0.7, 0.72).learned()
+
+
+def test_schedules_are_shortened() -> None:
+    assert shortened(["text"] * 9 + ["visual"] * 5 + ["cross"] * 5) == ["text"] * 2 + ["visual"] * 2 + ["cross"] * 2
+    assert len(shortened(["cross", "text", "visual"] * 6)) == 12
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
+def test_every_shipped_system_has_a_small_version(path: Path) -> None:
+    """The overrides are keys of the configuration, and small."""
+    config = load_config(path, small_overrides(path))
+    assert config.model["hidden_size"] <= 128
+    assert config.trainer.max_steps <= 2000
