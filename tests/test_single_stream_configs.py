@@ -10,7 +10,7 @@ import torch
 from samples import CLASSES, FEATURES, WORDS
 
 from vlp.build import FeatureFacts, build_model, build_objectives
-from vlp.config import load_config
+from vlp.config import ConfigError, load_config
 from vlp.distributed import generator_for
 from vlp.interfaces import NONE
 
@@ -57,6 +57,26 @@ def test_masked_objectives_skip_impostors(name: str, tmp_path: Path) -> None:
     assert bool(swapped.any()) == ("matching" in group.weights)
     for kind, own in targets.items():
         assert torch.equal(own.matched, ~swapped), kind
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("{type: matching, swap_probability: 0.5}", "matching needs a pooled vector; set model.pooler=true"),
+        ("{type: segment_matching, shares: {matched: 1.0}}", "segment_matching needs a pooled vector"),
+        ("{type: answering}", "answering needs a pooled vector"),
+        ("{type: masked_region_regression, probability: 0.15}", "this model's embedder has none"),
+    ],
+)
+def test_objectives_that_a_model_cannot_serve_fail_when_they_are_built(
+    objective: str, message: str, tmp_path: Path
+) -> None:
+    """VL-BERT pools nothing, and sees a region's feature at many places rather than through one projection."""
+    config = load_config(CONFIGS / "vlbert_base.yaml", [*SMALL, f"objectives.0.objectives=[{objective}]"])
+    facts = FeatureFacts(FEATURES, CLASSES, answers=3)
+    model = build_model(config.model, samples.SPECIAL, facts)
+    with pytest.raises(ConfigError, match=message):
+        build_objectives(config.objectives, model, samples.tokenizer(tmp_path), facts)
 
 
 def test_text_only_rows_train_the_same_objectives(tmp_path: Path) -> None:

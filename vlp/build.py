@@ -59,6 +59,7 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "segment_matching": SegmentMatching,
     "word_region_alignment": WordRegionAlignment,
 }
+READ_POOLED = {"matching", "segment_matching", "answering"}  # objectives that need a pooled vector
 READ_REGION_ROWS = {  # objectives that a model without region rows can't be trained with
     "masked_region_class",
     "masked_region_contrast",
@@ -223,6 +224,8 @@ def build_objectives(
                 raise ConfigError(f"{where}: {kind} needs class scores, and the data's manifest names no classes")
             if kind in READ_REGION_ROWS and not model.region_rows:
                 raise ConfigError(f"{where}: {kind} needs region rows, and model.layout has no `regions`")
+            if kind in READ_POOLED and not model.pooled_size:
+                raise ConfigError(f"{where}: {kind} needs a pooled vector; set model.pooler=true")
             from_pixels = getattr(model, "backbone", None) is not None
             if from_pixels and kind in READ_REGION_ROWS - {"word_region_alignment"}:
                 raise ConfigError(f"{where}: {kind} needs features of regions, and this model sees pixels")

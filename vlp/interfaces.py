@@ -276,7 +276,7 @@ class Model(Protocol):
 
     hidden_size: int  # of the text stream
     visual_size: int  # of the visual stream; the same in a single stream
-    pooled_size: int  # of `pooled["pair"]`
+    pooled_size: int  # of `pooled["pair"]`; 0 if the model has none
     norm_eps: float  # of every norm, those of heads included
     initial_std: float  # of random weights, those of heads included
     region_rows: bool  # whether `Encoded.regions` is there

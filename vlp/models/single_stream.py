@@ -72,6 +72,8 @@ class SingleStream(nn.Module):
             norm_eps=norm_eps if encoder_norm_eps is None else encoder_norm_eps,
             norm_first=norm_first,
         )
+        if not pooler:
+            self.pooled_size = 0
         self.pooler = nn.Linear(hidden_size, self.pooled_size) if pooler else None
         both = pooler and pooling == "product"
         self.visual_pooler = nn.Linear(hidden_size, self.pooled_size) if both else None

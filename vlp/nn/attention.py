@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.nn.ragged import padded_index
-
 
 @dataclass(frozen=True)
 class Bucket:
@@ -69,15 +67,6 @@ def plan_attention(offsets: Tensor, slack: float = 0.2, least: int = 4) -> Atten
         computed += index.numel()
         first = last
     return AttentionPlan(buckets, inverse, computed)
-
-
-def plan_padded_attention(offsets: Tensor) -> AttentionPlan:
-    """One bucket as long as the longest sequence: what a padded implementation computes. For comparison."""
-    length = int((offsets[1:] - offsets[:-1]).max())
-    index, mask = padded_index(offsets, length)
-    inverse = torch.empty(int(offsets[-1]), dtype=torch.int64, device=offsets.device)
-    inverse[index[mask]] = torch.arange(index.numel(), device=offsets.device).view_as(index)[mask]
-    return AttentionPlan([Bucket(len(index), length, index.flatten(), mask[:, None, None])], inverse, index.numel())
 
 
 class SelfAttention(nn.Module):

@@ -81,6 +81,9 @@ class MaskedRegionRegression(nn.Module):
         force: choose at least one region of an image.
         tied: whether the decoder is the transpose of the region projection, rather than one of its own.
         smooth: smooth L1 instead of the squared error (VOLTA, visual_target 5).
+
+    Raises:
+        ValueError: the model's embedder has no region projection.
     """
 
     def __init__(
@@ -96,7 +99,13 @@ class MaskedRegionRegression(nn.Module):
         self.measure = F.smooth_l1_loss if smooth else F.mse_loss
         self.probability, self.keep_share, self.force = probability, keep_share, force
         self.transform = Transform(model.visual_size, model.norm_eps)
-        size = model.tied("region_projection").shape[1]
+        try:
+            size = model.tied("region_projection").shape[1]
+        except KeyError:
+            raise ValueError(
+                "masked_region_regression predicts the features that a region projection sees, but"
+                " this model's embedder has none; leave it out"
+            ) from None
         self.bias = nn.Parameter(torch.zeros(size))
         self.decode = None if tied else nn.Linear(model.visual_size, size, bias=False)
         initialise(self, model.initial_std)

@@ -61,7 +61,7 @@ class Matching(nn.Module):
 
     def loss(self, encoded: Encoded, targets: MatchingTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `matching`. Report: `matching_accuracy`."""
-        pooled, labels = _pooled(encoded), targets.matched.long()
+        pooled, labels = encoded.pooled["pair"], targets.matched.long()
         if targets.complete is not None:
             pooled, labels = pooled[targets.complete], labels[targets.complete]
         logits = self.classify(pooled).float()
@@ -72,10 +72,4 @@ class Matching(nn.Module):
 
     def score(self, encoded: Encoded) -> Tensor:
         """How well text and image match, float32 [P], for ranking: the raw logit of class 1 (UNITER, inf_itm.py)."""
-        return self.classify(_pooled(encoded)).float()[:, 1]
-
-
-def _pooled(encoded: Encoded) -> Tensor:
-    if "pair" not in encoded.pooled:
-        raise ValueError("this model has no pooled vector, so matching can't be trained with it; set model.pooler")
-    return encoded.pooled["pair"]
+        return self.classify(encoded.pooled["pair"]).float()[:, 1]

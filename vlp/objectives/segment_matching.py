@@ -48,7 +48,7 @@ class SegmentMatching(nn.Module):
         if min(shares.values()) < 0 or not math.isclose(sum(shares.values()), 1.0):
             raise ValueError(f"the shares must not be negative and must add up to 1, but are {shares}")
         self.shares = dict(shares)
-        self.classify = nn.Linear(model.hidden_size, len(shares))
+        self.classify = nn.Linear(model.pooled_size, len(shares))
         initialise(self, model.initial_std)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, SegmentTargets]:

@@ -95,7 +95,9 @@ class Screen:
 
 
 def duration(seconds: float) -> str:
-    """A time in words a person reads at a glance: 42 s, 5 min, 3.2 h, 4.1 days."""
+    """A time in words a person reads at a glance: 0.12 s, 42 s, 5 min, 3.2 h, 4.1 days."""
+    if 0 < seconds < 10:
+        return f"{seconds:.2g} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
