@@ -185,9 +185,9 @@ def compare(name: str, folder: RunFolder) -> list[Row]:
     blind = held_out(blind_module, batches)
     rows = []
     for key in seeing:
-        if (
-            "accuracy" in key or key == "word_region_alignment"
-        ):  # a distance that needs no learning to be of either sign
+        parts = [other for other in seeing if other.startswith(f"{key}_") and "accuracy" not in other]
+        # a sum of losses that are listed too; or a distance, which needs no learning to be of either sign
+        if "accuracy" in key or parts or key == "word_region_alignment":
             continue
         accuracy = f"{key}_accuracy"
         nothing = float("nan")
@@ -198,21 +198,21 @@ def compare(name: str, folder: RunFolder) -> list[Row]:
 
 
 def table_of(rows: list[Row]) -> Table:
-    """All rows; those that have not learned are red."""
+    """All rows, narrow enough for any terminal; those that have not learned are red."""
     table = Table(title="held-out losses against a blind model", title_justify="left")
-    for column in ("system", "objective"):
-        table.add_column(column, no_wrap=True)
-    for column in ("loss", "blind", "less by", "accuracy", "blind"):
-        table.add_column(column, justify="right")
-    last = ""
+    table.add_column("system and objective", no_wrap=True)
+    for column in ("loss", "blind", "less by", "acc. %", "blind"):
+        table.add_column(column, justify="right", no_wrap=True)
+    system = ""
     for row in rows:
-        if last and row.config != last:
+        if row.config != system:
+            system = row.config
             table.add_section()
-        gain = 1 - row.loss / row.blind_loss
+            table.add_row(system, style="bold")
+        gain = f"{100 * (1 - row.loss / row.blind_loss):.0f} %"
         shares = ["" if a != a else f"{100 * a:.1f}" for a in (row.accuracy, row.blind_accuracy)]
-        cells = [row.config if row.config != last else "", row.objective, f"{row.loss:.4f}", f"{row.blind_loss:.4f}"]
-        table.add_row(*cells, f"{100 * gain:.0f} %", *shares, style=None if row.learned() else "red")
-        last = row.config
+        cells = [f"  {row.objective}", f"{row.loss:.3f}", f"{row.blind_loss:.3f}", gain, *shares]
+        table.add_row(*cells, style=None if row.learned() else "red")
     return table
 
 
