@@ -43,7 +43,7 @@ def decode_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
         raise ImageError(f"image has more than {most_pixels} pixels") from error
     except ImageError:
         raise
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises errors of many kinds on broken files and on odd EXIF tags
         raise ImageError("image cannot be decoded") from error
 
 

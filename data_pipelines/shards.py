@@ -289,12 +289,16 @@ def _empty_row(key: str) -> dict[str, Any]:
 def _fingerprint(table: pyarrow.Table) -> str:
     """Identity of a split: keys and counts of captions and regions, never feature bytes, which differ by machine.
 
-    Counts of questions too, if there are any; so data sets from before there were questions keep their identity.
+    Counts of questions too, if there are any; so data sets from before there were questions keep their identity. And
+    checksums of samples without regions, which hold texts alone: these are the same on all machines, unlike keys that
+    are numbers they tell one text from another.
     """
     digest = hashlib.sha256()
     columns = ["key", "caption_count", "region_count"]
     if any(table["question_count"].to_pylist()):
         columns.append("question_count")
+    if not any(table["region_count"].to_pylist()) and not any(table["image_bytes"].to_pylist()):
+        columns.append("json_crc32")
     for column in columns:
         digest.update(json.dumps(table[column].to_pylist()).encode())
     return digest.hexdigest()[:32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +40,7 @@ run_dir: runs/x
 model: {type: single_stream, hidden_size: 8, layers: 2, dropout: 1e-1, layout: [CLS, caption]}
 objectives:
   - name: mlm
-    sampling_ratio: {coco: 2, vg: 1.5}
+    sampling_ratio: {coco: 2, scenes: 1.5}
     objectives: [{type: masked_language, probability: 0.15, segments: [caption]}]
   - {name: itm, sampling_ratio: 1, objectives: [{type: matching, swap_probability: 0.5}]}
 data:
@@ -86,7 +87,7 @@ def test_values_arrive_with_their_types(write) -> None:
     assert config.trainer.gradient_clip_val == 5.0
     assert isinstance(config.trainer.gradient_clip_val, float), "an int is a float where a float is declared"
     assert isinstance(config.optim.groups[0].weight_decay, float)
-    assert config.objectives[0].sampling_ratio == {"coco": 2.0, "vg": 1.5}
+    assert config.objectives[0].sampling_ratio == {"coco": 2.0, "scenes": 1.5}
     assert config.data.sources == [
         SourceConfig("coco", "coco"),
         SourceConfig("scenes", "scenes", ratio=2, scenes=ScenesConfig(10, 5, 1)),
@@ -139,7 +140,7 @@ def test_unknown_missing_and_repeated_keys(write, old: str, new: str, expected: 
         ("betas: [0.9, 0.98]", "betas: [0.9, x]", "optim.betas.1 must be of type float"),
         ("betas: [0.9, 0.98]", "betas: 0.9", "optim.betas must be a list"),
         ("accelerator: cpu", "accelerator: tpu", "trainer.accelerator is 'tpu', but must be one of auto, cpu, gpu"),
-        ("{coco: 2, vg: 1.5}", "{coco: two}", "objectives.0.sampling_ratio.coco must be of type float"),
+        ("{coco: 2, scenes: 1.5}", "{coco: two}", "objectives.0.sampling_ratio.coco must be of type float"),
         ("scenes: {train: 10", "scenes: {train: ten", "data.sources.1.scenes.train must be of type int, not 'ten'"),
         ("scenes: {train: 10, val: 5, seed: 1}", "scenes: yes", "data.sources.1.scenes must be a mapping"),
         ("micro_batch: 4\n", "micro_batch: four\n", "data.micro_batch must be of type int, not 'four'"),
@@ -191,6 +192,7 @@ def test_overrides(write) -> None:
             "objectives.0.sampling_ratio=4",
             "objectives.1.objectives=[{type: matching, swap_probability: 0.25}]",
             "data.micro_batch=null",
+            "data.micro_batch_tokens=600",
             "run_dir=a=b",
             "trainer.devices=2",
         ],
@@ -397,3 +399,31 @@ def test_shipped_config_begins_with_its_command(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert first.startswith("#")
     assert path.relative_to(ROOT).as_posix() in first
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.max_regions=-1", "data.max_regions is -1, but must be at least 1"),
+        ("trainer.max_steps=0", "trainer.max_steps is 0"),
+        ("trainer.devices=0", "trainer.devices is 0"),
+        ("checkpoint.every=0", "checkpoint.every is 0"),
+        ("validation.every=0", "validation.every is 0"),
+        ("data.micro_batch=0", "data.micro_batch is 0"),
+        ("data.micro_batch_tokens=500", "give one of data.micro_batch and data.micro_batch_tokens"),
+        ("data.sources.0.ratio=0", "data.sources.0.ratio is 0"),
+        ("data.sources=[]", "data.sources is empty"),
+        ("objectives.1.sampling_ratio={scenez: 1}", "unknown key 'scenez'; did you mean 'scenes'"),
+        ("objectives.1.sampling_ratio=-1", "sampling_ratio is -1.0, but must not be negative"),
+        ("run_dir=2026-13-45", "is not a YAML value"),
+    ],
+)
+def test_numbers_that_no_run_can_have(write, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(write(), [override])
+
+
+def test_a_config_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes("seed: 1 # größer".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        load_config(tmp_path / "x.yaml")

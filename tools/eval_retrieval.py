@@ -171,6 +171,9 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        Console(highlight=False).print(__doc__, markup=False)
+        return 0 if arguments else 1
     try:
         evaluate(*read_arguments(arguments), Console(highlight=False))
     except (ConfigError, ShardError, KeyMismatchError, FileNotFoundError, ValueError) as error:

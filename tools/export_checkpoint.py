@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -85,7 +86,7 @@ def export_checkpoint(options: argparse.Namespace, console: Console) -> None:
         console.print(f"opens with transformers.{settings['architectures'][0]}.from_pretrained({str(options.out)!r})")
         if note:
             console.print(f"note: {note}", markup=False, soft_wrap=True)
-    partial = options.out.with_name(f".{options.out.name}.partial")
+    partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a command that was killed
     partial.mkdir(parents=True)
     for name, text in files.items():

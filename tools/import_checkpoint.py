@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
@@ -35,7 +36,7 @@ from vlp.initial_weights import describe, load_initial_weights, read_layout
 from vlp.run_folder import DataFacts, RunFolder, build_run
 from vlp.text.wordpiece import VocabularyError, WordPiece
 
-USER_ERRORS = (ConfigError, KeyMismatchError, VocabularyError, OSError)
+USER_ERRORS = (ConfigError, KeyMismatchError, VocabularyError, OSError, UnicodeDecodeError)
 NAMED = {"classes": "class", "attributes": "attribute", "answers": "answer"}
 
 
@@ -66,6 +67,8 @@ def build(config: RunConfig, tokenizer: WordPiece, names: dict[str, list[str]]) 
     """
     embedder = config.model.get("embedder")
     size = embedder.get("feature_size") if isinstance(embedder, dict) else None
+    if "backbone" in config.model:
+        size = 0  # the backbone's features are the model's own
     if not isinstance(size, int):
         raise ConfigError("the size of region features is not known: add model.embedder.feature_size=2048, or whatever")
     facts = DataFacts(size, names["classes"], {}, names["attributes"], names["answers"])
@@ -108,9 +111,12 @@ def report(theirs: Iterable[str], key_map: KeyMap, console: Console) -> None:
 
 def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     """Read, check, build, write."""
+    options.out = options.out.resolve()
     RunFolder(options.out).refuse_if_used()
     paths = {"run_dir": options.out, "init.path": options.file, "init.importer": options.layout}
-    given = [f"{key}={json.dumps(str(value))}" for key, value in paths.items()]  # quoted, for values are YAML
+    given = [
+        f"{key}={json.dumps(str(value), ensure_ascii=False)}" for key, value in paths.items()
+    ]  # quoted, for values are YAML
     config = load_config(options.config, [*options.overrides, *given])
     config.data.tokenizer.vocabulary = str(options.vocabulary.resolve())
     tokenizer = WordPiece(options.vocabulary, config.data.tokenizer.lowercase)
@@ -129,7 +135,7 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     loaded = load_initial_weights(config.init, trained, tokenizer)
     report(respelled(read_checkpoint(options.file), key_map), key_map, console)
     console.print(describe(config.init, loaded), markup=False, soft_wrap=True)
-    partial = options.out.with_name(f".{options.out.name}.partial")
+    partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a command that was killed
     RunFolder(partial).create(config, tokenizer, trained.facts)
     RunFolder(partial).write_weights("model.safetensors", trained.state_dict(), 0)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from data_pipelines.prepare import validation_batches
 from tools import train
 from vlp.checkpoints.load import load_strictly, read_weights, write_atomically
-from vlp.config import RunConfig, load_config
+from vlp.config import ConfigError, RunConfig, load_config
 from vlp.inference import TrainedModel
 from vlp.interfaces import Batch, Encoded, Model, Ragged
 from vlp.run_folder import RunFolder, build_run
@@ -59,6 +59,13 @@ MORE += ["trainer.gradient_clip_val=5.0", "validation.every=1500", "checkpoint.e
 LEAST_GAIN, LEAST_ACCURACY = 0.1, 0.6
 BATCHES = 16  # held-out micro-batches that are compared
 BLIND_STEPS = 300
+
+
+WHAT_IS_LEARNED = ("model", "objectives", "optim", "seed")  # parts of a configuration that make another run
+
+
+class Stopped(Exception):
+    """A training was stopped by a signal."""
 
 
 @dataclass(frozen=True)
@@ -226,21 +233,34 @@ def run_of(path: Path, overrides: list[str], console: Console) -> RunFolder:
     """The finished run of a configuration; trained if it isn't there."""
     folder = RunFolder(RUNS / path.stem)
     config: RunConfig = load_config(path, [*small_overrides(path), *overrides, f"run_dir={folder.path}"])
-    if not (folder.path.exists() and folder.finished(config)):
-        train.train(config, "last" if folder.path.exists() else None, console)
+    if not folder.path.exists():
+        resume = None
+    elif any(getattr(folder.read_config([]), key) != getattr(config, key) for key in WHAT_IS_LEARNED):
+        raise ConfigError(f"{folder.path} is a run of other settings; remove it, or rename it, for this one")
+    elif folder.finished(config):
+        return folder
+    else:
+        resume = "last"
+    if not train.train(config, resume, console):
+        raise Stopped
     return folder
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     console = Console(highlight=False)
+    if any(a.startswith("-") for a in arguments):
+        console.print(__doc__, markup=False)
+        return 0
     overrides = [a for a in arguments if "=" in a]
     paths = [Path(a) for a in arguments if "=" not in a] or shipped()
     rows: list[Row] = []
     try:
         for path in paths:
             rows += compare(path.stem, run_of(path, overrides, console))
-    except train.USER_ERRORS as error:
+    except Stopped:
+        return train.STOPPED
+    except (*train.USER_ERRORS, ValueError) as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     console.print(table_of(rows))

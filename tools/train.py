@@ -43,7 +43,7 @@ USER_ERRORS = (
     NonFiniteLossError,
     TooManyBrokenSamplesError,
     VocabularyError,
-    FileNotFoundError,
+    OSError,
 )
 
 
@@ -170,6 +170,9 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     console = Console(highlight=False)
+    if arguments[:1] in (["-h"], ["--help"]):
+        console.print(__doc__, markup=False)
+        return 0
     try:
         config, resume = read_arguments(arguments)
         finished = train(config, resume, console)

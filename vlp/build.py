@@ -189,7 +189,10 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         if constructor is not SingleStream:
             raise ConfigError("model.backbone: only a model of type single_stream can see pixels")
         sizes["backbone"] = backbone
-    return constructor(embedder=embedder, layout=layout, **sizes)
+    try:
+        return constructor(embedder=embedder, layout=layout, **sizes)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
 
 
 def predict_attributes(configs: list[GroupConfig]) -> bool:

@@ -193,7 +193,9 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
         loader = _Loader(text)
         loader.name = name
         value = loader.get_single_data()
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # as of a date in month 13, or a value within itself
         raise ConfigError(f"{name} is not valid YAML: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{name} must hold a mapping of keys to values")
@@ -211,10 +213,52 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config file {path}")
-    tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
+    tree = read_yaml(text, str(path))
     for override in overrides:
         _override(tree, override)
-    return typing.cast(RunConfig, convert(tree, RunConfig, str(path), ""))
+    config = typing.cast(RunConfig, convert(tree, RunConfig, str(path), ""))
+    _check_ranges(config, str(path))
+    return config
+
+
+def _check_ranges(config: RunConfig, file: str) -> None:
+    """Refuse numbers that no run can have, and sampling ratios of sources that are not there."""
+    data, trainer = config.data, config.trainer
+    positive: dict[str, Any] = {
+        "data.micro_batches_per_step": data.micro_batches_per_step,
+        "data.micro_batch": data.micro_batch,
+        "data.micro_batch_tokens": data.micro_batch_tokens,
+        "data.max_regions": data.max_regions,
+        "trainer.max_steps": trainer.max_steps,
+        "trainer.devices": trainer.devices,
+        "trainer.num_nodes": trainer.num_nodes,
+        "validation.every": config.validation.every,
+        "validation.micro_batches": config.validation.micro_batches,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+        "log_every": config.log_every,
+        **{f"data.sources.{n}.ratio": source.ratio for n, source in enumerate(data.sources)},
+    }
+    for key, value in positive.items():
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"{file}: {key} is {value}, but must be at least 1")
+    if (data.micro_batch is None) == (data.micro_batch_tokens is None):
+        raise ConfigError(f"{file}: give one of data.micro_batch and data.micro_batch_tokens")
+    if not data.sources:
+        raise ConfigError(f"{file}: data.sources is empty; there is nothing to train on")
+    names = [source.name for source in data.sources]
+    for number, group in enumerate(config.objectives):
+        ratios = group.sampling_ratio if isinstance(group.sampling_ratio, dict) else {"": group.sampling_ratio}
+        for name, ratio in ratios.items():
+            key = f"objectives.{number}.sampling_ratio"
+            if name and name not in names:
+                raise unknown_key(f"{file}: {key}", name, names)
+            if not 0 <= ratio < float("inf"):
+                raise ConfigError(f"{file}: {key} is {ratio}, but must not be negative")
 
 
 def dump_config(config: Any) -> str:
@@ -238,14 +282,16 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r} is not of the form key.sub=value")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{dotted}: {text!r} is not a YAML value") from error
     node: Any = tree
     keys = dotted.split(".")
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not key.isdecimal() or int(key) >= len(node):
                 raise ConfigError(f"{dotted}: {key!r} is not the number of an item; there are {len(node)}")
             index: Any = int(key)
         elif isinstance(node, dict):

@@ -37,9 +37,8 @@ def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: WordPie
             f"init: {error}\nadapt the configuration, or list under init what may_be_missing from the file (it keeps"
             " its random start) and what of the file may_be_unused"
         ) from error
-    whole_table = WORDS in loaded.loaded and WORDS not in loaded.first_rows
     # a run of ours may have more rows than tokens, and its vocabulary was compared; for others this is all there is
-    if init.importer is not None and whole_table and len(tensors[WORDS]) != len(tokenizer):
+    if init.importer is not None and WORDS in loaded.loaded and len(tensors[WORDS]) != len(tokenizer):
         raise ConfigError(
             f"init: {init.path} was trained with {len(tensors[WORDS])} tokens, and the vocabulary {tokenizer.path} has"
             f" {len(tokenizer)}: give the vocabulary of these weights, or words would get the vectors of others"

@@ -58,8 +58,8 @@ class RunFolder:
         """Raise a ConfigError if the folder holds something already."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(
-                f"the run folder {self.path} exists already and nothing in it is overwritten:"
-                f" add resume=last to go on with it, or run_dir=OTHER for a new run"
+                f"the run folder {self.path} exists already and nothing in it is overwritten: choose another folder"
+                " (run_dir=OTHER for a training), or go on with a training by resume=last"
             )
 
     def read_config(self, overrides: list[str]) -> RunConfig:

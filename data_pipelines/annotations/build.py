@@ -70,7 +70,7 @@ def _check_fits(folder: Path, split: str, manifest: Manifest) -> Manifest:
     if list(folder.glob(f"{split}[-.]*")):
         raise ShardError(
             f"{folder} holds files of a split {split!r} without an index, left by a command that was killed;"
-            f" remove {split}-*.tar and {split}.* there"
+            f" remove {split}-* and {split}.* there"
         )
     if there.feature_size:
         raise ShardError(f"{folder} has region features already; add all splits to a data set before its features")

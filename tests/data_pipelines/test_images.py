@@ -86,3 +86,16 @@ def test_what_is_no_picture_is_refused() -> None:
             decode_image(data)
     with pytest.raises(ImageError, match="cannot be decoded"):
         decode_image(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(("tag", "kind", "value"), [(259, 4, 70000), (256, 2, b"x\0\0\0"), (282, 2, b"x\0\0\0")])
+def test_odd_exif_is_an_image_error(tag: int, kind: int, value: int | bytes) -> None:
+    """A tag of another type than its own, beside the orientation that has pictures turned: Pillow fails in its ways."""
+    number = value if isinstance(value, bytes) else struct.pack("<I", value)
+    count = len(number) if isinstance(value, bytes) else 1
+    entries = sorted([struct.pack("<HHII", 274, 3, 1, 6), struct.pack("<HHI", tag, kind, count) + number])
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    jpeg = io.BytesIO()
+    Image.new("RGB", (4, 6)).save(jpeg, "JPEG", exif=exif)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_image(jpeg.getvalue())

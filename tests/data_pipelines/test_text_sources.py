@@ -14,7 +14,7 @@ from data_pipelines.annotations.text import TextReader
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.plan import Plan
 from data_pipelines.prepare import open_sources
-from data_pipelines.shards import Manifest, Sample, ShardError, write_manifest, write_split
+from data_pipelines.shards import Manifest, Sample, ShardError, ShardReader, write_manifest, write_split
 from data_pipelines.source import Source
 from vlp.interfaces import NONE
 from vlp.text.wordpiece import WordPiece
@@ -110,3 +110,12 @@ def test_what_is_no_text_source(tmp_path: Path, tokenizer: WordPiece) -> None:
     write_manifest(folder, replace(TEXT, samples={"train": write_split(folder, "train", samples)}))
     with pytest.raises(ShardError, match="no sample with both captions and region features"):
         Source("pictures", folder, "train", tokenizer, {"caption": 60}, 100)
+
+
+def test_other_texts_are_another_data_set(tmp_path: Path) -> None:
+    """Their keys are numbers and their counts may be equal, so resuming could not tell them apart by these."""
+    one = ShardReader(books(tmp_path / "one"), "train").fingerprint
+    (tmp_path / "same").mkdir()
+    same = ShardReader(books(tmp_path / "same" / "one"), "train").fingerprint
+    other = ShardReader(books(tmp_path / "other", "a red circle of\nthe green square\n\nleft of the square\n"), "train")
+    assert one == same != other.fingerprint

@@ -58,7 +58,7 @@ def draw_retrieval(
                 spine.set_linewidth(4 if right else 1)
             rank = order.index(image) + 1
             label = f"{rank}" + ("  right" if right else "")
-            axis.set_title(label, fontsize=8, color=RIGHT if right else "black", pad=3)
+            axis.set_title(label, fontsize=8, color=RIGHT if right else "black", pad=5)
     figure.tight_layout(pad=0.6)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -32,7 +32,8 @@ def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
         window = max(len(values) // 30, 1)
         if len(values) > window > 1:
             mean = np.convolve(values, np.ones(window) / window, mode="valid")
-            axis.plot(steps[window - 1 :], mean, color="#1f4e79", label=f"mean of {window}")
+            first = (window - 1) // 2  # in the middle of what it is the mean of
+            axis.plot(steps[first : first + len(mean)], mean, color="#1f4e79", label="running mean")
         held_out = name.replace("loss/", "val_loss/")
         marks = [(row["step"], row[held_out]) for row in rows if held_out in row]
         if marks:
