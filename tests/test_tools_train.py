@@ -85,6 +85,26 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+def test_two_processes_do_not_train_in_one_folder(finished: Path, root: Path, tmp_path: Path) -> None:
+    """Nor does the lock outlive the process that holds it, killed or not."""
+    shutil.copytree(finished, tmp_path / "run")
+    code = "import sys, time; from pathlib import Path; from vlp.run_folder import RunFolder\n"
+    code += "held = RunFolder(Path(sys.argv[1])).hold(); print('held', flush=True); time.sleep(300)"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    before = digest(tmp_path / "run" / "metrics.jsonl")
+    refused = train("uniter_base.yaml", root, tmp_path / "run", "resume=last")
+    assert refused.returncode == 1
+    assert "another process is training in" in refused.stderr
+    assert digest(tmp_path / "run" / "metrics.jsonl") == before
+    other.kill()
+    other.wait()
+    again = train("uniter_base.yaml", root, tmp_path / "run", "resume=last")
+    assert again.returncode == 0, again.stderr
+
+
 def test_a_run_leaves_a_complete_folder(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names >= {

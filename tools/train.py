@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -150,15 +151,17 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         rows += int(cells[first.pairs[first.pairs[:, 1] != NONE, 1]].sum())
         print_estimate(config, module, rows, console)
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))
-    stopped_at = fit(
-        config,
-        module,
-        folder,
-        DataModule(loader, data.micro_batches_per_step, data.workers),
-        validation,
-        console,
-        start,
-    )
+    held = folder.hold() if launching else nullcontext()
+    with held:
+        stopped_at = fit(
+            config,
+            module,
+            folder,
+            DataModule(loader, data.micro_batches_per_step, data.workers),
+            validation,
+            console,
+            start,
+        )
     if launching:
         plot_losses(folder.read_rows(), folder.path / "losses.png")
         console.print(f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png")

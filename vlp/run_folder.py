@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 from torch import Tensor, nn
 
@@ -61,6 +61,24 @@ class RunFolder:
                 f"the run folder {self.path} exists already and nothing in it is overwritten: choose another folder"
                 " (run_dir=OTHER for a training), or go on with a training by resume=last"
             )
+
+    def hold(self) -> IO[bytes]:
+        """Keep other processes from training in the folder until the file that is returned is closed.
+
+        A record lock, since the loader's processes must not inherit it: it ends with this process, however that ends.
+
+        Raises:
+            ConfigError: another process holds the folder.
+        """
+        import fcntl  # not on Windows, where models can be loaded all the same
+
+        file = (self.path / ".lock").open("wb")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise ConfigError(f"another process is training in {self.path}; wait for it, or choose another") from error
+        return file
 
     def read_config(self, overrides: list[str]) -> RunConfig:
         """The run's own configuration, with overrides.

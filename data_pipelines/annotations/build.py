@@ -55,6 +55,8 @@ def build_split(
         index = temporary / f"{split}.parquet"
         for path in [path for path in sorted(temporary.iterdir()) if path != index]:
             os.rename(path, folder / path.name)
+        # read anew, for another split may have been added meanwhile
+        manifest = replace(manifest, samples={**read_manifest(folder).samples, split: count})
         write_manifest(folder, manifest)
         os.rename(index, folder / index.name)
         return count
