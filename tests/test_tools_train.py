@@ -137,7 +137,7 @@ def test_killed_and_resumed_on_real_shards(finished: Path, root: Path, tmp_path:
     process = subprocess.Popen(
         command("train.py", *arguments), cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
     )
-    for _ in range(3000):
+    for _ in range(12000):
         if (run_dir / "checkpoints" / "step-00000003.ckpt").exists() or process.poll() is not None:
             break
         time.sleep(0.02)

@@ -264,7 +264,10 @@ def main(arguments: list[str]) -> int:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     console.print(table_of(rows))
-    listed: list[dict[str, Any]] = [{**vars(row), "learned": row.learned()} for row in rows]
+    listed: list[dict[str, Any]] = [
+        {**{key: None if value != value else value for key, value in vars(row).items()}, "learned": row.learned()}
+        for row in rows
+    ]
     write_atomically(RUNS / "table.json", json.dumps(listed, indent=1).encode())
     return 0 if all(row.learned() for row in rows) else 1
 
