@@ -30,6 +30,7 @@ def build_split(
     """
     if not re.fullmatch(r"[A-Za-z0-9_]+", split):
         raise ShardError(f"the split's name {split!r} may hold letters, digits and underscores only")
+    folder = folder.resolve()  # `.` has no name
     there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if there:
         manifest = replace(manifest, samples=_check_fits(folder, split, manifest).samples)
