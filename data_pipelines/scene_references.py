@@ -76,11 +76,11 @@ def word_regions(caption: Caption, scene: Scene) -> tuple[list[int], list[int]]:
     numbers = [meant[entities.index(p.entity)] if entities.count(p.entity) == 1 else NONE for p in named]
     if len(also) != len(named):
         also = []
-    return _by_word(caption.text, named, numbers), _by_word(caption.foil, also, numbers)
+    return _by_word(caption.text, named, numbers), _by_word(caption.foil, also, numbers if also else [])
 
 
 def _by_word(text: str, named: list[Phrase], numbers: list[int]) -> list[int]:
     regions = [NONE] * len(text.split())
-    for phrase, number in zip(named, numbers, strict=False):
+    for phrase, number in zip(named, numbers, strict=True):
         regions[phrase.first : phrase.last + 1] = [number] * (phrase.last + 1 - phrase.first)
     return regions

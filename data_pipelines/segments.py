@@ -81,12 +81,14 @@ def word_regions(facts: dict[str, Any]) -> dict[str, list[int]]:
     """For captions and foils, by text, the region that each word refers to, or NONE; words stand between blanks.
 
     Raises:
-        ValueError: the facts `caption_regions` and `foil_regions` are not lists of such numbers.
+        ValueError: the facts `caption_regions` and `foil_regions` are not lists of such numbers, one for each text.
     """
     known: dict[str, list[int]] = {}
     for kind in ("foil", "caption"):
-        texts, regions = facts.get(f"{kind}s", []), facts.get(f"{kind}_regions", [])
-        for text, numbers in zip(texts, regions, strict=False):
+        regions = facts.get(f"{kind}_regions")
+        if regions is None:
+            continue
+        for text, numbers in zip(facts.get(f"{kind}s", []), regions, strict=True):
             if len(numbers) != len(text.split()) or not all(isinstance(n, int) and n >= NONE for n in numbers):
                 raise ValueError(f"{kind}_regions don't fit the words")
             known[text] = numbers

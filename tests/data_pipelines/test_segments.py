@@ -202,9 +202,12 @@ def test_regions_of_words_that_do_not_fit(tmp_path: Path, tokenizer: WordPiece) 
         Source("made_up", folder, "train", tokenizer, {"caption": 9}, 100, token_region=True).load(0)
 
     load()
-    for broken in ([[1, 2]], [[1, 2, 3, -2]], [[1, 2, 3, 1.5]], [3], ["abcd"]):
+    for broken in ([1, 2], [1, 2, 3, -2], [1, 2, 3, 1.5], 3, "abcd"):
         with pytest.raises(BadSampleError, match="regions of words"):
-            load(caption_regions=broken)
+            load(caption_regions=[broken, [0]])
+    for count in (1, 3):  # of two captions
+        with pytest.raises(BadSampleError, match="regions of words"):
+            load(caption_regions=[[-1, 2, 2, 2], [0], [0]][:count])
     folder = make_data_set(tmp_path / "bare", [make_sample(0)])
     with pytest.raises(ShardError, match="no fact caption_regions"):
         Source("made_up", folder, "train", tokenizer, {"caption": 9}, 100, token_region=True)
