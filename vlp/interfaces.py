@@ -267,6 +267,23 @@ class Encoded:
     computed_rows: int
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """What a dual encoder returns for P pairs.
+
+    `images` and `texts`: float32 [P, D], each row of length 1. `scale`: scalar, what cosines are multiplied by (the
+    exponential of the model's `logit_scale`). `bias`: scalar added to the products, or None. `rows`: patches and tokens
+    that the towers worked on; `computed_rows`: padding included.
+    """
+
+    images: Tensor
+    texts: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    rows: int
+    computed_rows: int
+
+
 Losses = dict[str, Tensor]  # scalars with gradient, to be weighted and summed
 Report = dict[str, Tensor]  # scalars without gradient, to be logged
 
@@ -292,6 +309,23 @@ class Model(Protocol):
         Raises:
             KeyError: the model has no such parameter.
         """
+
+
+class DualModel(Protocol):
+    """What contrastive objectives and evaluation may ask of a dual encoder."""
+
+    embedding_size: int  # D
+    logit_scale: Tensor  # scalar parameter, a logarithm
+    logit_bias: Tensor | None  # scalar parameter, where the model has one
+
+    def __call__(self, batch: Batch) -> Embedded:
+        """Embed text and image of every pair."""
+
+    def embed_images(self, images: Images) -> Tensor:
+        """Embeddings float32 [I, D] of length 1."""
+
+    def embed_texts(self, texts: Texts) -> Tensor:
+        """Embeddings float32 [T, D] of length 1."""
 
 
 class Objective(Protocol):
