@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import bert, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
+from vlp.checkpoints.importers import bert, brivl, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.interfaces import PixelSize
@@ -71,11 +71,13 @@ READ_REGION_ROWS = {  # objectives that a model without region rows can't be tra
 IMPORTERS: dict[str, KeyMap] = {
     "bert": bert.KEY_MAP,
     "bert_for_b2t2": bert.ONE_NORM,
+    "bert_for_dual_encoder": bert.TEXT_TOWER,
     "bert_for_lxmert": bert.LXMERT,
     "bert_for_oscar": bert.OSCAR,
     "bert_for_vilbert": bert.VILBERT,
     "bert_for_visualbert": bert.VISUALBERT,
     "bert_for_vlbert": bert.ONE_NORM,
+    "brivl": brivl.KEY_MAP,
     "lxmert": lxmert.KEY_MAP,
     "lxmert_transformers": lxmert.TRANSFORMERS,
     "oscar": oscar.KEY_MAP,

@@ -1,13 +1,14 @@
 """Key maps as data: tables of name patterns that translate checkpoints in both directions.
 
-A rule maps one of our keys to one or several of theirs. `{i}` stands for a layer number on both sides. Several keys
-of theirs are laid end to end along the first dimension (query, key and value of one fused projection).
+A rule maps one of our keys to one or several of theirs. `{i}` stands for a layer number on both sides, `{rest}` for all
+that follows, of a part whose names are the same in both. Several keys of theirs are laid end to end along the first
+dimension (query, key and value of one fused projection).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,27 +49,30 @@ class KeyMismatchError(ValueError):
     """A checkpoint does not have the keys or shapes that were expected."""
 
 
-def _layers(patterns: Iterable[str], keys: Iterable[str]) -> dict[str, list[int]]:
+def _layers(patterns: Sequence[str], keys: Iterable[str]) -> dict[str, list[str]]:
     """Layer numbers that `keys` has of each stack, a stack being what stands before `{i}` in a pattern.
 
     All patterns of a stack count together, so a key that one layer lacks is missed. A stack without a layer has 0.
+    So too for what stands in the place of `{rest}`, where there may be nothing.
     """
-    found: dict[str, set[int]] = {}
+    found: dict[str, set[str]] = {}
+    numbered = {pattern.partition("{")[0] for pattern in patterns if "{i}" in pattern}
     for pattern in patterns:
-        if "{i}" in pattern:
-            expression = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d+)"))
-            numbers = {int(match.group(1)) for key in keys if (match := expression.fullmatch(key))}
-            found.setdefault(pattern.partition("{i}")[0], set()).update(numbers)
-    return {stack: sorted(numbers) or [0] for stack, numbers in found.items()}
+        if "{" in pattern:
+            form = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d+)").replace(r"\{rest\}", "(.+)"))
+            names = {match.group(1) for key in keys if (match := form.fullmatch(key))}
+            found.setdefault(pattern.partition("{")[0], set()).update(names)
+    in_order = {stack: sorted(names, key=lambda name: (len(name), name)) for stack, names in found.items()}
+    return {stack: names or ["0"] * (stack in numbered) for stack, names in in_order.items()}
 
 
-def _numbers(pattern: str, layers: dict[str, list[int]]) -> list[int] | list[None]:
+def _numbers(pattern: str, layers: dict[str, list[str]]) -> list[str] | list[None]:
     """The layers of a pattern; [None] for one without a number."""
-    return layers[pattern.partition("{i}")[0]] if "{i}" in pattern else [None]
+    return layers[pattern.partition("{")[0]] if "{" in pattern else [None]
 
 
-def _fill(pattern: str, layer: int | None) -> str:
-    return pattern if layer is None else pattern.format(i=layer)
+def _fill(pattern: str, layer: str | None) -> str:
+    return pattern if layer is None else pattern.format(i=layer, rest=layer)
 
 
 def respelled(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
@@ -105,7 +109,8 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
     theirs |= {name: theirs[tied] for tied, name in key_map.ties.items() if tied in theirs and name not in theirs}
     left = set(theirs)
     missing: list[str] = []
-    layers = _layers([name for rule in key_map.rules for name in rule.theirs], theirs)
+    not_used = unused_keys(theirs, key_map).keys()
+    layers = _layers([name for rule in key_map.rules for name in rule.theirs], theirs.keys() - not_used)
     for rule in key_map.rules:
         for layer in _numbers(rule.theirs[0], layers):
             names = [_fill(name, layer) for name in rule.theirs]
@@ -124,7 +129,7 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
             left.discard(tied)
             if not torch.equal(theirs[tied], theirs[original]):
                 raise KeyMismatchError(f"{tied} should equal {original}, to which it is tied, but does not")
-    left -= unused_keys(left, key_map).keys()
+    left -= not_used
     if missing or left:
         raise KeyMismatchError(_lists("the checkpoint", missing, sorted(left)))
     return ours
