@@ -26,12 +26,15 @@ from vlp.nn.embedders.visualbert import VisualBertEmbedder
 from vlp.nn.embedders.vlbert import VLBertEmbedder
 from vlp.nn.layout import Layout
 from vlp.objectives.answering import Answering
+from vlp.objectives.contrastive import Contrastive
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribution, MaskedRegionRegression
 from vlp.objectives.masked_region_contrast import MaskedRegionContrast
 from vlp.objectives.matching import Matching
+from vlp.objectives.momentum_contrast import MomentumContrast
 from vlp.objectives.region_prediction import RegionPrediction
 from vlp.objectives.segment_matching import SegmentMatching
+from vlp.objectives.sigmoid_contrastive import SigmoidContrastive
 from vlp.objectives.word_region import WordRegionAlignment
 from vlp.text.wordpiece import WordPiece
 
@@ -49,14 +52,17 @@ EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
 BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches, "timm_grid": TimmGrid}
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "answering": Answering,
+    "contrastive": Contrastive,
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,
     "masked_region_contrast": MaskedRegionContrast,
     "masked_region_distribution": MaskedRegionDistribution,
     "masked_region_regression": MaskedRegionRegression,
     "matching": Matching,
+    "momentum_contrast": MomentumContrast,
     "region_prediction": RegionPrediction,
     "segment_matching": SegmentMatching,
+    "sigmoid_contrastive": SigmoidContrastive,
     "word_region_alignment": WordRegionAlignment,
 }
 READ_POOLED = {"matching", "segment_matching", "answering"}  # objectives that need a pooled vector
