@@ -33,8 +33,10 @@ from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribution, MaskedRegionRegression
 from vlp.objectives.masked_region_contrast import MaskedRegionContrast
 from vlp.objectives.matching import Matching
+from vlp.objectives.momentum_contrast import MomentumContrast
 from vlp.objectives.region_prediction import RegionPrediction
 from vlp.objectives.segment_matching import SegmentMatching
+from vlp.objectives.sigmoid_contrastive import SigmoidContrastive
 from vlp.objectives.word_region import WordRegionAlignment
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream, "two_stream": TwoStream}
@@ -58,8 +60,10 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "masked_region_distribution": MaskedRegionDistribution,
     "masked_region_regression": MaskedRegionRegression,
     "matching": Matching,
+    "momentum_contrast": MomentumContrast,
     "region_prediction": RegionPrediction,
     "segment_matching": SegmentMatching,
+    "sigmoid_contrastive": SigmoidContrastive,
     "word_region_alignment": WordRegionAlignment,
 }
 IMAGE_TOWERS: dict[str, Callable[..., nn.Module]] = {"open_clip_image": OpenClipImage}
