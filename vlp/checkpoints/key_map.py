@@ -21,7 +21,7 @@ class Rule:
 
     `optional`: only some checkpoints, and only some of our models, have it.
     `order`: ours has their rows in that order (row k of ours is row order[k] of theirs), as where classes are numbered
-    in another way.
+    in another way. `scalar`: ours is a number, theirs a vector of that one number.
     """
 
     ours: str
@@ -30,6 +30,7 @@ class Rule:
     rows: int | None = None  # rows of theirs, needed to export a `row` rule
     optional: bool = False
     order: tuple[int, ...] | None = None
+    scalar: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
             value = parts[0] if len(parts) == 1 else torch.cat(parts)
             if rule.order is not None:
                 value = value[list(rule.order)]
+            if rule.scalar:
+                value = value.reshape(())
             ours[_fill(rule.ours, layer)] = value if rule.row is None else value[rule.row : rule.row + 1]
     for tied, original in key_map.ties.items():
         if tied in theirs:
@@ -159,6 +162,8 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
                 whole = value.new_zeros(rule.rows, *value.shape[1:])
                 whole[rule.row] = value[0]
                 value = whole
+            if rule.scalar:
+                value = value.reshape(1)
             parts = [value] if len(rule.theirs) == 1 else value.chunk(len(rule.theirs))  # scalars can't be cut
             for key, part in zip(rule.theirs, parts, strict=True):
                 theirs[_fill(key, layer)] = part

@@ -44,9 +44,12 @@ def _towers(ours: str, theirs: str) -> list[Rule]:
 _MOMENTUM = [
     *_towers(f"{_OBJECTIVE}.key_model", "_mom"),
     *(
-        Rule(f"{_OBJECTIVE}.{ours}_queue.{part}", (f"{theirs}_queue{ending}",))
+        rule
         for ours, theirs in (("image", "img"), ("text", "text"))
-        for part, ending in (("keys", ""), ("pointer", "_ptr"))
+        for rule in (
+            Rule(f"{_OBJECTIVE}.{ours}_queue.keys", (f"{theirs}_queue",)),
+            Rule(f"{_OBJECTIVE}.{ours}_queue.pointer", (f"{theirs}_queue_ptr",), scalar=True),
+        )
     ),
 ]
 

@@ -35,14 +35,18 @@ class BertTrunk(nn.Module):
 
     A text is one sentence, so only row 0 of the type table is read.
 
+    Args:
+        sizes: of the tables and blocks.
+        padding: a token whose vector is not trained, where padding is passed as if it were text.
+
     Attributes:
         hidden_size: H.
     """
 
-    def __init__(self, sizes: BertSizes):
+    def __init__(self, sizes: BertSizes, padding: int | None = None):
         super().__init__()
         self.hidden_size = sizes.hidden_size
-        self.word_table = nn.Embedding(sizes.vocab_size, sizes.hidden_size)
+        self.word_table = nn.Embedding(sizes.vocab_size, sizes.hidden_size, padding_idx=padding)
         self.position_table = nn.Embedding(sizes.positions, sizes.hidden_size)
         self.type_table = nn.Embedding(sizes.types, sizes.hidden_size)
         self.norm = nn.LayerNorm(sizes.hidden_size, eps=sizes.norm_eps)

@@ -17,11 +17,12 @@ class WenlanText(nn.Module):
 
     Args:
         bert: sizes of BERT.
+        special: ids of special tokens by name; PAD, if padding is seen.
         embedding_size: D.
         head: sizes of the `SetHead`.
         context_length: most tokens of a text, special ones included.
         see_padding: BERT attends to padding too, which fills every text up to `context_length`; as the original, which
-            gives it no mask. For its weights. The set is of real tokens either way.
+            gives it no mask. For its weights. The set is of real tokens either way, the vector of padding not trained.
         trained: regular expressions; parameters of BERT in whose names none is found are frozen. None: all train.
 
     Attributes:
@@ -34,6 +35,7 @@ class WenlanText(nn.Module):
     def __init__(
         self,
         bert: BertSizes,
+        special: dict[str, int],
         embedding_size: int,
         head: HeadSizes,
         context_length: int,
@@ -44,7 +46,7 @@ class WenlanText(nn.Module):
         if context_length > bert.positions:
             raise ValueError(f"context_length is {context_length}, but bert.positions only {bert.positions}")
         self.embedding_size, self.context_length, self.full_length = embedding_size, context_length, see_padding
-        self.backbone = BertTrunk(bert)
+        self.backbone = BertTrunk(bert, padding=special["PAD"] if see_padding else None)
         if trained is not None:
             train_only(self.backbone, trained)
         self.head = SetHead(bert.hidden_size, embedding_size, head)
