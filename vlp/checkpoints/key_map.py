@@ -1,14 +1,14 @@
 """Key maps as data: tables of name patterns that translate checkpoints in both directions.
 
-A rule maps one of our keys to one or several of theirs. `{i}` stands for a layer number on both sides, `{rest}` for all
-that follows, of a part whose names are the same in both. Several keys of theirs are laid end to end along the first
-dimension (query, key and value of one fused projection).
+A rule maps one of our keys to one or several of theirs. `{i}` stands for a layer number on both sides. Several keys
+of theirs are laid end to end along the first dimension (query, key and value of one fused projection). Where we hold
+another library's module as it is, a prefix stands for all of its keys.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,8 @@ class Rule:
 
     `optional`: only some checkpoints, and only some of our models, have it.
     `order`: ours has their rows in that order (row k of ours is row order[k] of theirs), as where classes are numbered
-    in another way. `scalar`: ours is a number, theirs a vector of that one number.
+    in another way. `transposed`: ours is the transpose of theirs. `scalar`: ours is a
+    number, theirs a vector of that one number.
     """
 
     ours: str
@@ -30,6 +31,7 @@ class Rule:
     rows: int | None = None  # rows of theirs, needed to export a `row` rule
     optional: bool = False
     order: tuple[int, ...] | None = None
+    transposed: bool = False
     scalar: bool = False
 
 
@@ -38,42 +40,41 @@ class KeyMap:
     """Rules, the keys of theirs that repeat another one (ties), and those not used, with the reason.
 
     `spellings`: patterns and what to put in their place, in order, where some files write a key in another way.
+    `prefixes`: beginnings of our keys and of theirs, for keys that no rule has; what follows is the same.
     """
 
     rules: list[Rule]
     ties: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     spellings: dict[str, str] = field(default_factory=dict)
+    prefixes: dict[str, str] = field(default_factory=dict)
 
 
 class KeyMismatchError(ValueError):
     """A checkpoint does not have the keys or shapes that were expected."""
 
 
-def _layers(patterns: Sequence[str], keys: Iterable[str]) -> dict[str, list[str]]:
+def _layers(patterns: Iterable[str], keys: Iterable[str]) -> dict[str, list[int]]:
     """Layer numbers that `keys` has of each stack, a stack being what stands before `{i}` in a pattern.
 
     All patterns of a stack count together, so a key that one layer lacks is missed. A stack without a layer has 0.
-    So too for what stands in the place of `{rest}`, where there may be nothing.
     """
-    found: dict[str, set[str]] = {}
-    numbered = {pattern.partition("{")[0] for pattern in patterns if "{i}" in pattern}
+    found: dict[str, set[int]] = {}
     for pattern in patterns:
-        if "{" in pattern:
-            form = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d+)").replace(r"\{rest\}", "(.+)"))
-            names = {match.group(1) for key in keys if (match := form.fullmatch(key))}
-            found.setdefault(pattern.partition("{")[0], set()).update(names)
-    in_order = {stack: sorted(names, key=lambda name: (len(name), name)) for stack, names in found.items()}
-    return {stack: names or ["0"] * (stack in numbered) for stack, names in in_order.items()}
+        if "{i}" in pattern:
+            expression = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d+)"))
+            numbers = {int(match.group(1)) for key in keys if (match := expression.fullmatch(key))}
+            found.setdefault(pattern.partition("{i}")[0], set()).update(numbers)
+    return {stack: sorted(numbers) or [0] for stack, numbers in found.items()}
 
 
-def _numbers(pattern: str, layers: dict[str, list[str]]) -> list[str] | list[None]:
+def _numbers(pattern: str, layers: dict[str, list[int]]) -> list[int] | list[None]:
     """The layers of a pattern; [None] for one without a number."""
-    return layers[pattern.partition("{")[0]] if "{" in pattern else [None]
+    return layers[pattern.partition("{i}")[0]] if "{i}" in pattern else [None]
 
 
-def _fill(pattern: str, layer: str | None) -> str:
-    return pattern if layer is None else pattern.format(i=layer, rest=layer)
+def _fill(pattern: str, layer: int | None) -> str:
+    return pattern if layer is None else pattern.format(i=layer)
 
 
 def respelled(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
@@ -110,8 +111,7 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
     theirs |= {name: theirs[tied] for tied, name in key_map.ties.items() if tied in theirs and name not in theirs}
     left = set(theirs)
     missing: list[str] = []
-    not_used = unused_keys(theirs, key_map).keys()
-    layers = _layers([name for rule in key_map.rules for name in rule.theirs], theirs.keys() - not_used)
+    layers = _layers([name for rule in key_map.rules for name in rule.theirs], theirs)
     for rule in key_map.rules:
         for layer in _numbers(rule.theirs[0], layers):
             names = [_fill(name, layer) for name in rule.theirs]
@@ -124,15 +124,21 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
             value = parts[0] if len(parts) == 1 else torch.cat(parts)
             if rule.order is not None:
                 value = value[list(rule.order)]
+            if rule.transposed:
+                value = value.t()
             if rule.scalar:
                 value = value.reshape(())
             ours[_fill(rule.ours, layer)] = value if rule.row is None else value[rule.row : rule.row + 1]
+    left -= unused_keys(left, key_map).keys()
+    for begin, their_begin in key_map.prefixes.items():
+        for name in [name for name in left if name.startswith(their_begin)]:
+            ours[begin + name.removeprefix(their_begin)] = theirs[name]
+            left.discard(name)
     for tied, original in key_map.ties.items():
         if tied in theirs:
             left.discard(tied)
             if not torch.equal(theirs[tied], theirs[original]):
                 raise KeyMismatchError(f"{tied} should equal {original}, to which it is tied, but does not")
-    left -= not_used
     if missing or left:
         raise KeyMismatchError(_lists("the checkpoint", missing, sorted(left)))
     return ours
@@ -158,15 +164,21 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
             value = ours[name]
             if rule.order is not None:
                 value = value[[rule.order.index(row) for row in range(len(rule.order))]]
+            if rule.transposed:
+                value = value.t()
+            if rule.scalar:
+                value = value.reshape(1)
             if rule.row is not None and rule.rows is not None:
                 whole = value.new_zeros(rule.rows, *value.shape[1:])
                 whole[rule.row] = value[0]
                 value = whole
-            if rule.scalar:
-                value = value.reshape(1)
             parts = [value] if len(rule.theirs) == 1 else value.chunk(len(rule.theirs))  # scalars can't be cut
             for key, part in zip(rule.theirs, parts, strict=True):
                 theirs[_fill(key, layer)] = part
+    for begin, their_begin in key_map.prefixes.items():
+        for name in [name for name in left if name.startswith(begin)]:
+            theirs[their_begin + name.removeprefix(begin)] = ours[name]
+            left.discard(name)
     if missing or left:
         raise KeyMismatchError(_lists("the model", missing, sorted(left)))
     for tied, original in key_map.ties.items():

@@ -1,6 +1,6 @@
 """The official layout of WenLan (BAAI-WuDao/BriVL, VL_model) as a key map.
 
-The image tower's backbone keeps timm's names. The momentum copies and the queues are those of an objective of type
+The image tower's backbone has timm's names in both. The momentum copies and the queues are those of an objective of type
 `momentum_contrast`; files may be without them, as may models.
 """
 
@@ -30,10 +30,9 @@ def _head(ours: str, theirs: str) -> list[Rule]:
 
 
 def _towers(ours: str, theirs: str) -> list[Rule]:
-    """Both towers of a model; the names of theirs end in `theirs`."""
+    """Both towers of a model, but for the image's backbone; the names of theirs end in `theirs`."""
     image, text = f"learnable.imgencoder{theirs}", f"learnable.textencoder{theirs}"
     return [
-        Rule(f"{ours}.image.backbone.{{rest}}", (f"{image}.backbone.{{rest}}",)),
         *both(f"{ours}.image.projection", f"{image}.learnable.max_pool.0"),
         *_head(f"{ours}.image.head", f"{image}.learnable.img"),
         *text_trunk(f"{ours}.text.backbone", f"{text}.backbone.bert"),
@@ -59,5 +58,9 @@ KEY_MAP = KeyMap(
         r"learnable\.imgencoder(_mom)?\.backbone\.classifier\..*": "timm's classifier, which the towers don't use",
         r"learnable\.textencoder(_mom)?\.backbone\.bert\.pooler\..*": "BERT's pooler, which the towers don't use",
         r"learnable\.textencoder(_mom)?\.backbone\.bert\.embeddings\.position_ids": "the numbers from 0 on",
+    },
+    prefixes={
+        "model.image.backbone.": "learnable.imgencoder.backbone.",
+        f"{_OBJECTIVE}.key_model.image.backbone.": "learnable.imgencoder_mom.backbone.",
     },
 )
