@@ -45,5 +45,5 @@ def mean_of_rows(rows: Tensor, offsets: Tensor) -> Tensor:
     if bool((lengths == 0).any()):
         raise ValueError(f"number {int(lengths.argmin())} of the batch has nothing to take the mean of")
     index, real = padded_index(offsets, int(lengths.max()) if len(lengths) else 0)
-    padded = rows.index_select(0, index.flatten()).view(*index.shape, -1)
+    padded = rows.index_select(0, index.flatten()).view(*index.shape, rows.shape[1])
     return torch.where(real[:, :, None], padded, 0).sum(1) / lengths[:, None]

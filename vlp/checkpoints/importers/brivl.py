@@ -1,6 +1,6 @@
 """The official layout of WenLan (BAAI-WuDao/BriVL, VL_model) as a key map.
 
-The image tower's backbone has timm's names in both. The momentum copies and the queues are those of an objective of type
+The image tower's backbone has timm's names in both. Momentum copies and queues are those of the objective of type
 `momentum_contrast`; files may be without them, as may models.
 """
 

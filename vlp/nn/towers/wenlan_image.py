@@ -105,7 +105,7 @@ class WenlanImage(nn.Module):
             down = cell_weights(y1, y2, grid.shape[2], self.points, self.stretched)
             weights = (down[:, :, None] * across[:, None]).flatten(1)  # [regions of the group, y x]
             index, real = padded_index(offsets_of(counts), int(counts.max()))
-            padded = weights.index_select(0, index.flatten()).view(*index.shape, -1)
+            padded = weights.index_select(0, index.flatten()).view(*index.shape, weights.shape[1])
             parts.append((padded.to(grid.dtype) @ grid.flatten(2).mT)[real])
             rows.append(own)
         pooled = torch.cat(parts).index_select(0, torch.cat(rows).argsort())
