@@ -43,7 +43,12 @@ def build(name: str, embedding_size: int, image: dict[str, Any], text: dict[str,
     logging.disable(logging.WARNING)  # that weights are random: they are loaded later, or trained
     try:
         return open_clip.create_model(
-            name, force_custom_text=True, embed_dim=embedding_size, vision_cfg=image, text_cfg=text
+            name,
+            device=torch.get_default_device(),
+            force_custom_text=True,
+            embed_dim=embedding_size,
+            vision_cfg=image,
+            text_cfg=text,
         )
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(f"open_clip can't build {name}: {error}") from error
