@@ -21,8 +21,8 @@ class Rule:
 
     `optional`: only some checkpoints, and only some of our models, have it.
     `order`: ours has their rows in that order (row k of ours is row order[k] of theirs), as where classes are numbered
-    in another way. `transposed`: ours is the transpose of theirs. `scalar`: ours is a
-    number, theirs a vector of that one number.
+    in another way. `transposed`: ours is the transpose of theirs. `scalar`: ours is a number, theirs a vector of
+    that one number.
     """
 
     ours: str
