@@ -172,3 +172,10 @@ def test_what_is_unused_has_no_prefix_s_name() -> None:
     theirs = {"trunk.conv.weight": torch.ones(2), "trunk.classifier.bias": torch.ones(1)}
     assert list(import_state(theirs, key_map)) == ["model.trunk.conv.weight"]
     assert list(export_state({"model.trunk.conv.weight": torch.ones(2)}, key_map)) == ["trunk.conv.weight"]
+
+
+def test_what_only_ours_has_is_not_exported() -> None:
+    key_map = KeyMap([Rule("words", ("emb",))], ours_alone={"scale": "a constant there"})
+    assert list(export_state({"words": torch.ones(2), "scale": torch.ones(1)}, key_map)) == ["emb"]
+    with pytest.raises(KeyMismatchError, match="other_scale"):
+        export_state({"words": torch.ones(2), "other_scale": torch.ones(1)}, key_map)

@@ -41,6 +41,7 @@ class KeyMap:
 
     `spellings`: patterns and what to put in their place, in order, where some files write a key in another way.
     `prefixes`: beginnings of our keys and of theirs, for keys that no rule has; what follows is the same.
+    `ours_alone`: patterns of our keys that theirs has no place for, with the reason; they aren't exported.
     """
 
     rules: list[Rule]
@@ -48,6 +49,7 @@ class KeyMap:
     unused: dict[str, str] = field(default_factory=dict)
     spellings: dict[str, str] = field(default_factory=dict)
     prefixes: dict[str, str] = field(default_factory=dict)
+    ours_alone: dict[str, str] = field(default_factory=dict)
 
 
 class KeyMismatchError(ValueError):
@@ -179,6 +181,7 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
         for name in [name for name in left if name.startswith(begin)]:
             theirs[their_begin + name.removeprefix(begin)] = ours[name]
             left.discard(name)
+    left = {name for name in left if not any(re.fullmatch(pattern, name) for pattern in key_map.ours_alone)}
     if missing or left:
         raise KeyMismatchError(_lists("the model", missing, sorted(left)))
     for tied, original in key_map.ties.items():

@@ -63,4 +63,8 @@ KEY_MAP = KeyMap(
         "model.image.backbone.": "learnable.imgencoder.backbone.",
         f"{_OBJECTIVE}.key_model.image.backbone.": "learnable.imgencoder_mom.backbone.",
     },
+    ours_alone={
+        r"(.*\.key_)?model\.logit_scale": "their temperature is a constant",
+        r".*\.started": "their copies always have",
+    },
 )
