@@ -24,8 +24,8 @@ class ImageError(ValueError):
 def decode_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """A PNG, JPEG or WebP picture as RGB, upright by its EXIF orientation; of an animation the first frame.
 
-    Sixteen-bit grey is scaled to eight; transparency is dropped, as `PIL.Image.convert("RGB")` does: what a picture
-    stores under transparent places is seen. Colour profiles are not applied. open_clip does the same in all three.
+    Sixteen-bit grey is scaled to eight. Transparency is dropped, as `PIL.Image.convert("RGB")` does and open_clip with
+    it: what a picture stores under transparent places is seen. Colour profiles are not applied, nor are they there.
 
     Raises:
         ImageError: not such a picture, damaged, or of more than `most_pixels` (told before decoding).

@@ -307,8 +307,11 @@ def _fault(row: _Row) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name out of a tar or a folder as text that can be stored, whatever its bytes are."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A name out of a tar or a folder as text that can be stored and shown, whatever its bytes are."""
+    if name.isprintable():
+        return name
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _fingerprint(table: pyarrow.Table) -> str:

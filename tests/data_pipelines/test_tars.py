@@ -218,6 +218,18 @@ def test_a_picture_on_its_side_has_the_size_it_is_seen_with(tmp_path: Path) -> N
     assert (facts["height"], facts["width"]) == (30, 20)
 
 
+def test_names_that_cannot_be_shown(tmp_path: Path) -> None:
+    """Bytes that are no text and control sequences, in a tar's name and in its members', come out escaped."""
+    members = [(os.fsdecode(b"k\xfe\x1b[2J.jpg"), picture(1)), (os.fsdecode(b"k\xfe\x1b[2J.txt"), b"a text")]
+    write_members(tmp_path / os.fsdecode(b"t\xff\n.tar"), [*members, ("z\x07.txt", b"a text")])
+    for read in (1, 0):
+        indexed = index(tmp_path)
+        assert indexed.read == read
+        assert reasons(indexed) == {r"t\xff\n.tar/z\x07": "no picture"}
+        assert keys(tmp_path) == [r"t\xff\n.tar/k\xfe\x1b[2J"]
+        assert ShardReader(tmp_path, "train").sample(0).image == picture(1)
+
+
 def test_repeated_keys(tmp_path: Path) -> None:
     """In two tars they are two samples; in one the first is used and the other told."""
     twice = [("sound.jpg", picture(1)), ("sound.txt", b"first"), ("sound.jpg", picture(2)), ("sound.txt", b"second")]
