@@ -119,7 +119,7 @@ def make_text(options: argparse.Namespace, console: Console) -> None:
 def make_webdataset(options: argparse.Namespace, console: Console) -> None:
     """One split of tars that stay where they are."""
     tars = find_tars(options.tars)
-    folders = {path.resolve().parent for path in tars}
+    folders = {path.parent.resolve() for path in tars}
     if options.out is None and len(folders) > 1:
         raise ShardError(f"the tars lie in {len(folders)} folders; name one for the index by --out")
     options.out = options.out or tars[0].parent

@@ -137,7 +137,7 @@ def index_tars(tars: list[Path], folder: Path, split: str, progress: Callable[[]
         if known is None or any(known.facts.get(k) != v for k, v in _state(status).items()):
             known = _read_tar(path, status)
             read += 1
-        known.facts["name"] = os.path.relpath(path.resolve(), folder)
+        known.facts["name"] = os.path.relpath(path.parent.resolve() / path.name, folder)
         shards = pyarrow.array(np.full(len(known.table), number, np.int32))
         known.table = known.table.set_column(1, "shard", shards)
         done.append(known)

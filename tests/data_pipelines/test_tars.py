@@ -372,6 +372,10 @@ def test_the_index_in_another_folder(tmp_path: Path) -> None:
     write_like_img2dataset(tmp_path / "all" / "tars", 0)
     index(tmp_path / "all" / "tars", tmp_path / "all" / "deep" / "index")
     shutil.move(tmp_path / "all", tmp_path / "moved")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "00000.tar").symlink_to("../moved/tars/00000.tar")
+    index(tmp_path / "links")
+    assert ShardReader(tmp_path / "links", "train").shards == [tmp_path / "links" / "00000.tar"]
     assert sorted(p.name for p in (tmp_path / "moved" / "tars").iterdir()) == [
         "00000.parquet",
         "00000.tar",
@@ -410,7 +414,7 @@ def test_splits_indexed_at_a_time(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(60)
     assert [process.exitcode for process in processes] == [0] * 4
     assert read_manifest(tmp_path / "out").samples == {f"part{n}": 3 for n in range(4)}
     assert [len(ShardReader(tmp_path / "out", f"part{n}")) for n in range(4)] == [3] * 4
