@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,6 @@ def write_like_img2dataset(folder: Path, shard: int, count: int = 3) -> Path:
 
 def write_members(path: Path, members: list[tuple[str, bytes]]) -> Path:
     """A tar of named members, in this order."""
-    import tarfile
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:") as tar:
         for name, data in members:
