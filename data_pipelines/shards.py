@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from data_pipelines.images import ImageError, scaled_pixels
-from vlp.interfaces import PixelSize
+from data_pipelines.images import ImageError, sized_pixels
+from vlp.interfaces import PixelSize, SquareSize
 
 SCHEMA_VERSION = 1
 IMAGE_FORMATS = ("png", "jpg", "webp")
@@ -436,15 +436,17 @@ class ShardReader:
         check_regions(key, regions, self.manifest)
         return regions
 
-    def pixels(self, number: int, size: PixelSize) -> np.ndarray | None:
+    def pixels(self, number: int, size: PixelSize | SquareSize, seed: int | None = None) -> np.ndarray | None:
         """A sample's picture scaled to `size`, uint8 [h, w, 3]; None if it has none.
+
+        seed: of a random crop, if the size asks for one; None: no random crop.
 
         Raises:
             BadSampleError: it cannot be decoded.
         """
         data = self.read_member(number, "image")
         try:
-            return None if data is None else scaled_pixels(data, size)
+            return None if data is None else sized_pixels(data, size, seed)
         except ImageError as error:
             raise BadSampleError(self.key(number), str(error)) from error
 

@@ -23,8 +23,7 @@ from data_pipelines.segments import (
 )
 from data_pipelines.shards import BadSampleError, RegionArrays, ShardError, ShardReader
 from vlp.distributed import derive_seed
-from vlp.interfaces import NONE, PixelSize, Regions, Tokens
-from vlp.text.wordpiece import WordPiece
+from vlp.interfaces import NONE, PixelSize, Regions, SquareSize, Tokenizer, Tokens
 
 REPLACEMENT_TRIES = 20
 
@@ -56,7 +55,8 @@ class Source:
         max_regions: what is kept of more regions.
         attributes: load the attributes of regions.
         token_region: load which region each word of a caption refers to.
-        pixels: the size of pictures, for a model that sees pixels; then no regions are loaded.
+        pixels: the size of pictures, for a model that sees pixels; then no regions are loaded, or their boxes alone.
+        training: random crops are cut from pictures, if `pixels` asks for them.
 
     Raises:
         ShardError: the data set is damaged, has no pair with regions and captions, cannot fill a segment, or lacks
@@ -68,13 +68,16 @@ class Source:
         name: str,
         folder: Path,
         split: str,
-        tokenizer: WordPiece,
+        tokenizer: Tokenizer,
         max_tokens: dict[str, int],
         max_regions: int,
         attributes: bool = False,
         token_region: bool = False,
-        pixels: PixelSize | None = None,
+        pixels: PixelSize | SquareSize | None = None,
+        training: bool = False,
     ):
+        self.training = training
+        self.boxes = isinstance(pixels, SquareSize) and pixels.boxes
         self.attributes, self.token_region = attributes, token_region
         self.name, self.tokenizer = name, tokenizer
         self.max_tokens, self.max_regions, self.pixels = max_tokens, max_regions, pixels
@@ -92,7 +95,7 @@ class Source:
                 f"source {name!r} is text alone, which models that see pixels can't be trained on; leave it out"
             )
         usable = self.reader.region_counts > 0 if pixels is None else self.reader.has_image
-        usable = usable | self.text_only
+        usable = usable & (self.reader.region_counts > 0) if self.boxes else usable | self.text_only
         texts = self.reader.caption_counts + (self.reader.question_counts if "question" in max_tokens else 0)
         counts = np.where(usable, texts, 0)
         self.unusable_samples = int((counts == 0).sum())
@@ -101,7 +104,8 @@ class Source:
                 f"split {split!r} of {folder} has no sample with both captions and region features;"
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
                 if pixels is None
-                else f"split {split!r} of {folder} has no sample with both captions and a picture"
+                else f"split {split!r} of {folder} has no sample with captions"
+                f"{', regions' if self.boxes else ''} and a picture"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
         if not self.text_only and attributes and not self.reader.manifest.attribute_names:
@@ -230,9 +234,15 @@ class Source:
             raise BadSampleError(self.reader.key(sample), f"{kind} is empty")
         names: list[str] = []
         if self.pixels is not None:
-            pixels = self.reader.pixels(sample, self.pixels)
+            seed = derive_seed("crop", draw, sample) if self.training else None
+            pixels = self.reader.pixels(sample, self.pixels, seed)
             assert pixels is not None, "samples without a picture have no pairs"
             regions = Regions.from_pixels(torch.from_numpy(pixels))
+            if self.boxes:
+                with_boxes = self.reader.regions(sample)
+                assert with_boxes is not None, "samples without regions have no pairs"
+                boxes = torch.from_numpy(with_boxes.boxes[: self.max_regions]).clamp(0, 1)
+                regions = Regions(torch.zeros(len(boxes), 0), boxes, pixels=regions.pixels)
         else:
             stored = self._no_regions() if self.text_only else self.reader.regions(sample)
             assert stored is not None, "samples without regions have no pairs"
@@ -319,8 +329,13 @@ def _tensor(array: np.ndarray | None, kept: slice) -> torch.Tensor | None:
     return None if array is None else torch.from_numpy(array[kept])
 
 
-def cells(facts: dict[str, Any], size: PixelSize) -> int:
-    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size."""
+def cells(facts: dict[str, Any], size: PixelSize | SquareSize) -> int:
+    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size.
+
+    Squares are all of one size: 0.
+    """
+    if isinstance(size, SquareSize):
+        return 0
     height, width = facts.get("height"), facts.get("width")
     if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
         scaled = size.of(height, width)

@@ -33,7 +33,7 @@ from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError, unknown_key
 from vlp.evaluation.retrieval import both_directions, score_all_pairs
 from vlp.evaluation.retrieval_picture import draw_retrieval, images_shown
-from vlp.interfaces import PixelSize, Regions
+from vlp.interfaces import PixelSize, Regions, SquareSize
 from vlp.metrics.recall import RetrievalMetrics
 
 
@@ -53,7 +53,7 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
 
 
 def read_gallery(
-    reader: ShardReader, count: int, pixels: PixelSize | None, console: Console
+    reader: ShardReader, count: int, pixels: PixelSize | SquareSize | None, console: Console
 ) -> tuple[list[int], list[list[str]], list[Regions]]:
     """Sample numbers, captions and regions of the first `count` usable samples; broken ones are named and left out.
 
@@ -82,7 +82,7 @@ def read_gallery(
     return numbers, captions, regions
 
 
-def read_image(reader: ShardReader, number: int, pixels: PixelSize | None) -> Regions | None:
+def read_image(reader: ShardReader, number: int, pixels: PixelSize | SquareSize | None) -> Regions | None:
     """The regions of a sample, or its picture scaled to `pixels`; None if it has none."""
     if pixels is not None:
         picture = reader.pixels(number, pixels)
