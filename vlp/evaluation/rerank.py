@@ -59,7 +59,7 @@ def reranked(
     def order(score: Callable[[Tensor], Tensor], proposed: Tensor, pair: Tensor) -> Callable[[Tensor], Tensor]:
         def of(queries: Tensor) -> Tensor:
             again = scores[torch.searchsorted(pairs, pair[queries])]
-            worse = torch.searchsorted(again.sort(1).values, again)  # how many of the proposed are worse; ties stay ties
+            worse = torch.searchsorted(again.sort(1).values, again)  # how many are; ties stay ties
             return score(queries).scatter(1, proposed[queries], 2.0 + worse)  # above any cosine
 
         return of

@@ -57,13 +57,11 @@ def places(scores: Tensor, correct: Tensor) -> Tensor:
 def retrieval_metrics(places: Tensor) -> RetrievalMetrics:
     """Recall at 1, 5, 10 and median rank, from the `places` of every query."""
     count, rank = (places > 0).sum(1), places[:, 0].double()
-    found = {k: ((places > 0) & (places <= k)).sum(1) for k in (1, 5, 10)}
-    return RetrievalMetrics(
-        *(float((n > 0).double().mean()) for n in found.values()),
-        *(float((n / count).double().mean()) for n in found.values()),
-        median_rank=float(rank.sort().values[[(len(rank) - 1) // 2, len(rank) // 2]].mean()),
-        queries=len(rank),
-    )
+    found = [((places > 0) & (places <= k)).sum(1) for k in (1, 5, 10)]
+    hits = [float((n > 0).double().mean()) for n in found]
+    shares = [float((n / count).double().mean()) for n in found]
+    middle = rank.sort().values[[(len(rank) - 1) // 2, len(rank) // 2]]
+    return _named(hits, shares, float(middle.mean()), len(rank))
 
 
 def chance_metrics(correct: Tensor, candidates: int) -> RetrievalMetrics:
@@ -80,6 +78,19 @@ def chance_metrics(correct: Tensor, candidates: int) -> RetrievalMetrics:
         missed = missed * ((candidates - n - rank).clamp(min=0) / (candidates - rank))
         found.append(float(1 - (missed * queries).sum() / queries.sum()))
     hits = [found[min(k, candidates) - 1] for k in (1, 5, 10)]
-    true = [min(k / candidates, 1.0) for k in (1, 5, 10)]
+    shares = [min(k / candidates, 1.0) for k in (1, 5, 10)]
     median = 1 + next(rank for rank, share in enumerate(found) if share >= 0.5 - 1e-9)
-    return RetrievalMetrics(*hits, *true, median_rank=float(median), queries=len(correct))
+    return _named(hits, shares, float(median), len(correct))
+
+
+def _named(hits: list[float], shares: list[float], median_rank: float, queries: int) -> RetrievalMetrics:
+    return RetrievalMetrics(
+        recall_at_1=hits[0],
+        recall_at_5=hits[1],
+        recall_at_10=hits[2],
+        true_recall_at_1=shares[0],
+        true_recall_at_5=shares[1],
+        true_recall_at_10=shares[2],
+        median_rank=median_rank,
+        queries=queries,
+    )
