@@ -103,7 +103,7 @@ def make_classifier(model: TrainedModel, names: list[str], templates: list[str],
         return lambda images: model.score(texts, images).view(len(names), len(templates), -1).mean(1).t()
     task = progress.add_task(f"embedding {len(names)} classes", total=len(names))
     weights = class_weights(model.embed_texts, names, templates, lambda done: progress.advance(task, done))
-    scale = float(model.model.logit_scale.exp())  # type: ignore[operator]
+    scale = float(model.model.logit_scale.detach().exp())  # type: ignore[operator]
     return lambda images: scale * model.embed_images(images) @ weights.t()
 
 
@@ -204,7 +204,7 @@ def evaluate(run: Path, place: Path, options: dict[str, str], console: Console) 
     empty = [name for name, images in zip(names, metrics.class_images, strict=True) if not images]
     if empty:
         more = ", ..." if len(empty) > SHOWN else ""
-        warn(f"without images, so in no average: {len(empty)} classes ({', '.join(empty[:SHOWN])}{more})")
+        warn(f"classes without images, which are in no average: {len(empty)} ({', '.join(empty[:SHOWN])}{more})")
     console.print(table_of(metrics, len(names), len(templates)))
     console.print(worst_classes(metrics, names))
     console.print(f"{metrics.images} images in {time.perf_counter() - began:.1f} s; left out: {len(left_out)}")
