@@ -104,8 +104,8 @@ class Source:
                 f"split {split!r} of {folder} has no sample with both captions and region features;"
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
                 if pixels is None
-                else f"split {split!r} of {folder} has no sample with captions"
-                f"{', regions' if self.boxes else ''} and a picture"
+                else f"split {split!r} of {folder} has no sample with both captions and a picture"
+                f"{' with regions' if self.boxes else ''}"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
         if not self.text_only and attributes and not self.reader.manifest.attribute_names:

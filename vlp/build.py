@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import bert, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
+from vlp.checkpoints.importers import bert, clip, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.interfaces import PixelSize, SquareSize, Tokenizer
@@ -86,8 +86,11 @@ IMPORTERS: dict[str, KeyMap] = {
     "bert_for_vilbert": bert.VILBERT,
     "bert_for_visualbert": bert.VISUALBERT,
     "bert_for_vlbert": bert.ONE_NORM,
+    "clip_transformers": clip.TRANSFORMERS,
     "lxmert": lxmert.KEY_MAP,
     "lxmert_transformers": lxmert.TRANSFORMERS,
+    "open_clip": clip.KEY_MAP,  # and OpenAI's
+    "open_clip_custom_text": clip.CUSTOM_TEXT,
     "oscar": oscar.KEY_MAP,
     "oscar_plus": oscar.KEY_MAP_PLUS,
     "oscar_plus_retrieval": oscar.KEY_MAP_PLUS_RETRIEVAL,

@@ -98,8 +98,12 @@ def fit(
     )
     # then some parts have no gradient in a step: other groups' heads, or what reads images, where a source has none
     sampled = len(module.groups) > 1 or len(config.data.sources) > 1
+    # buffers that all processes must share, as queues of keys, are equal by construction; of those of batch norms the
+    # first process's are saved
     strategy = DDPStrategy(
-        find_unused_parameters=sampled, process_group_backend="gloo" if accelerator == "cpu" else None
+        find_unused_parameters=sampled,
+        broadcast_buffers=False,
+        process_group_backend="gloo" if accelerator == "cpu" else None,
     )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # device facts and tips; the estimate says it
     with warnings.catch_warnings():

@@ -31,6 +31,14 @@ def settings_of(name: str) -> dict[str, Any]:
     return settings
 
 
+def text_settings(known: dict[str, Any], special: dict[str, int]) -> dict[str, Any]:
+    """What of a text tower's settings depends on the tokenizer."""
+    own: dict[str, Any] = {"output_tokens": False, "pad_id": special["PAD"]}
+    if known.get("pool_type", "argmax") == "argmax":  # which finds CLIP's end token, whose id is the highest
+        own |= {"pool_type": "eos", "eos_id": special["SEP"]}
+    return own
+
+
 def build(name: str, embedding_size: int, image: dict[str, Any], text: dict[str, Any]) -> Any:
     """open_clip's model of that name with other settings of its parts, weights random, nothing downloaded.
 
@@ -43,7 +51,13 @@ def build(name: str, embedding_size: int, image: dict[str, Any], text: dict[str,
     logging.disable(logging.WARNING)  # that weights are random: they are loaded later, or trained
     try:
         return open_clip.create_model(
-            name, force_custom_text=True, embed_dim=embedding_size, vision_cfg=image, text_cfg=text
+            name,
+            device=torch.get_default_device(),
+            force_custom_text=True,
+            force_image_size=image["image_size"] if "timm_model_name" in image else None,
+            embed_dim=embedding_size,
+            vision_cfg=image,
+            text_cfg=text,
         )
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(f"open_clip can't build {name}: {error}") from error
@@ -132,10 +146,7 @@ class OpenClipText(nn.Module):
         if known["text_cfg"].get("hf_model_name"):
             raise ValueError(f"the text tower of {name} is one of transformers; take `type: bert_text` in its place")
         self.embedding_size: int = embedding_size or known["embed_dim"]
-        text = known["text_cfg"] | {"output_tokens": False, "pad_id": special["PAD"]}
-        if text.get("pool_type", "argmax") == "argmax":  # which finds CLIP's end token, whose id is its highest
-            text |= {"pool_type": "eos", "eos_id": special["SEP"]}
-        text |= settings or {}
+        text = known["text_cfg"] | text_settings(known["text_cfg"], special) | (settings or {})
         self.trunk = build(name, self.embedding_size, NO_IMAGE, text).text
         self.context_length: int = self.trunk.context_length
         self.full_length = bool(text.get("no_causal_mask")) or self.trunk.cls_emb is not None
