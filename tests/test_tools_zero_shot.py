@@ -28,7 +28,13 @@ from vlp.interfaces import Regions
 ROOT = Path(__file__).parent.parent
 COMMON = ["trainer.max_steps=2", "trainer.accelerator=cpu", "optim.warmup_steps=1", "data.micro_batch=8"]
 COMMON += ["validation.every=2", "validation.micro_batches=1", "checkpoint.every=2", "data.workers=0"]
-DUAL = [f"model.{tower}.settings.{key}" for tower in ("image", "text") for key in ("width=32", "layers=1")]
+VISION = "{image_size: 96, patch_size: 24, width: 32, layers: 1, head_width: 16}"
+TEXT = "{context_length: 62, vocab_size: 1000, width: 32, layers: 1, heads: 2}"
+SPREAD = "mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]"
+DUAL = [
+    f"model.image={{type: open_clip_image, name: ViT-B-32, embedding_size: 16, settings: {VISION}, {SPREAD}}}",
+    f"model.text={{type: open_clip_text, name: ViT-B-32, embedding_size: 16, settings: {TEXT}}}",
+]
 FUSION = ["model.hidden_size=32", "model.mlp_size=64", "model.layers=1", "model.heads=2"]
 
 
