@@ -44,8 +44,10 @@ class MicroBatchLoader:
             chosen, pairs = self.plan.pairs_of(step, micro_batch)  # all micro-batches of a step are of one source
             source = self.sources[chosen]
             draw = derive_seed("texts", source.reader.fingerprint, self.plan.seed, step, micro_batch)
+            # of the step, not the micro-batch: an image of several captions is in a batch once, however it is joined
+            crop = derive_seed("crop", source.reader.fingerprint, self.plan.seed, step)
             for pair in pairs.tolist():
-                good, failures = source.load_or_replace(pair, draw)
+                good, failures = source.load_or_replace(pair, draw, crop)
                 loaded.append(good)
                 replaced += [Replacement(source.name, error.key, error.reason) for error in failures]
         return collate(loaded, source.name, step, number, replaced)

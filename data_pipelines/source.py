@@ -217,8 +217,8 @@ class Source:
         except BadSampleError:
             return True  # one damaged sample says nothing of the others
 
-    def load(self, pair: int, draw: int = 0) -> LoadedPair:
-        """One pair. `draw` decides what of its text is chosen at random.
+    def load(self, pair: int, draw: int = 0, crop: int = 0) -> LoadedPair:
+        """One pair. `draw` decides what of its text is chosen at random, `crop` what is cut from its picture.
 
         Raises:
             BadSampleError: it cannot be used.
@@ -234,7 +234,7 @@ class Source:
             raise BadSampleError(self.reader.key(sample), f"{kind} is empty")
         names: list[str] = []
         if self.pixels is not None:
-            seed = derive_seed("crop", draw, sample) if self.training else None
+            seed = derive_seed(crop, sample) if self.training else None
             pixels = self.reader.pixels(sample, self.pixels, seed)
             assert pixels is not None, "samples without a picture have no pairs"
             regions = Regions.from_pixels(torch.from_numpy(pixels))
@@ -295,7 +295,7 @@ class Source:
         )
         return RegionArrays(np.zeros((0, 4), np.float32), none(self.sizes.feature_size), scores, attributes)
 
-    def load_or_replace(self, pair: int, draw: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
+    def load_or_replace(self, pair: int, draw: int = 0, crop: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
         """The pair, or one no longer than planned in its place, and what was wrong with those that were tried.
 
         The replacement is a pure function of the data and the pair.
@@ -307,7 +307,7 @@ class Source:
         chosen = pair
         for attempt in range(REPLACEMENT_TRIES):
             try:
-                return self.load(chosen, draw), failures
+                return self.load(chosen, draw, crop), failures
             except BadSampleError as error:
                 failures.append(error)
                 chosen = self._replacement(pair, attempt)
