@@ -33,6 +33,8 @@ from vlp.objectives.matching import Matching
 from vlp.objectives.region_prediction import RegionPrediction
 from vlp.objectives.segment_matching import SegmentMatching
 from vlp.objectives.word_region import WordRegionAlignment
+from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.paired_images import PairedImages
 from vlp.text.wordpiece import WordPiece
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream, "two_stream": TwoStream}
@@ -47,7 +49,8 @@ EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
     "vlbert": VLBertEmbedder,
 }
 BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches, "timm_grid": TimmGrid}
-OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
+OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
+    "answer_classification": AnswerClassification,
     "answering": Answering,
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,
@@ -55,6 +58,7 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "masked_region_distribution": MaskedRegionDistribution,
     "masked_region_regression": MaskedRegionRegression,
     "matching": Matching,
+    "paired_images": PairedImages,
     "region_prediction": RegionPrediction,
     "segment_matching": SegmentMatching,
     "word_region_alignment": WordRegionAlignment,
