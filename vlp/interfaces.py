@@ -379,3 +379,6 @@ class Task(Objective, Protocol):
 
         `encoded`: of a batch that went through `corrupt`, which draws nothing at random.
         """
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The same between 0 and 1, as the loss takes the logits."""

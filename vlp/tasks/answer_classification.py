@@ -82,6 +82,10 @@ class AnswerClassification(nn.Module):
             raise ValueError(f"answer_classification reads {self.read}, but model.layout has only {there}")
         return self.classifier(encoded.text.values.index_select(0, encoded.special[self.read].row))
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits to numbers between 0 and 1, each by itself for `binary` and summing to one otherwise."""
+        return logits.sigmoid() if self.kind == "binary" else logits.softmax(1)
+
     def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `answer_classification`. Report: `answer_accuracy`, the mean score of the chosen answers."""
         asked = targets.asked.nonzero()[:, 0]

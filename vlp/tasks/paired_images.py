@@ -80,6 +80,10 @@ class PairedImages(nn.Module):
         pooled = encoded.pooled["pair"] if self.attention is None else self.attention(encoded)
         return self.classifier(pooled.reshape(len(pooled) // 2, -1))
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits to numbers that sum to one."""
+        return logits.softmax(1)
+
     def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `paired_images`. Report: `answer_accuracy`."""
         asked = targets.asked.nonzero()[:, 0]
