@@ -19,20 +19,28 @@ T = TypeVar("T")
 GENERAL = ("shape", "object", "thing")
 
 
-def ask(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Questions with different texts and their answers (of `ANSWERS`).
+def ask(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
+    """Questions with different texts, their answers (of `ANSWERS`) and kinds.
 
     Kinds: colour, shape, count, existence, and relation, by yes or no and by what stands there. What a question calls
     `the` is one object alone. A relation is asked about only where one clearly holds, a wrong one being its opposite;
     and what stands somewhere is the only object whose centre lies on that side at all.
     """
-    kinds = (_colour, _shape, _count, _existence, _relation, _neighbour)
-    asked: dict[str, str] = {}
+    kinds = {
+        "colour": _colour,
+        "shape": _shape,
+        "count": _count,
+        "existence": _existence,
+        "relation": _relation,
+        "neighbour": _neighbour,
+    }
+    asked: dict[str, tuple[str, str, str]] = {}
     while len(asked) < QUESTIONS:
-        found = kinds[int(rng.integers(len(kinds)))](scene, rng)
+        kind = list(kinds)[int(rng.integers(len(kinds)))]
+        found = kinds[kind](scene, rng)
         if found is not None and found[0] not in asked:
-            asked[found[0]] = found[1]
-    return list(asked.items())
+            asked[found[0]] = (*found, kind)
+    return list(asked.values())
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:

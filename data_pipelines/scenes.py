@@ -232,7 +232,8 @@ def make_statements(seed: int, split: str, number: int, count: int) -> dict[str,
     count: scenes of the split; an incomplete family at the end has no statements.
     """
     family = range(number // FAMILY * FAMILY, number // FAMILY * FAMILY + FAMILY)
-    facts: dict[str, list[str]] = {name: [] for name in ("questions", "answers", "question_ids", "second_images")}
+    names = ("questions", "answers", "question_ids", "second_images", "question_types")
+    facts: dict[str, list[str]] = {name: [] for name in names}
     if family[-1] >= count:
         return facts
     scenes = {n: make_scene(seed, split, n) for n in family}
@@ -246,6 +247,7 @@ def make_statements(seed: int, split: str, number: int, count: int) -> dict[str,
         facts["answers"].append(str(truth[here]))
         facts["question_ids"].append(f"{split}-{family[0]}-{here}-{k}")
         facts["second_images"].append(sample_key(split, pairs[here][1]))
+        facts["question_types"].append(" ".join(text.split()[:2]))
     return facts
 
 
@@ -289,8 +291,9 @@ def make_samples(seed: int, split: str, numbers: range, statements_among: int = 
             "foils": [caption.foil for caption in language],
             "caption_regions": [regions for regions, _ in references],
             "foil_regions": [regions for _, regions in references],
-            "questions": [question for question, _ in questions],
-            "answers": [answer for _, answer in questions],
+            "questions": [question for question, _, _ in questions],
+            "answers": [answer for _, answer, _ in questions],
+            "question_types": [kind for _, _, kind in questions],
         }
         if statements_among:
             facts |= make_statements(seed, split, number, statements_among)

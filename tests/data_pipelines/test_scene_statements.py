@@ -41,7 +41,7 @@ def test_statements_have_one_reading() -> None:
         for number in range(COUNT):
             facts = make_statements(0, split, number, COUNT)
             assert len({len(values) for values in facts.values()}) == 1
-            for text, answer, identifier, key in zip(*facts.values(), strict=True):
+            for text, answer, identifier, key, _ in zip(*facts.values(), strict=True):
                 other = int(key.rsplit("-", 1)[1])
                 assert other // 3 == number // 3
                 assert other != number
