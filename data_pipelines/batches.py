@@ -25,15 +25,32 @@ class MicroBatchLoader:
         Raises:
             ShardError: too many samples in a row are broken.
         """
-        number, pairs = self.plan.pairs_of(step, micro_batch)
-        source = self.sources[number]
-        draw = derive_seed("texts", source.reader.fingerprint, self.plan.seed, step, micro_batch)
+        return self._load(step, [micro_batch], micro_batch)
+
+    def joined(self, step: int, part: int, parts: int) -> Batch:
+        """The micro-batches of a step as `parts` undivided batches; gives one of them.
+
+        A loss that compares every pair with all others spans them: so it is the same for every number of processes.
+
+        Raises:
+            ShardError: as when called.
+        """
+        each = self.plan.micro_batches_per_step // parts
+        return self._load(step, list(range(part * each, (part + 1) * each)), part)
+
+    def _load(self, step: int, micro_batches: list[int], number: int) -> Batch:
         loaded, replaced = [], []
-        for pair in pairs.tolist():
-            good, failures = source.load_or_replace(pair, draw)
-            loaded.append(good)
-            replaced += [Replacement(source.name, error.key, error.reason) for error in failures]
-        return collate(loaded, source.name, step, micro_batch, replaced)
+        for micro_batch in micro_batches:
+            chosen, pairs = self.plan.pairs_of(step, micro_batch)  # all micro-batches of a step are of one source
+            source = self.sources[chosen]
+            draw = derive_seed("texts", source.reader.fingerprint, self.plan.seed, step, micro_batch)
+            # of the step, not the micro-batch: an image of several captions is in a batch once, however it is joined
+            crop = derive_seed("crop", source.reader.fingerprint, self.plan.seed, step)
+            for pair in pairs.tolist():
+                good, failures = source.load_or_replace(pair, draw, crop)
+                loaded.append(good)
+                replaced += [Replacement(source.name, error.key, error.reason) for error in failures]
+        return collate(loaded, source.name, step, number, replaced)
 
 
 def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, replaced: list[Replacement]) -> Batch:

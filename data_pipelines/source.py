@@ -24,8 +24,7 @@ from data_pipelines.segments import (
 )
 from data_pipelines.shards import BadSampleError, RegionArrays, ShardError, ShardReader
 from vlp.distributed import derive_seed
-from vlp.interfaces import NONE, PixelSize, Regions, Tokens
-from vlp.text.wordpiece import WordPiece
+from vlp.interfaces import NONE, PixelSize, Regions, SquareSize, Tokenizer, Tokens
 
 REPLACEMENT_TRIES = 20
 
@@ -64,7 +63,8 @@ class Source:
         max_regions: what is kept of more regions.
         attributes: load the attributes of regions.
         token_region: load which region each word of a caption refers to.
-        pixels: the size of pictures, for a model that sees pixels; then no regions are loaded.
+        pixels: the size of pictures, for a model that sees pixels; then no regions are loaded, or their boxes alone.
+        training: random crops are cut from pictures, if `pixels` asks for them.
 
     Raises:
         ShardError: the data set is damaged, has no pair with regions and captions, cannot fill a segment, or lacks
@@ -76,13 +76,16 @@ class Source:
         name: str,
         folder: Path,
         split: str,
-        tokenizer: WordPiece,
+        tokenizer: Tokenizer,
         max_tokens: dict[str, int],
         max_regions: int,
         attributes: bool = False,
         token_region: bool = False,
-        pixels: PixelSize | None = None,
+        pixels: PixelSize | SquareSize | None = None,
+        training: bool = False,
     ):
+        self.training = training
+        self.boxes = isinstance(pixels, SquareSize) and pixels.boxes
         self.attributes, self.token_region = attributes, token_region
         self.name, self.tokenizer = name, tokenizer
         self.max_tokens, self.max_regions, self.pixels = max_tokens, max_regions, pixels
@@ -100,7 +103,8 @@ class Source:
                 f"source {name!r} is text alone, which models that see pixels can't be trained on; leave it out"
             )
         usable = self.reader.region_counts > 0 if pixels is None else self.reader.has_image
-        self.usable = usable = usable | self.text_only
+        usable = usable & (self.reader.region_counts > 0) if self.boxes else usable | self.text_only
+        self.usable = usable
         self.captions = "caption" in max_tokens or "question" not in max_tokens
         texts = self.reader.caption_counts * self.captions
         if "question" in max_tokens:
@@ -113,6 +117,7 @@ class Source:
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
                 if pixels is None
                 else f"split {split!r} of {folder} has no sample with both captions and a picture"
+                f"{' with regions' if self.boxes else ''}"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
         if not self.text_only and attributes and not self.reader.manifest.attribute_names:
@@ -249,8 +254,8 @@ class Source:
         except BadSampleError:
             return True  # one damaged sample says nothing of the others
 
-    def load(self, pair: int, draw: int = 0) -> LoadedPair:
-        """One pair. `draw` decides what of its text is chosen at random.
+    def load(self, pair: int, draw: int = 0, crop: int = 0) -> LoadedPair:
+        """One pair. `draw` decides what of its text is chosen at random, `crop` what is cut from its picture.
 
         Raises:
             BadSampleError: it cannot be used.
@@ -263,7 +268,7 @@ class Source:
         if not (captions[chosen] if question is None else question.text).strip():
             kind = f"caption {number}" if question is None else f"question {number - len(captions) * self.captions}"
             raise BadSampleError(self.reader.key(sample), f"{kind} is empty")
-        regions, stored = self._image(sample)
+        regions, stored = self._image(sample, crop)
         names = []
         if "tags" in self.max_tokens and stored is not None:
             names = region_names(facts, stored, self.reader.manifest.class_names, self.max_regions)
@@ -275,7 +280,7 @@ class Source:
         if question is None:
             return LoadedPair(sample, pair, segments, regions)
         return LoadedPair(
-            sample, pair, segments, regions, question.scores(self.answer_numbers), self._second(sample, question)
+            sample, pair, segments, regions, question.scores(self.answer_numbers), self._second(sample, question, crop)
         )
 
     def question(self, pair: int) -> Question | None:
@@ -291,12 +296,22 @@ class Source:
         captions = len(facts["captions"]) * self.captions
         return None if number < captions else question_of(facts, self.reader.key(sample), number - captions)
 
-    def _image(self, sample: int) -> tuple[Regions, RegionArrays | None]:
-        """The regions of a sample as a batch has them and as they are stored, or its picture."""
+    def _image(self, sample: int, crop: int) -> tuple[Regions, RegionArrays | None]:
+        """The regions of a sample as a batch has them and as they are stored, or its picture.
+
+        crop: decides, in training, what is cut out of the picture.
+        """
         if self.pixels is not None:
-            pixels = self.reader.pixels(sample, self.pixels)
+            seed = derive_seed(crop, sample) if self.training else None
+            pixels = self.reader.pixels(sample, self.pixels, seed)
             assert pixels is not None, "samples without a picture have no pairs"
-            return Regions.from_pixels(torch.from_numpy(pixels)), None
+            regions = Regions.from_pixels(torch.from_numpy(pixels))
+            if self.boxes:
+                with_boxes = self.reader.regions(sample)
+                assert with_boxes is not None, "samples without regions have no pairs"
+                boxes = torch.from_numpy(with_boxes.boxes[: self.max_regions]).clamp(0, 1)
+                regions = Regions(torch.zeros(len(boxes), 0), boxes, pixels=regions.pixels)
+            return regions, None
         stored = self._no_regions() if self.text_only else self.reader.regions(sample)
         assert stored is not None, "samples without regions have no pairs"
         if self.attributes and stored.attribute_scores is None:
@@ -310,7 +325,7 @@ class Source:
         )
         return regions, stored
 
-    def _second(self, sample: int, question: Question) -> tuple[int, Regions] | None:
+    def _second(self, sample: int, question: Question, crop: int) -> tuple[int, Regions] | None:
         """The other image that a question is about, with its sample."""
         if question.second_image is None:
             return None
@@ -318,7 +333,7 @@ class Source:
         if number is None or not self.usable[number]:
             what = "is not in the split" if number is None else "has no regions or picture"
             raise BadSampleError(self.reader.key(sample), f"its second image {question.second_image} {what}")
-        return number, self._image(number)[0]
+        return number, self._image(number, crop)[0]
 
     def _number_of(self, key: str) -> int | None:
         """The number of the sample with that key."""
@@ -352,7 +367,7 @@ class Source:
         )
         return RegionArrays(np.zeros((0, 4), np.float32), none(self.sizes.feature_size), scores, attributes)
 
-    def load_or_replace(self, pair: int, draw: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
+    def load_or_replace(self, pair: int, draw: int = 0, crop: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
         """The pair, or one no longer than planned in its place, and what was wrong with those that were tried.
 
         The replacement is a pure function of the data and the pair.
@@ -364,7 +379,7 @@ class Source:
         chosen = pair
         for attempt in range(REPLACEMENT_TRIES):
             try:
-                return self.load(chosen, draw), failures
+                return self.load(chosen, draw, crop), failures
             except BadSampleError as error:
                 failures.append(error)
                 chosen = self._replacement(pair, attempt)
@@ -386,8 +401,13 @@ def _tensor(array: np.ndarray | None, kept: slice) -> torch.Tensor | None:
     return None if array is None else torch.from_numpy(array[kept])
 
 
-def cells(facts: dict[str, Any], size: PixelSize) -> int:
-    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size."""
+def cells(facts: dict[str, Any], size: PixelSize | SquareSize) -> int:
+    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size.
+
+    Squares are all of one size: 0.
+    """
+    if isinstance(size, SquareSize):
+        return 0
     height, width = facts.get("height"), facts.get("width")
     if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
         scaled = size.of(height, width)

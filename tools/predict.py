@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import vlp
-from data_pipelines.images import ImageError, scaled_pixels
+from data_pipelines.images import ImageError, sized_pixels
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader, read_manifest
 from vlp.build import pixel_size
 from vlp.checkpoints.key_map import KeyMismatchError
@@ -56,7 +56,7 @@ def read_images(model: TrainedModel, options: argparse.Namespace) -> list[Region
     if size is not None:
         if not options.image or options.regions or options.sample:
             raise ConfigError("this model sees pixels; give --image FILE, once or twice")
-        pixels = [scaled_pixels(Path(path).read_bytes(), size) for path in options.image]
+        pixels = [sized_pixels(Path(path).read_bytes(), size) for path in options.image]
         return [Regions.from_pixels(torch.from_numpy(one)) for one in pixels]
     if options.image or not options.regions + options.sample:
         try:

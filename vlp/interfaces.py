@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,6 +55,25 @@ class Tokens:
     regions: list[int] | None = None
 
 
+class Tokenizer(Protocol):
+    """What data and models ask of a tokenizer."""
+
+    path: Path  # its file, for messages
+    tokens: list[str]  # by id
+    lowercase: bool
+    special: dict[str, int]  # ids by name: CLS and SEP, which begin and end a text, PAD, MASK; some may be absent
+
+    def __len__(self) -> int:
+        """Number of ids."""
+
+    @property
+    def word_ids(self) -> list[int]:
+        """Ids that may stand for a word."""
+
+    def encode(self, texts: list[str]) -> list[Tokens]:
+        """Tokens of each text, without special ones; an empty text has none."""
+
+
 @dataclass(frozen=True)
 class PixelSize:
     """How pictures are scaled for models that see pixels: the shorter side to `shorter`, but the longer to `longer` at
@@ -72,6 +92,22 @@ class PixelSize:
         scale = min(self.shorter / min(height, width), self.longer / max(height, width))
         cells = [max(int(side * scale + 0.5) // self.multiple, 1) for side in (height, width)]
         return cells[0] * self.multiple, cells[1] * self.multiple
+
+
+@dataclass(frozen=True)
+class SquareSize:
+    """How pictures become squares of side `size`, as dual encoders see them.
+
+    `resize`: `shortest` scales the shorter side to `size` and cuts out the middle, `squash` scales both sides.
+    `random_crop`: in training, a part of the picture at a random place is scaled to the square instead: its share of
+    the picture's area is drawn from this range, its ratio of sides from 3/4 to 4/3. `boxes`: load the boxes of regions
+    too, for models that cut regions out of the picture by themselves.
+    """
+
+    size: int
+    resize: Literal["shortest", "squash"] = "shortest"
+    random_crop: tuple[float, float] | None = None
+    boxes: bool = False
 
 
 @dataclass(frozen=True)
@@ -296,14 +332,19 @@ class Encoded:
     computed_rows: int
     special: dict[str, Rows] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> int:
+        """Rows of both streams."""
+        return len(self.text.values) + (0 if self.visual is self.text else len(self.visual.values))
+
 
 @dataclass(frozen=True)
 class Embedded:
     """What a dual encoder returns for P pairs.
 
     `images` and `texts`: float32 [P, D], each row of length 1. `scale`: scalar, what cosines are multiplied by (the
-    exponential of the model's `logit_scale`). `bias`: scalar added to the products, or None. `rows`: patches and tokens
-    that the towers worked on; `computed_rows`: padding included.
+    exponential of the model's `logit_scale`). `bias`: scalar added to the products, or None. `rows`: tokens of the
+    texts, special ones included; `computed_rows`: with padding, for its share in the log.
     """
 
     images: Tensor
@@ -359,7 +400,11 @@ class DualModel(Protocol):
 
 
 class Objective(Protocol):
-    """What training asks of a pretraining objective (a `torch.nn.Module` that owns its head)."""
+    """What training asks of a pretraining objective (a `torch.nn.Module` that owns its head).
+
+    One may have a method `after_step(model)` too, called after each step of the optimizer: for queues, momentum copies
+    and limits of parameters.
+    """
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Any]:
         """A corrupted copy of the batch and the targets, drawn from `generator` on the batch's device."""
