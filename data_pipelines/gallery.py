@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,14 +21,18 @@ class Gallery:
 
 
 def read_image(reader: ShardReader, number: int, pixels: PixelSize | SquareSize | None) -> Regions | None:
-    """The regions of a sample, or its picture scaled to `pixels`; None if it has none.
+    """The regions of a sample, or its picture scaled to `pixels`, with boxes if these say so; None if it has none.
 
     Raises:
         BadSampleError: it is damaged.
     """
     if pixels is not None:
         picture = reader.pixels(number, pixels)
-        return None if picture is None else Regions.from_pixels(torch.from_numpy(picture))
+        if picture is None:
+            return None
+        image = Regions.from_pixels(torch.from_numpy(picture))
+        boxed = reader.regions(number) if isinstance(pixels, SquareSize) and pixels.boxes else None
+        return image if boxed is None else replace(image, boxes=torch.from_numpy(boxed.boxes).clamp(0, 1))
     stored = reader.regions(number)
     if stored is None or not len(stored.boxes):
         return None

@@ -237,10 +237,8 @@ def index_schema(foreign: bool = False) -> pyarrow.Schema:
     columns: list[tuple[str, Any]] = [("key", pyarrow.string()), ("shard", pyarrow.int32())]
     for member in (*MEMBERS, "txt") if foreign else MEMBERS:
         columns += [(f"{member}_{what}", pyarrow.int64()) for what in ("offset", "bytes", "crc32")]
-    columns += [("image_format", pyarrow.string())]
-    sizes = ("width", "height") if foreign else ()
-    columns += [(name, pyarrow.int32()) for name in ("caption_count", "region_count", "question_count", *sizes)]
-    return pyarrow.schema(columns)
+    numbers = ["caption_count", "region_count", "question_count", *(("width", "height") if foreign else ())]
+    return pyarrow.schema([*columns, ("image_format", pyarrow.string()), *((n, pyarrow.int32()) for n in numbers)])
 
 
 def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:

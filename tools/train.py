@@ -32,6 +32,8 @@ from vlp.distributed import is_launching_process
 from vlp.initial_weights import describe, load_initial_weights
 from vlp.interfaces import NONE, SquareSize, Tokenizer
 from vlp.nn.backbones.timm_grid import TimmGrid
+from vlp.nn.towers.timm_image import TimmImage
+from vlp.nn.towers.wenlan_image import WenlanImage
 from vlp.run_folder import DataFacts, RunFolder
 from vlp.text.choose import open_tokenizer
 from vlp.text.wordpiece import VocabularyError
@@ -91,17 +93,20 @@ def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tup
 
 
 def load_start_weights(model: nn.Module) -> None:
-    """Load the weights that the configuration has the model start from: those of its backbone, if it names a file.
+    """Load the weights that the configuration has the model start from: those of its backbone or image tower, if it
+    names a file.
 
     Raises:
         ConfigError: there is no such file, or it is another trunk's.
     """
-    backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, TimmGrid) and backbone.weights is not None:
-        try:
-            load_trunk(backbone.trunk.model, Path(backbone.weights), backbone.left_out)
-        except (FileNotFoundError, ValueError) as error:
-            raise ConfigError(f"model.backbone.weights: {error}") from error
+    for key in ("backbone", "image"):
+        part = getattr(model, key, None)
+        if isinstance(part, TimmGrid | TimmImage | WenlanImage) and part.weights is not None:
+            trunk = part.trunk.model if isinstance(part, TimmGrid) else part.backbone
+            try:
+                load_trunk(trunk, Path(part.weights), part.left_out)
+            except (FileNotFoundError, ValueError) as error:
+                raise ConfigError(f"model.{key}.weights: {error}") from error
 
 
 def train(config: RunConfig, resume: str | None, console: Console) -> bool:

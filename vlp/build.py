@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import bert, clip, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
+from vlp.checkpoints.importers import bert, brivl, clip, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
 from vlp.interfaces import PixelSize, SquareSize, Tokenizer
@@ -26,7 +26,11 @@ from vlp.nn.embedders.vilt import ViltEmbedder
 from vlp.nn.embedders.visualbert import VisualBertEmbedder
 from vlp.nn.embedders.vlbert import VLBertEmbedder
 from vlp.nn.layout import Layout
+from vlp.nn.towers.bert_text import BertText
 from vlp.nn.towers.open_clip import OpenClipImage, OpenClipText
+from vlp.nn.towers.timm_image import TimmImage
+from vlp.nn.towers.wenlan_image import wenlan_image
+from vlp.nn.towers.wenlan_text import WenlanText
 from vlp.objectives.answering import Answering
 from vlp.objectives.contrastive import Contrastive
 from vlp.objectives.masked_language import MaskedLanguage
@@ -70,8 +74,16 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "sigmoid_contrastive": SigmoidContrastive,
     "word_region_alignment": WordRegionAlignment,
 }
-IMAGE_TOWERS: dict[str, Callable[..., nn.Module]] = {"open_clip_image": OpenClipImage}
-TEXT_TOWERS: dict[str, Callable[..., nn.Module]] = {"open_clip_text": OpenClipText}
+IMAGE_TOWERS: dict[str, Callable[..., nn.Module]] = {
+    "open_clip_image": OpenClipImage,
+    "timm_image": TimmImage,
+    "wenlan_image": wenlan_image,
+}
+TEXT_TOWERS: dict[str, Callable[..., nn.Module]] = {
+    "bert_text": BertText,
+    "open_clip_text": OpenClipText,
+    "wenlan_text": WenlanText,
+}
 READ_EMBEDDINGS = {"contrastive", "momentum_contrast", "sigmoid_contrastive"}  # those of dual encoders alone
 READ_POOLED = {"matching", "segment_matching", "answering"}  # objectives that need a pooled vector
 READ_REGION_ROWS = {  # objectives that a model without region rows can't be trained with
@@ -85,11 +97,13 @@ READ_REGION_ROWS = {  # objectives that a model without region rows can't be tra
 IMPORTERS: dict[str, KeyMap] = {
     "bert": bert.KEY_MAP,
     "bert_for_b2t2": bert.ONE_NORM,
+    "bert_for_dual_encoder": bert.TEXT_TOWER,
     "bert_for_lxmert": bert.LXMERT,
     "bert_for_oscar": bert.OSCAR,
     "bert_for_vilbert": bert.VILBERT,
     "bert_for_visualbert": bert.VISUALBERT,
     "bert_for_vlbert": bert.ONE_NORM,
+    "brivl": brivl.KEY_MAP,
     "clip_transformers": clip.TRANSFORMERS,
     "lxmert": lxmert.KEY_MAP,
     "lxmert_nlvr2": lxmert.PAIRS,

@@ -14,7 +14,11 @@ from vlp.config import ConfigError, InitConfig, unknown_key
 from vlp.interfaces import Tokenizer
 from vlp.run_folder import RunFolder, weights_file
 
-WORDS = ("model.embedder.word_table.weight", "model.text.trunk.token_embedding.weight")
+WORDS = (
+    "model.embedder.word_table.weight",
+    "model.text.backbone.word_table.weight",
+    "model.text.trunk.token_embedding.weight",
+)
 
 
 def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: Tokenizer) -> Loaded:

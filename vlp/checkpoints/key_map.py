@@ -21,7 +21,8 @@ class Rule:
 
     `optional`: only some checkpoints, and only some of our models, have it.
     `order`: ours has their rows in that order (row k of ours is row order[k] of theirs), as where classes are numbered
-    in another way. `transposed`: ours is the transpose of theirs.
+    in another way. `transposed`: ours is the transpose of theirs. `scalar`: ours is a number, theirs a vector of
+    that one number.
     """
 
     ours: str
@@ -31,6 +32,7 @@ class Rule:
     optional: bool = False
     order: tuple[int, ...] | None = None
     transposed: bool = False
+    scalar: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class KeyMap:
 
     `spellings`: patterns and what to put in their place, in order, where some files write a key in another way.
     `prefixes`: beginnings of our keys and of theirs, for keys that no rule has; what follows is the same.
+    `ours_alone`: patterns of our keys that theirs has no place for, with the reason; they aren't exported.
     """
 
     rules: list[Rule]
@@ -46,6 +49,7 @@ class KeyMap:
     unused: dict[str, str] = field(default_factory=dict)
     spellings: dict[str, str] = field(default_factory=dict)
     prefixes: dict[str, str] = field(default_factory=dict)
+    ours_alone: dict[str, str] = field(default_factory=dict)
 
 
 class KeyMismatchError(ValueError):
@@ -124,7 +128,10 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
                 value = value[list(rule.order)]
             if rule.transposed:
                 value = value.t()
+            if rule.scalar:
+                value = value.reshape(())
             ours[_fill(rule.ours, layer)] = value if rule.row is None else value[rule.row : rule.row + 1]
+    left -= unused_keys(left, key_map).keys()
     for begin, their_begin in key_map.prefixes.items():
         for name in [name for name in left if name.startswith(their_begin)]:
             ours[begin + name.removeprefix(their_begin)] = theirs[name]
@@ -134,7 +141,6 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
             left.discard(tied)
             if not torch.equal(theirs[tied], theirs[original]):
                 raise KeyMismatchError(f"{tied} should equal {original}, to which it is tied, but does not")
-    left -= unused_keys(left, key_map).keys()
     if missing or left:
         raise KeyMismatchError(_lists("the checkpoint", missing, sorted(left)))
     return ours
@@ -162,6 +168,8 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
                 value = value[[rule.order.index(row) for row in range(len(rule.order))]]
             if rule.transposed:
                 value = value.t()
+            if rule.scalar:
+                value = value.reshape(1)
             if rule.row is not None and rule.rows is not None:
                 whole = value.new_zeros(rule.rows, *value.shape[1:])
                 whole[rule.row] = value[0]
@@ -173,6 +181,7 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
         for name in [name for name in left if name.startswith(begin)]:
             theirs[their_begin + name.removeprefix(begin)] = ours[name]
             left.discard(name)
+    left = {name for name in left if not any(re.fullmatch(pattern, name) for pattern in key_map.ours_alone)}
     if missing or left:
         raise KeyMismatchError(_lists("the model", missing, sorted(left)))
     for tied, original in key_map.ties.items():

@@ -44,14 +44,22 @@ def layers(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def text_embedding(theirs: str, norm: str = "text_norm") -> list[Rule]:
+def text_embedding(theirs: str, norm: str = "text_norm", ours: str = "model.embedder") -> list[Rule]:
     """BERT's embedding tables and their norm, which our embedder calls `norm`."""
     return [
         *(
-            Rule(f"model.embedder.{ours}_table.weight", (f"{theirs}.{name}_embeddings.weight",))
-            for ours, name in (("word", "word"), ("position", "position"), ("type", "token_type"))
+            Rule(f"{ours}.{table}_table.weight", (f"{theirs}.{name}_embeddings.weight",))
+            for table, name in (("word", "word"), ("position", "position"), ("type", "token_type"))
         ),
-        *both(f"model.embedder.{norm}", f"{theirs}.LayerNorm"),
+        *both(f"{ours}.{norm}", f"{theirs}.LayerNorm"),
+    ]
+
+
+def text_trunk(ours: str, theirs: str) -> list[Rule]:
+    """BERT without heads and pooler, as text towers hold it."""
+    return [
+        *text_embedding(f"{theirs}.embeddings", "norm", ours),
+        *layers(f"{ours}.encoder.layers", f"{theirs}.encoder.layer"),
     ]
 
 
