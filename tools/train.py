@@ -118,7 +118,8 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     for listed in data.sources:
         if listed.scenes is not None and launching:
             s = listed.scenes
-            ensure_scenes(Path(data.root) / listed.path, s.train, s.val, s.seed, lambda text: console.print(text))
+            place = Path(data.root) / listed.path
+            ensure_scenes(place, s.train, s.val, s.seed, lambda text: console.print(text), s.statements)
     while not launching and not (folder.path / "config.yaml").is_file():
         time.sleep(0.2)  # the first process is making data and folder
     tokenizer = (
