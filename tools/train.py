@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
+import traceback
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -116,7 +118,8 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     for listed in data.sources:
         if listed.scenes is not None and launching:
             s = listed.scenes
-            ensure_scenes(Path(data.root) / listed.path, s.train, s.val, s.seed, lambda text: console.print(text))
+            place = Path(data.root) / listed.path
+            ensure_scenes(place, s.train, s.val, s.seed, lambda text: console.print(text), s.statements)
     while not launching and not (folder.path / "config.yaml").is_file():
         time.sleep(0.2)  # the first process is making data and folder
     tokenizer = (
@@ -168,16 +171,13 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))
     held = folder.hold() if launching else nullcontext()
     with held:
-        stopped_at = fit(
-            config,
-            module,
-            folder,
-            DataModule(load, per_step, data.workers),
-            validation,
-            console,
-            start,
-            per_step,
-        )
+        try:
+            feed = DataModule(load, per_step, data.workers)
+            stopped_at = fit(config, module, folder, feed, validation, console, start, per_step)
+        except Exception:
+            if launching and resume is None and not folder.read_rows():
+                shutil.rmtree(folder.path)  # nothing was trained, so a mended configuration may have the folder
+            raise
     if launching:
         plot_losses(folder.read_rows(), folder.path / "losses.png")
         console.print(f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png")
@@ -195,7 +195,11 @@ def main(arguments: list[str]) -> int:
     try:
         config, resume = read_arguments(arguments)
         finished = train(config, resume, console)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, ValueError) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        ours = {"vlp", "data_pipelines"} & {folder.name for folder in raised_in.parents}
+        if not isinstance(error, USER_ERRORS) and not ours:
+            raise  # by a library, so the message alone would not do
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     return 0 if finished else STOPPED

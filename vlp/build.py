@@ -42,6 +42,8 @@ from vlp.objectives.region_prediction import RegionPrediction
 from vlp.objectives.segment_matching import SegmentMatching
 from vlp.objectives.sigmoid_contrastive import SigmoidContrastive
 from vlp.objectives.word_region import WordRegionAlignment
+from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.paired_images import PairedImages
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream, "two_stream": TwoStream}
 EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
@@ -55,7 +57,8 @@ EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
     "vlbert": VLBertEmbedder,
 }
 BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches, "timm_grid": TimmGrid}
-OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
+OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
+    "answer_classification": AnswerClassification,
     "answering": Answering,
     "contrastive": Contrastive,
     "masked_language": MaskedLanguage,
@@ -65,6 +68,7 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
     "masked_region_regression": MaskedRegionRegression,
     "matching": Matching,
     "momentum_contrast": MomentumContrast,
+    "paired_images": PairedImages,
     "region_prediction": RegionPrediction,
     "segment_matching": SegmentMatching,
     "sigmoid_contrastive": SigmoidContrastive,
@@ -102,24 +106,41 @@ IMPORTERS: dict[str, KeyMap] = {
     "brivl": brivl.KEY_MAP,
     "clip_transformers": clip.TRANSFORMERS,
     "lxmert": lxmert.KEY_MAP,
+    "lxmert_nlvr2": lxmert.PAIRS,
     "lxmert_transformers": lxmert.TRANSFORMERS,
+    "lxmert_vqa": lxmert.ANSWERS,
     "open_clip": clip.KEY_MAP,  # and OpenAI's
     "open_clip_custom_text": clip.CUSTOM_TEXT,
     "oscar": oscar.KEY_MAP,
+    "oscar_nlvr2": oscar.PAIRS,
     "oscar_plus": oscar.KEY_MAP_PLUS,
+    "oscar_plus_nlvr2": oscar.PAIRS_PLUS,
     "oscar_plus_retrieval": oscar.KEY_MAP_PLUS_RETRIEVAL,
+    "oscar_plus_vqa": oscar.ANSWERS_PLUS,
+    "oscar_plus_vqa_mlp": oscar.ANSWERS_MLP_PLUS,
     "oscar_retrieval": oscar.KEY_MAP_RETRIEVAL,
+    "oscar_vqa": oscar.ANSWERS,
+    "oscar_vqa_mlp": oscar.ANSWERS_MLP,
     "twelve_in_one": vilbert.TWELVE_IN_ONE,
+    "twelve_in_one_tasks": vilbert.TWELVE_IN_ONE_TASKS,
     "uniter": uniter.KEY_MAP,
+    "uniter_nlvr2": uniter.PAIRS,
+    "uniter_nlvr2_attention": uniter.PAIRS_WITH_ATTENTION,
+    "uniter_nlvr2_triplet": uniter.TRIPLETS,
+    "uniter_vqa": uniter.ANSWERS,
     "vilbert": vilbert.KEY_MAP,
     "vilbert_contrast": vilbert.CONTRAST,
     "vilbert_regression": vilbert.REGRESSION,
+    "vilbert_vqa": vilbert.ANSWERS,
     "vilt": vilt.KEY_MAP,
     "vilt_transformers": vilt.TRANSFORMERS,
     "visualbert": visualbert.KEY_MAP,
     "visualbert_hf": visualbert.KEY_MAP_HF,
     "visualbert_released": visualbert.KEY_MAP_RELEASED,
+    "visualbert_vqa": visualbert.ANSWERS,
+    "visualbert_vqa_released": visualbert.ANSWERS_RELEASED,
     "vlbert": vlbert.KEY_MAP,
+    "vlbert_vqa": vlbert.ANSWERS,
     "volta_ctrl_lxmert": volta.CTRL_LXMERT,
     "volta_ctrl_uniter": volta.CTRL_UNITER,
     "volta_ctrl_vilbert": volta.CTRL_VILBERT,

@@ -38,11 +38,14 @@ class GroupConfig:
 
 @dataclass
 class ScenesConfig:
-    """Embedded scenes to be made at first use: numbers of images a split, and the seed."""
+    """Embedded scenes to be made at first use: numbers of images a split, and the seed. `statements`: with statements
+    about two scenes in the place of questions about one.
+    """
 
     train: int
     val: int
     seed: int
+    statements: bool = False
 
 
 @dataclass

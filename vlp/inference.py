@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from vlp.checkpoints.load import load_strictly, read_weights
 from vlp.config import ConfigError, RunConfig
 from vlp.evaluation.retrieval import score_all_pairs
-from vlp.interfaces import NONE, Batch, Images, Regions, Segment, Texts, Tokenizer, map_tensors
+from vlp.interfaces import NONE, AnswerScores, Batch, Images, Regions, Segment, Task, Texts, Tokenizer, map_tensors
 from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream
 from vlp.objectives.matching import Matching
 from vlp.run_folder import DataFacts, RunFolder, build_run, weights_file
+from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.paired_images import PairedImages
 
 EMBED_BATCH = 64  # images or texts that a dual encoder embeds at a time
 
@@ -51,6 +53,39 @@ class TrainedModel(nn.Module):
             if isinstance(objective, Matching):
                 return objective
         raise ConfigError("this run trained no `matching` objective, so it can't score pairs")
+
+    def task(self) -> Task:
+        """The task that the run was trained on.
+
+        Raises:
+            ConfigError: it was trained on none, or on several.
+        """
+        tasks = {name: o for name, o in self.objectives.items() if isinstance(o, AnswerClassification | PairedImages)}
+        if len(tasks) != 1:
+            trained = f"several tasks ({', '.join(tasks)})" if tasks else "no task that answers questions"
+            raise ConfigError(f"this run trained {trained}; its objectives are {', '.join(self.objectives)}")
+        return next(iter(tasks.values()))
+
+    @torch.no_grad()
+    def answer_batch(self, batch: Batch) -> Tensor:
+        """How likely each answer of `facts.answer_names` is, float32 [questions, answers], of a clean batch."""
+        task = self.task()
+        batch, _ = task.corrupt(batch.to(self.device), torch.Generator(self.device))
+        return task.probabilities(task.logits(self.model(batch)))
+
+    def answer(self, question: str, images: Sequence[Regions]) -> list[tuple[str, float]]:
+        """All answers to a question about one image or two, the likeliest first, with how likely each is."""
+        segment = Segment.from_tokens(self.tokenizer.encode([question]))
+        batch = Batch(
+            texts=Texts({"question": segment}, torch.zeros(1, dtype=torch.int64)),
+            images=Images.from_regions(list(images), list(range(len(images)))),
+            pairs=torch.tensor([[0, *range(len(images))]]),
+            matched=torch.ones(1, dtype=torch.bool),
+            answer_scores=AnswerScores.from_dicts([{}]),
+        )
+        likely = self.answer_batch(batch)[0].cpu()
+        order = likely.argsort(descending=True).tolist()
+        return [(self.facts.answer_names[number], float(likely[number])) for number in order]
 
     @property
     def dual(self) -> bool:

@@ -240,14 +240,41 @@ class Replacement:
 
 
 @dataclass(frozen=True)
+class AnswerScores:
+    """Which answers are how right for each of P pairs, end to end: `answers` int64 [n], their numbers; `scores` float
+    [n], 0 to 1; `offsets` int64 [P + 1]. A pair may have none: it asks nothing, or no answer to it is known.
+    """
+
+    answers: Tensor
+    scores: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def from_dicts(cls, scores: Sequence[dict[int, float]]) -> AnswerScores:
+        """The scores of P pairs, given for each pair by the answer's number."""
+        lengths = torch.tensor([0, *map(len, scores)], dtype=torch.int64)
+        return cls(
+            answers=torch.tensor([number for own in scores for number in own], dtype=torch.int64),
+            scores=torch.tensor([score for own in scores for score in own.values()], dtype=torch.float32),
+            offsets=lengths.cumsum(0),
+        )
+
+    def dense(self, answers: int) -> Tensor:
+        """The same as a table, float [P, answers]."""
+        lengths = self.offsets.diff()
+        pair = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        return self.scores.new_zeros(len(lengths), answers).index_put((pair, self.answers), self.scores)
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch. As the loader makes it, it is clean: no objective has touched it.
 
     `pairs` int64 [P, 1 + K]: a text row and K image rows; NONE where there is none. `matched` bool [P]:
     text and images belong together; an objective that swaps one of them clears it. `answers` int64 [P]: the
-    label of the answer to the pair's question, NONE where there is none. `source` names the data
-    set; (`step`, `micro_batch`) is the place in the run, from which all randomness of the micro-batch
-    is derived. `replaced`: broken samples that others stand in for.
+    label of the best answer to the pair's question, NONE where there is none; `answer_scores`: how right it and
+    others are. `source` names the data set; (`step`, `micro_batch`) is the place in the run, from which all
+    randomness of the micro-batch is derived. `replaced`: broken samples that others stand in for.
     """
 
     texts: Texts
@@ -255,6 +282,7 @@ class Batch:
     pairs: Tensor
     matched: Tensor
     answers: Tensor | None = None
+    answer_scores: AnswerScores | None = None
     source: str = ""
     step: int = 0
     micro_batch: int = 0
@@ -287,8 +315,9 @@ class Encoded:
     """What a fusion model returns for P pairs.
 
     `text` and `visual`: the two streams, `values` [N, H of the stream]; the same object in a single
-    stream. `tokens`: for each segment, the rows of its tokens in the text stream. `text_rows`: all rows
-    of text in the text stream, special tokens included (`source` is NONE there). `regions`: the rows of
+    stream. `tokens`: for each segment, the rows of its tokens in the text stream. `special`: for each special
+    token of the layout, by name, its row of each pair with text (of one that stands twice, the later). `text_rows`:
+    all rows of text in the text stream, special tokens included (`source` is NONE there). `regions`: the rows of
     regions in the visual stream, or None where a model has no such rows. `pooled`: named vectors
     [P, H], absent where a model has none. `computed_rows`: rows that attention worked on, padding
     included, for the padding share in the log.
@@ -301,6 +330,7 @@ class Encoded:
     regions: Rows | None
     pooled: dict[str, Tensor]
     computed_rows: int
+    special: dict[str, Rows] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -384,3 +414,16 @@ class Objective(Protocol):
 
         An empty set of targets gives a zero that is connected to the graph.
         """
+
+
+class Task(Objective, Protocol):
+    """An objective that answers questions about images, so that its answers can be compared with people's."""
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        """How likely each answer is, float32 [questions, answers]; larger is better.
+
+        `encoded`: of a batch that went through `corrupt`, which draws nothing at random.
+        """
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The same between 0 and 1, as the loss takes the logits."""

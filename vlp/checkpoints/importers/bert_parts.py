@@ -78,3 +78,19 @@ def masked_language(theirs: str = "cls.predictions", optional: bool = False) -> 
         *transform(f"{ours}.transform", f"{theirs}.transform", optional),
         Rule(f"{ours}.bias", (f"{theirs}.bias",), optional=optional),
     ]
+
+
+def linear_head(task: str, theirs: str) -> list[Rule]:
+    """A task's head that is one linear layer."""
+    return both(f"objectives.{task}.classifier.classify", theirs)
+
+
+def mlp_head(task: str, theirs: str, norm: bool = True) -> list[Rule]:
+    """A task's head of linear, activation, norm (if any), linear, numbered in that order."""
+    ours = f"objectives.{task}.classifier"
+    norms = both(f"{ours}.norm", f"{theirs}.2") if norm else []
+    return [
+        *both(f"{ours}.linear", f"{theirs}.0"),
+        *norms,
+        *both(f"{ours}.classify", f"{theirs}.{3 if norm else 2}"),
+    ]
