@@ -1,12 +1,13 @@
-"""Make a data set of shards: the embedded scenes, COCO's pictures and annotations, or plain text.
+"""Make a data set of shards: the embedded scenes, a benchmark's pictures and official files, or plain text.
 
 python tools/make_shards.py scenes --out data/scenes
 python tools/make_shards.py coco --images DIR --captions captions.json --instances instances.json --out data/coco
+python tools/make_shards.py nlvr2 --images DIR --statements dev.json --split dev --out data/nlvr2
 python tools/make_shards.py text --files books.txt wikipedia.txt --out data/books
 
-A data set appears whole or not at all, and nothing is overwritten. `coco` and `text` make one split; run it again with
+A data set appears whole or not at all, and nothing is overwritten. All but `scenes` make one split; run it again with
 another --split and the same --out to add one. What could not be used is counted by reason and listed in
-SPLIT.left_out.jsonl beside the shards.
+SPLIT.left_out.jsonl beside the shards. `SOURCE --help` shows a source's own options and an example.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
@@ -23,12 +26,60 @@ from rich.progress import MofNCompleteColumn, Progress
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipelines.annotations.build import build_split
-from data_pipelines.annotations.coco import AnnotationError, CocoReader, LeftOut
+from data_pipelines.annotations.coco import CocoReader
+from data_pipelines.annotations.files import AnnotationError, LeftOut
+from data_pipelines.annotations.karpathy import read_karpathy
+from data_pipelines.annotations.nlvr2 import read_nlvr2
+from data_pipelines.annotations.pictures import Annotations, read_samples
 from data_pipelines.annotations.text import TextReader
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, Sample, ShardError
 
+MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
+RECORDS = ("captions", "questions")  # facts that are lists of what a sample holds
 USER_ERRORS = (AnnotationError, ShardError, OSError)  # OSError: a missing file, a folder that is there, a full disk
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A source that is read from a benchmark's official files and a folder of pictures.
+
+    `example`: its options but --images and --out. `options`: of its own, as `argparse` takes them.
+    """
+
+    help: str
+    example: str
+    options: dict[str, dict[str, Any]]
+    read: Callable[[argparse.Namespace], Annotations]
+
+
+def a_file(text: str, **others: Any) -> dict[str, Any]:
+    """The settings of an option that names a file."""
+    return {"type": Path, "required": True, "help": text, **others}
+
+
+def some_files(text: str, **others: Any) -> dict[str, Any]:
+    """The settings of an option that names one file or more."""
+    return a_file(text, nargs="+", **others)
+
+
+BENCHMARKS = {
+    "karpathy": Benchmark(
+        "Flickr30k or COCO captions in Karpathy's splits",
+        "--file dataset_coco.json --split train --take train restval",
+        {
+            "--file": a_file("dataset_flickr30k.json or dataset_coco.json"),
+            "--take": {"nargs": "+", "metavar": "SPLIT", "help": "splits of the file (default: the one of --split)"},
+        },
+        lambda options: read_karpathy(options.file, options.take or [options.split]),
+    ),
+    "nlvr2": Benchmark(
+        "NLVR2: statements about two pictures",
+        "--statements nlvr2/data/train.json --split train",
+        {"--statements": a_file("train.json, dev.json or test1.json (JSON lines)")},
+        lambda options: read_nlvr2(options.statements),
+    ),
+}
 
 
 def whole_number(text: str) -> int:
@@ -57,6 +108,19 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     coco.add_argument("--instances", type=Path, help="COCO's instances JSON of the same pictures, for boxes")
     coco.add_argument("--out", type=Path, required=True, help="folder of the data set, new or with other splits")
     coco.add_argument("--split", default="train", help="name of the split (default %(default)s)")
+    for name, benchmark in BENCHMARKS.items():
+        example = f"example:\n  python tools/make_shards.py {name} --images DIR --out data/{name} \\\n    "
+        command = commands.add_parser(
+            name,
+            help=benchmark.help,
+            epilog=example + benchmark.example,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("--images", type=Path, required=True, help="folder of the pictures")
+        for option, settings in benchmark.options.items():
+            command.add_argument(option, **settings)
+        command.add_argument("--out", type=Path, required=True, help="folder of the data set, new or with other splits")
+        command.add_argument("--split", default="train", help="name of the split (default %(default)s)")
     text = commands.add_parser("text", help="plain text without images, to train on beside captions")
     text.add_argument("--files", type=Path, nargs="+", required=True, help="UTF-8; empty lines separate documents")
     text.add_argument("--words", type=whole_number, default=50, help="words of a passage (default %(default)s)")
@@ -97,6 +161,36 @@ def make_coco(options: argparse.Namespace, console: Console) -> None:
     report_left_out(reader.left_out, options, console)
 
 
+def make_benchmark(options: argparse.Namespace, console: Console) -> None:
+    """One split from a benchmark's files."""
+    with console.status("reading the annotations"):
+        annotations = BENCHMARKS[options.command].read(options)
+    counts: Counter[str] = Counter()
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("pictures", total=None)
+
+        def counted() -> Iterator[Sample]:
+            for sample in read_samples(options.images, annotations):
+                progress.advance(task)
+                for name in RECORDS:
+                    counts[name] += len(sample.captions if name == "captions" else sample.facts.get(name, []))
+                yield sample
+
+        samples = build_split(options.out, options.split, counted(), annotations.manifest, annotations.left_out)
+    records = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    console.print(
+        f"{options.out}, split {options.split}: {samples} samples with {records or 'no texts'}", soft_wrap=True
+    )
+    report_left_out(annotations.left_out, options, console)
+    share = len(annotations.left_out) / (len(annotations.left_out) + samples + counts.total())
+    if share > MUCH:
+        console.print(
+            f"WARNING: {share:.0%} of what the files hold was left out; do --images and the files belong together?",
+            style="bold red",
+            soft_wrap=True,
+        )
+
+
 def make_text(options: argparse.Namespace, console: Console) -> None:
     """One split of passages."""
     reader = TextReader(options.files, options.words)
@@ -119,9 +213,8 @@ def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     options = read_arguments(arguments)
     try:
-        {"scenes": make_scenes, "coco": make_coco, "text": make_text}[options.command](
-            options, Console(highlight=False, markup=False)
-        )
+        makers = {"scenes": make_scenes, "coco": make_coco, "text": make_text}
+        makers.get(options.command, make_benchmark)(options, Console(highlight=False, markup=False))
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; nothing was added", style="yellow")
         return 130

@@ -162,7 +162,7 @@ def change(values: dict[str, Any], *path: Any, to: Any) -> None:
         (("captions", "images", 1, "id"), True, r"images\[1\] has no 'id' of type int"),
         (("captions", "images", 0, "file_name"), None, r"images\[0\] has no 'file_name' of type str"),
         (("captions", "annotations", 2, "caption"), ["a"], r"annotations\[2\] has no 'caption' of type str"),
-        (("captions", "annotations", 2, "caption"), "half \ud83d", r"'caption' of annotations\[2\] is not valid"),
+        (("captions", "annotations", 2, "caption"), "half \ud83d", r"annotations\[2\]: 'caption' is not valid"),
         (("instances", "categories"), None, "no list 'categories'"),
         (("instances", "categories", 0, "name"), "car", "share an id or a name"),
         (("instances", "categories", 0, "id"), 3, "share an id or a name"),
