@@ -32,12 +32,20 @@ from data_pipelines.annotations.karpathy import read_karpathy
 from data_pipelines.annotations.nlvr2 import read_nlvr2
 from data_pipelines.annotations.pictures import Annotations, read_samples
 from data_pipelines.annotations.text import TextReader
+from data_pipelines.annotations.vqa_v2 import read_vqa_v2
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, Sample, ShardError
 
 MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
 RECORDS = ("captions", "questions")  # facts that are lists of what a sample holds
 USER_ERRORS = (AnnotationError, ShardError, OSError)  # OSError: a missing file, a folder that is there, a full disk
+
+
+def whole_number(text: str) -> int:
+    """A number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -53,15 +61,46 @@ class Benchmark:
     read: Callable[[argparse.Namespace], Annotations]
 
 
-def a_file(text: str, **others: Any) -> dict[str, Any]:
+def a_file(text: str, required: bool = True, **others: Any) -> dict[str, Any]:
     """The settings of an option that names a file."""
-    return {"type": Path, "required": True, "help": text, **others}
+    return {"type": Path, "required": required, "help": text, "metavar": "FILE", **others}
 
 
 def some_files(text: str, **others: Any) -> dict[str, Any]:
     """The settings of an option that names one file or more."""
     return a_file(text, nargs="+", **others)
 
+
+def vocabulary_files(options: argparse.Namespace, own: list[Path]) -> list[Path]:
+    """The files whose answers a model is to choose from; none if the data set is there and keeps its own.
+
+    Raises:
+        AnnotationError: a new data set would take the answers of a split that is not for training.
+    """
+    if options.vocabulary:
+        return options.vocabulary
+    if (options.out / "manifest.json").is_file():
+        return []
+    if options.split != "train":
+        raise AnnotationError(
+            f"the answers to choose from are those of the training split, and {options.out} has none yet;"
+            " make the split train first, or name its annotations with --vocabulary"
+        )
+    return own
+
+
+def read_vqa(options: argparse.Namespace) -> Annotations:
+    """VQA v2's files."""
+    own = options.annotations or []
+    return read_vqa_v2(options.questions, own, vocabulary_files(options, own), options.at_least)
+
+
+VOCABULARY = {
+    "nargs": "+",
+    "type": Path,
+    "metavar": "FILE",
+    "help": "annotations whose frequent answers a model can choose from (default: those of the split train)",
+}
 
 BENCHMARKS = {
     "karpathy": Benchmark(
@@ -79,14 +118,20 @@ BENCHMARKS = {
         {"--statements": a_file("train.json, dev.json or test1.json (JSON lines)")},
         lambda options: read_nlvr2(options.statements),
     ),
+    "vqa_v2": Benchmark(
+        "VQA v2: questions with ten answers each",
+        "--questions v2_OpenEnded_mscoco_train2014_questions.json \\\n"
+        "    --annotations v2_mscoco_train2014_annotations.json \\\n"
+        "    --vocabulary v2_mscoco_train2014_annotations.json v2_mscoco_val2014_annotations.json --split train",
+        {
+            "--questions": some_files("v2_OpenEnded_mscoco_*_questions.json"),
+            "--annotations": some_files("v2_mscoco_*_annotations.json; none for test splits", required=False),
+            "--vocabulary": VOCABULARY,
+            "--at-least": {"type": whole_number, "default": 9, "help": "occurrences of such an answer (%(default)s)"},
+        },
+        read_vqa,
+    ),
 }
-
-
-def whole_number(text: str) -> int:
-    """A number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -178,9 +223,9 @@ def make_benchmark(options: argparse.Namespace, console: Console) -> None:
 
         samples = build_split(options.out, options.split, counted(), annotations.manifest, annotations.left_out)
     records = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    console.print(
-        f"{options.out}, split {options.split}: {samples} samples with {records or 'no texts'}", soft_wrap=True
-    )
+    made = f"{options.out}, split {options.split}: {samples} samples with {records or 'no texts'}"
+    for line in [made, *annotations.remarks]:
+        console.print(line, soft_wrap=True)
     report_left_out(annotations.left_out, options, console)
     share = len(annotations.left_out) / (len(annotations.left_out) + samples + counts.total())
     if share > MUCH:
