@@ -31,13 +31,14 @@ from data_pipelines.annotations.files import AnnotationError, LeftOut
 from data_pipelines.annotations.karpathy import read_karpathy
 from data_pipelines.annotations.nlvr2 import read_nlvr2
 from data_pipelines.annotations.pictures import Annotations, read_samples
+from data_pipelines.annotations.refcoco import NAMES, read_refcoco
 from data_pipelines.annotations.text import TextReader
 from data_pipelines.annotations.vqa_v2 import read_vqa_v2
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, Sample, ShardError
 
 MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
-RECORDS = ("captions", "questions")  # facts that are lists of what a sample holds
+RECORDS = ("captions", "questions", "expressions")  # facts that are lists of what a sample holds
 USER_ERRORS = (AnnotationError, ShardError, OSError)  # OSError: a missing file, a folder that is there, a full disk
 
 
@@ -95,6 +96,7 @@ def read_vqa(options: argparse.Namespace) -> Annotations:
     return read_vqa_v2(options.questions, own, vocabulary_files(options, own), options.at_least)
 
 
+TAKE = {"nargs": "+", "metavar": "SPLIT", "help": "splits of the file (default: the one of --split)"}
 VOCABULARY = {
     "nargs": "+",
     "type": Path,
@@ -108,7 +110,7 @@ BENCHMARKS = {
         "--file dataset_coco.json --split train --take train restval",
         {
             "--file": a_file("dataset_flickr30k.json or dataset_coco.json"),
-            "--take": {"nargs": "+", "metavar": "SPLIT", "help": "splits of the file (default: the one of --split)"},
+            "--take": TAKE,
         },
         lambda options: read_karpathy(options.file, options.take or [options.split]),
     ),
@@ -117,6 +119,17 @@ BENCHMARKS = {
         "--statements nlvr2/data/train.json --split train",
         {"--statements": a_file("train.json, dev.json or test1.json (JSON lines)")},
         lambda options: read_nlvr2(options.statements),
+    ),
+    "refcoco": Benchmark(
+        "RefCOCO, RefCOCO+ and RefCOCOg: expressions that refer to an object",
+        "--name refcoco+ --refs refs_unc.json --instances refcoco+/instances.json --split testA",
+        {
+            "--name": {"choices": NAMES, "required": True, "help": "of the data set"},
+            "--refs": a_file("what tools/convert_refcoco.py made of refs(unc).p, refs(umd).p or refs(google).p"),
+            "--instances": a_file("instances.json of the same folder"),
+            "--take": TAKE,
+        },
+        lambda options: read_refcoco(options.name, options.refs, options.instances, options.take or [options.split]),
     ),
     "vqa_v2": Benchmark(
         "VQA v2: questions with ten answers each",

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.annotations.boxes import BACKGROUND, corners, read_categories, read_sizes, shares
 from data_pipelines.annotations.files import AnnotationError, LeftOut, entries, read_json
-from data_pipelines.annotations.pictures import BACKGROUND, check_shape, image_format, read_picture, shares
+from data_pipelines.annotations.pictures import check_shape, image_format, read_picture
 from data_pipelines.images import ImageError
 from data_pipelines.shards import Sample
 
@@ -100,22 +101,15 @@ class CocoReader:
 
     def _read_boxes(self, path: Path) -> None:
         values = read_json(path, drop="segmentation")  # most of the file, not used
-        categories = entries(path, values, "categories", {"id": int, "name": str})
-        names = {entry["id"]: entry["name"] for entry in categories}
-        self.class_names = [BACKGROUND, *(names[number] for number in sorted(names))]
-        if len(names) < len(categories) or len(set(self.class_names)) < len(self.class_names):
-            raise AnnotationError(f"{path}: two categories share an id or a name, or one is named {BACKGROUND!r}")
-        kinds = {"id": int, "file_name": str, "width": int, "height": int}
-        for entry in entries(path, values, "images", kinds):
-            number = entry["id"]
-            if number in self._files and self._files[number] != entry["file_name"]:
+        names = read_categories(path, values)
+        self.class_names = [BACKGROUND, *names.values()]
+        for number, (file_name, width, height) in read_sizes(path, values).items():
+            if number in self._files and self._files[number] != file_name:
                 raise AnnotationError(
-                    f"{path}: image {number} is {entry['file_name']}, but {self._files[number]} in the captions file;"
+                    f"{path}: image {number} is {file_name}, but {self._files[number]} in the captions file;"
                     " the two files do not belong together"
                 )
-            if entry["width"] <= 0 or entry["height"] <= 0:
-                raise AnnotationError(f"{path}: image {number} is {entry['width']} x {entry['height']} pixels")
-            self._sizes[number] = (entry["width"], entry["height"])
+            self._sizes[number] = (width, height)
         boxes = entries(path, values, "annotations", {"image_id": int, "category_id": int, "bbox": list})
         for entry in boxes:
             what = self._files.get(entry["image_id"], f"image id {entry['image_id']}")
@@ -134,9 +128,7 @@ class CocoReader:
             return "box around a crowd"
         if name is None:
             return "box of an unknown class"
-        if len(box) == 4 and all(type(v) in (int, float) for v in box):
-            box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-        found = shares(box, self._sizes[number])
+        found = shares(corners(box), self._sizes[number])
         if isinstance(found, str):
             return found
         inside, clipped = found
@@ -164,5 +156,5 @@ class CocoReader:
         }
         facts = {key: value for key, value in facts.items() if value is not None}
         if self._with_boxes:
-            facts.update(boxes=[corners for corners, _ in boxes], box_names=[name for _, name in boxes])
+            facts.update(boxes=[inside for inside, _ in boxes], box_names=[name for _, name in boxes])
         return Sample(f"coco-{number:012d}", self._captions.get(number, []), None, data, image_format(data), facts)

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.annotations.files import AnnotationError, LeftOut, entries, read_json, without_repeats
+from data_pipelines.annotations.files import AnnotationError, LeftOut, check_entry, entries, read_json, without_repeats
 from data_pipelines.annotations.pictures import Annotations, Picture
 from data_pipelines.shards import Manifest
 
@@ -50,8 +50,8 @@ def read_karpathy(file: Path, splits: list[str]) -> Annotations:
             left_out.append(LeftOut(filename, "image id stands for different records"))
             continue
         pictures[picture.key] = picture
-        sentences = entries(file, entry, "sentences", {"raw": str, "sentid": int})
-        for sentence in sentences:
+        for number, sentence in enumerate(entry["sentences"]):
+            check_entry(f"{file}: sentences[{number}] of {filename}", sentence, {"raw": str, "sentid": int})
             if not sentence["raw"].strip():
                 left_out.append(LeftOut(f"caption {sentence['sentid']} of {filename}", "caption is empty"))
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from data_pipelines.annotations.files import LeftOut
 from data_pipelines.images import ImageError, decode_image
 from data_pipelines.shards import Manifest, Sample
 
-BACKGROUND = "background"  # the first of the class names
 # what a picture's bytes begin with, after `decode_image` has taken them
 BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp"}
 
@@ -134,18 +132,3 @@ def check_shape(size: tuple[int, int], listed: tuple[int, int]) -> None:
     (width, height), (listed_width, listed_height) = size, listed
     if abs(width * listed_height - height * listed_width) > max(*size, *listed):
         raise ImageError("image has another shape than the JSON says")
-
-
-def shares(corners: list[Any], size: tuple[int, int]) -> tuple[list[float], bool] | str:
-    """A box in pixels (left, top, right, bottom) as shares of a picture, and whether it was cut at its edge.
-
-    A phrase that says why, if it is no box.
-    """
-    if len(corners) != 4 or not all(type(v) in (int, float) and math.isfinite(v) for v in corners):
-        return "box is not four numbers"
-    of_image = [corner / side for corner, side in zip(corners, [*size, *size], strict=True)]
-    # six decimals, so that the corners stay apart as float32
-    inside = [round(min(max(corner, 0.0), 1.0), 6) for corner in of_image]
-    if inside[2] <= inside[0] or inside[3] <= inside[1]:
-        return "box without area"
-    return inside, min(of_image) < 0 or max(of_image) > 1

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines.annotations.files import (
     AnnotationError,
+    Kinds,
     LeftOut,
     entries,
     read_json,
@@ -108,7 +109,7 @@ def _questions(paths: list[Path]) -> Iterator[tuple[int, tuple[int, str, str]]]:
         part = values.get("data_subtype")
         if not isinstance(part, str):
             raise AnnotationError(f"{path} has no 'data_subtype'; it is no file of VQA's questions")
-        kinds = {"question_id": ID, "image_id": ID, "question": str}
+        kinds: Kinds = {"question_id": ID, "image_id": ID, "question": str}
         for number, entry in enumerate(entries(path, values, "questions", kinds)):
             key, image = _ids(f"{path}: questions[{number}]", entry)
             yield key, (image, entry["question"].strip(), part)
@@ -116,7 +117,7 @@ def _questions(paths: list[Path]) -> Iterator[tuple[int, tuple[int, str, str]]]:
 
 def _annotations(paths: list[Path]) -> Iterator[tuple[int, _Answered]]:
     """Ids of questions, each with its annotation."""
-    kinds = {
+    kinds: Kinds = {
         **dict.fromkeys(("question_id", "image_id"), ID),
         **dict.fromkeys(("multiple_choice_answer", "question_type", "answer_type"), str),
         "answers": list,
@@ -125,7 +126,9 @@ def _annotations(paths: list[Path]) -> Iterator[tuple[int, _Answered]]:
         for number, entry in enumerate(entries(path, read_json(path), "annotations", kinds)):
             where = f"{path}: annotations[{number}]"
             key, image = _ids(where, entry)
-            typed = [answer.get("answer") if isinstance(answer, dict) else None for answer in entry["answers"]]
+            typed: list[Any] = [
+                answer.get("answer") if isinstance(answer, dict) else None for answer in entry["answers"]
+            ]
             if not all(isinstance(answer, str) for answer in typed):
                 raise AnnotationError(f"{where} has answers without a text 'answer'")
             usual = entry["multiple_choice_answer"]

@@ -90,7 +90,10 @@ def test_oddities(tmp_path: Path) -> None:
         ({"dataset": "flickr8k", "images": []}, "is of the data set 'flickr8k', not flickr30k or coco"),
         ({"dataset": "coco", "images": [image(1)]}, r"images\[0\] has no 'cocoid' of type int"),
         ({"dataset": "flickr30k", "images": [image(1, "val")]}, r"no split 'train', .*; its splits: val \(1\)"),
-        ({"dataset": "flickr30k", "images": [image(1, sentences=[{"raw": 1}])]}, r"sentences\[0\] has no 'raw' of"),
+        (
+            {"dataset": "flickr30k", "images": [image(1, sentences=[{"raw": 1}])]},
+            r"sentences\[0\] of 1.jpg has no 'raw' of",
+        ),
         ({"dataset": "flickr30k", "images": {}}, "has no list 'images'"),
         ([], "holds a list, not a dict"),
     ],
