@@ -28,10 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.coco import CocoReader
 from data_pipelines.annotations.files import AnnotationError, LeftOut
+from data_pipelines.annotations.gqa import read_gqa
 from data_pipelines.annotations.karpathy import read_karpathy
 from data_pipelines.annotations.nlvr2 import read_nlvr2
 from data_pipelines.annotations.pictures import Annotations, read_samples
 from data_pipelines.annotations.refcoco import NAMES, read_refcoco
+from data_pipelines.annotations.snli_ve import read_snli_ve
 from data_pipelines.annotations.text import TextReader
 from data_pipelines.annotations.vqa_v2 import read_vqa_v2
 from data_pipelines.scenes import build_scenes
@@ -85,7 +87,7 @@ def vocabulary_files(options: argparse.Namespace, own: list[Path]) -> list[Path]
     if options.split != "train":
         raise AnnotationError(
             f"the answers to choose from are those of the training split, and {options.out} has none yet;"
-            " make the split train first, or name its annotations with --vocabulary"
+            " make the split train first, or name its files with --vocabulary"
         )
     return own
 
@@ -101,10 +103,19 @@ VOCABULARY = {
     "nargs": "+",
     "type": Path,
     "metavar": "FILE",
-    "help": "annotations whose frequent answers a model can choose from (default: those of the split train)",
+    "help": "files whose (frequent) answers a model can choose from (default: those of the split train)",
 }
 
 BENCHMARKS = {
+    "gqa": Benchmark(
+        "GQA: questions made from scene graphs",
+        "--questions train_balanced_questions.json --split train",
+        {
+            "--questions": some_files("train_balanced_questions.json or another of the questions' files"),
+            "--vocabulary": VOCABULARY,
+        },
+        lambda options: read_gqa(options.questions, vocabulary_files(options, options.questions)),
+    ),
     "karpathy": Benchmark(
         "Flickr30k or COCO captions in Karpathy's splits",
         "--file dataset_coco.json --split train --take train restval",
@@ -130,6 +141,12 @@ BENCHMARKS = {
             "--take": TAKE,
         },
         lambda options: read_refcoco(options.name, options.refs, options.instances, options.take or [options.split]),
+    ),
+    "snli_ve": Benchmark(
+        "SNLI-VE: does a picture entail a sentence?",
+        "--hypotheses snli_ve_train.jsonl --split train",
+        {"--hypotheses": a_file("snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl")},
+        lambda options: read_snli_ve(options.hypotheses),
     ),
     "vqa_v2": Benchmark(
         "VQA v2: questions with ten answers each",

@@ -100,7 +100,7 @@ class CocoReader:
         return captions
 
     def _read_boxes(self, path: Path) -> None:
-        values = read_json(path, drop="segmentation")  # most of the file, not used
+        values = read_json(path, drop=["segmentation"])  # most of the file, not used
         names = read_categories(path, values)
         self.class_names = [BACKGROUND, *names.values()]
         for number, (file_name, width, height) in read_sizes(path, values).items():

@@ -67,10 +67,15 @@ def _picture(name: str, entry: dict[str, Any]) -> Picture:
     filename = entry["filename"]
     facts: dict[str, Any] = {"caption_ids": [], "language": "en"}
     if name == "flickr30k":
-        stem = "".join(c if c.isalnum() else "_" for c in filename.rsplit(".", 1)[0])
-        folders = ["", "flickr30k-images/", "flickr30k_images/"]
-        return Picture(f"flickr30k-{stem}", [folder + filename for folder in folders], facts=facts)
+        return flickr30k_picture(filename, facts)
     number = entry["cocoid"]
     files = [filename, f"{entry.get('filepath', '')}/{filename}".lstrip("/")]
     files += [f"{folder}{number:012d}.jpg" for folder in ("", "train2017/", "val2017/")]
     return Picture(f"coco-{number:012d}", files, facts={**facts, "image_id": number})
+
+
+def flickr30k_picture(filename: str, facts: dict[str, Any]) -> Picture:
+    """A picture of Flickr30k, in the folder or in the one of its archive (`flickr30k-images`)."""
+    stem = "".join(c if c.isalnum() else "_" for c in filename.rsplit(".", 1)[0])
+    folders = ["", "flickr30k-images/", "flickr30k_images/"]
+    return Picture(f"flickr30k-{stem}", [folder + filename for folder in folders], facts=facts)

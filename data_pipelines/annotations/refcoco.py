@@ -48,7 +48,7 @@ def read_refcoco(name: str, refs: Path, instances: Path, splits: list[str]) -> A
     left_out: list[LeftOut] = []
     chosen = ((entry["ref_id"], entry) for entry in listed if entry["split"] in splits)
     kept = without_repeats(chosen, lambda key: f"reference {key}", "reference", left_out)
-    values = read_json(instances, drop="segmentation")
+    values = read_json(instances, drop=["segmentation"])
     names = read_categories(instances, values)
     images = read_sizes(instances, values)
     pictures = {}

@@ -120,4 +120,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "has no split 'test'" in capsys.readouterr().err
     write_text(file, file.read_text()[:-20])
     assert make_shards.main([*command, "--split", "x", "--take", "val"]) == 1
-    assert "is not JSON in UTF-8" in capsys.readouterr().err
+    assert "cannot be read as JSON in UTF-8" in capsys.readouterr().err

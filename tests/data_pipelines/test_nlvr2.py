@@ -101,7 +101,7 @@ def test_without_labels_there_are_no_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"identifier": "dev-1-0-0", "sent', r"dev\.json, line 1 is not JSON .*cut short"),
+        ('{"identifier": "dev-1-0-0", "sent', r"dev\.json, line 1 cannot be read as JSON .*cut short"),
         ('\n{"identifier": "dev-1-0-0"}', r"dev\.json, line 2 has no 'sentence' of type str"),
         ('{"identifier": "one", "sentence": "a"}', r"dev\.json: identifier 'one' is not SPLIT-SET-PAIR-SENTENCE"),
         ('{"identifier": "../a-1-0-0", "sentence": "a"}', "is not SPLIT-SET-PAIR-SENTENCE"),

@@ -168,7 +168,7 @@ def test_files_in_the_wrong_place(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"questions\.json is not in the official layout: it has no list 'annot"):
         read_vqa_v2(asked, asked, [])
     known[0].write_bytes(known[0].read_bytes()[:-30])
-    with pytest.raises(AnnotationError, match=r"annotations\.json is not JSON in UTF-8 .*cut short"):
+    with pytest.raises(AnnotationError, match=r"annotations\.json cannot be read as JSON in UTF-8 .*cut short"):
         read_vqa_v2(asked, known, [])
     with pytest.raises(FileNotFoundError, match="no annotation file"):
         read_vqa_v2([tmp_path / "none.json"], [], [])
