@@ -27,15 +27,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.coco import CocoReader
+from data_pipelines.annotations.conceptual_captions import read_conceptual_captions
 from data_pipelines.annotations.files import AnnotationError, LeftOut
 from data_pipelines.annotations.gqa import read_gqa
 from data_pipelines.annotations.karpathy import read_karpathy
 from data_pipelines.annotations.nlvr2 import read_nlvr2
 from data_pipelines.annotations.pictures import Annotations, read_samples
 from data_pipelines.annotations.refcoco import NAMES, read_refcoco
+from data_pipelines.annotations.sbu import read_sbu
 from data_pipelines.annotations.snli_ve import read_snli_ve
 from data_pipelines.annotations.text import TextReader
+from data_pipelines.annotations.visual_genome import read_visual_genome
 from data_pipelines.annotations.vqa_v2 import read_vqa_v2
+from data_pipelines.annotations.web_pictures import NAMINGS
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, Sample, ShardError
 
@@ -99,6 +103,7 @@ def read_vqa(options: argparse.Namespace) -> Annotations:
 
 
 TAKE = {"nargs": "+", "metavar": "SPLIT", "help": "splits of the file (default: the one of --split)"}
+NAMING = {"choices": NAMINGS, "required": True, "help": "of the pictures; data_pipelines/annotations/web_pictures.py"}
 VOCABULARY = {
     "nargs": "+",
     "type": Path,
@@ -107,6 +112,15 @@ VOCABULARY = {
 }
 
 BENCHMARKS = {
+    "conceptual_captions": Benchmark(
+        "Conceptual Captions: pictures of the web",
+        "--captions Train_GCC-training.tsv --naming img2dataset --split train",
+        {
+            "--captions": a_file("Train_GCC-training.tsv or Validation_GCC-1.1.0-Validation.tsv"),
+            "--naming": NAMING,
+        },
+        lambda options: read_conceptual_captions(options.captions, options.images, options.naming),
+    ),
     "gqa": Benchmark(
         "GQA: questions made from scene graphs",
         "--questions train_balanced_questions.json --split train",
@@ -142,11 +156,30 @@ BENCHMARKS = {
         },
         lambda options: read_refcoco(options.name, options.refs, options.instances, options.take or [options.split]),
     ),
+    "sbu": Benchmark(
+        "SBU Captions: pictures of Flickr",
+        "--captions sbu-captions-all.json --naming img2dataset --split train",
+        {
+            "--captions": a_file("sbu-captions-all.json or SBU_captioned_photo_dataset_captions.txt"),
+            "--urls": a_file("SBU_captioned_photo_dataset_urls.txt, beside captions as text", required=False),
+            "--naming": NAMING,
+        },
+        lambda options: read_sbu(options.captions, options.urls, options.images, options.naming),
+    ),
     "snli_ve": Benchmark(
         "SNLI-VE: does a picture entail a sentence?",
         "--hypotheses snli_ve_train.jsonl --split train",
         {"--hypotheses": a_file("snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl")},
         lambda options: read_snli_ve(options.hypotheses),
+    ),
+    "visual_genome": Benchmark(
+        "Visual Genome: phrases about regions, as captions",
+        "--regions region_descriptions.json --image-data image_data.json --split train",
+        {
+            "--regions": a_file("region_descriptions.json (1 GB; it takes 6 GB of memory)"),
+            "--image-data": a_file("image_data.json"),
+        },
+        lambda options: read_visual_genome(options.regions, options.image_data),
     ),
     "vqa_v2": Benchmark(
         "VQA v2: questions with ten answers each",

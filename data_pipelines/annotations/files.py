@@ -66,7 +66,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, with their numbers (from 1), whatever ends them.
+    """The lines of a UTF-8 file with their numbers (from 1), whatever ends them.
 
     Raises:
         FileNotFoundError: it is missing.
@@ -80,8 +80,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise AnnotationError(f"{path}, line {number} is not UTF-8 ({error})") from error
-            if text.strip():
-                yield number, text
+            yield number, text
 
 
 def read_json_lines(path: Path, kinds: Kinds) -> Iterator[dict[str, Any]]:
@@ -92,6 +91,8 @@ def read_json_lines(path: Path, kinds: Kinds) -> Iterator[dict[str, Any]]:
         AnnotationError: a line is no such object.
     """
     for number, line in read_lines(path):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
