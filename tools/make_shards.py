@@ -37,6 +37,7 @@ from data_pipelines.annotations.refcoco import NAMES, read_refcoco
 from data_pipelines.annotations.sbu import read_sbu
 from data_pipelines.annotations.snli_ve import read_snli_ve
 from data_pipelines.annotations.text import TextReader
+from data_pipelines.annotations.vcr import read_vcr
 from data_pipelines.annotations.visual_genome import read_visual_genome
 from data_pipelines.annotations.vqa_v2 import read_vqa_v2
 from data_pipelines.annotations.web_pictures import NAMINGS
@@ -44,7 +45,7 @@ from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, Sample, ShardError
 
 MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
-RECORDS = ("captions", "questions", "expressions")  # facts that are lists of what a sample holds
+RECORDS = ("captions", "questions", "expressions", "vcr")  # facts that are lists of what a sample holds
 USER_ERRORS = (AnnotationError, ShardError, OSError)  # OSError: a missing file, a folder that is there, a full disk
 
 
@@ -171,6 +172,12 @@ BENCHMARKS = {
         "--hypotheses snli_ve_train.jsonl --split train",
         {"--hypotheses": a_file("snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl")},
         lambda options: read_snli_ve(options.hypotheses),
+    ),
+    "vcr": Benchmark(
+        "VCR: questions with answers and rationales that speak of boxes",
+        "--questions vcr1annots/train.jsonl --split train",
+        {"--questions": a_file("train.jsonl, val.jsonl or test.jsonl; --images is vcr1images, with its metadata")},
+        lambda options: read_vcr(options.questions, options.images),
     ),
     "visual_genome": Benchmark(
         "Visual Genome: phrases about regions, as captions",
