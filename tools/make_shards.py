@@ -94,6 +94,8 @@ def vocabulary_files(options: argparse.Namespace, own: list[Path]) -> list[Path]
             f"the answers to choose from are those of the training split, and {options.out} has none yet;"
             " make the split train first, or name its files with --vocabulary"
         )
+    if not own:
+        raise AnnotationError("a split to train on needs --annotations, which have the answers; or name --vocabulary")
     return own
 
 
@@ -278,6 +280,8 @@ def make_coco(options: argparse.Namespace, console: Console) -> None:
 
 def make_benchmark(options: argparse.Namespace, console: Console) -> None:
     """One split from a benchmark's files."""
+    if not options.images.is_dir():  # before files are read that take minutes
+        raise FileNotFoundError(f"no folder of pictures {options.images}")
     with console.status("reading the annotations"):
         annotations = BENCHMARKS[options.command].read(options)
     counts: Counter[str] = Counter()

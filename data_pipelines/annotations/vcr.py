@@ -25,6 +25,7 @@ from data_pipelines.annotations.files import (
     AnnotationError,
     LeftOut,
     check_entry,
+    is_unicode,
     read_json,
     read_json_lines,
     without_repeats,
@@ -162,14 +163,14 @@ def _text(words: Any, names: list[str], places: dict[int, int]) -> dict[str, Any
     said: list[str] = []
     regions: list[int] = []
     for word in words if isinstance(words, list) else [None]:
-        if isinstance(word, str):
+        if isinstance(word, str) and is_unicode(word):
             parts = [(part, NONE) for part in word.split()]
         elif isinstance(word, list) and all(type(n) is int and 0 <= n < len(names) for n in word):
             if any(n not in places for n in word):
                 raise _Unusable("question about an object whose box is not used")
             parts = [(part, places[n]) for n in word for part in names[n].split()]
         else:
-            raise _Unusable("question about an object that is not there")
+            raise _Unusable("question with a word that is no text, or about an object that is not there")
         said += [part for part, _ in parts]
         regions += [region for _, region in parts]
     if not said:

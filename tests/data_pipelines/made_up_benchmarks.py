@@ -32,7 +32,7 @@ def write_text(path: Path, text: str, as_on_windows: bool = False) -> Path:
 
 
 def write_json(path: Path, values: Any, as_on_windows: bool = False) -> Path:
-    return write_text(path, json.dumps(values, indent=1, ensure_ascii=as_on_windows), as_on_windows)
+    return write_text(path, json.dumps(values, indent=1), as_on_windows)
 
 
 def write_json_lines(path: Path, rows: list[dict[str, Any]], as_on_windows: bool = False) -> Path:

@@ -134,7 +134,8 @@ def test_oddities(tmp_path: Path) -> None:
         "vcr-train-0": ["train-0"],
         "vcr-train-7": [],
     }
-    not_there, lost = "question about an object that is not there", "question of a picture that is not used"
+    not_there = "question with a word that is no text, or about an object that is not there"
+    lost = "question of a picture that is not used"
     assert left_out(annotations) == [
         ("question train-0", "question is listed twice"),
         *[("question train-1", "question id stands for different records")] * 2,

@@ -92,6 +92,17 @@ def test_oddities(tmp_path: Path) -> None:
     ]
 
 
+def test_a_text_that_no_shard_can_hold(tmp_path: Path) -> None:
+    described = [{"regions": [region(10 * n, n)], "id": n} for n in (1, 2)]
+    images = write_pictures(tmp_path, "1.jpg", "2.jpg")
+    annotations = read(tmp_path, described, [image(1, url="half \ud83d"), image(2)])
+    assert list(built(annotations, images, tmp_path / "out")) == ["vg-2"]
+    assert left_out(annotations) == [
+        ("1.jpg", "picture with a text that is not valid Unicode"),
+        ("caption 10 of 1.jpg", "caption of a picture that is not used"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("described", "images", "message"),
     [

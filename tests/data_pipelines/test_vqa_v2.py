@@ -150,6 +150,7 @@ def test_where_pictures_lie(tmp_path: Path) -> None:
         ([{**question(42000), "question_id": 4.2}], [], r"has no 'question_id' of type int or str"),
         ([question(42000)], [annotation(1)], "no annotation is of a question of .*of another split"),
         ([question(42000)], [{**annotation(42000), "answers": ["a"]}], r"annotations\[0\] has answers without a text"),
+        ([question(42000)], [annotation(42000, ["half \ud83d"])], "has answers without a text 'answer' in Unicode"),
         ([question(42000)], [{"question_id": 1}], r"annotations\[0\] has no 'image_id'"),
     ],
 )
@@ -185,6 +186,8 @@ def test_the_splits_share_the_answers_of_train(tmp_path: Path, capsys: pytest.Ca
 
     assert make_shards.main(command("val2014", "val")) == 1
     assert "make the split train first" in capsys.readouterr().err
+    assert make_shards.main(command("test2015", "train")) == 1
+    assert "a split to train on needs --annotations" in capsys.readouterr().err
     assert make_shards.main(command("train2014", "train", "--at-least", "1")) == 0
     assert "split train: 2 samples with 2 questions\n2 answers to choose from" in capsys.readouterr().out
     assert make_shards.main(command("val2014", "val")) == 0
