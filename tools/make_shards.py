@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
@@ -25,27 +26,30 @@ from rich.progress import MofNCompleteColumn, Progress
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data_pipelines.annotations import (
+    conceptual_captions,
+    gqa,
+    karpathy,
+    nlvr2,
+    refcoco,
+    sbu,
+    snli_ve,
+    vcr,
+    visual_genome,
+    vqa_v2,
+)
 from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.coco import CocoReader
-from data_pipelines.annotations.conceptual_captions import read_conceptual_captions
 from data_pipelines.annotations.files import AnnotationError, LeftOut
-from data_pipelines.annotations.gqa import read_gqa
-from data_pipelines.annotations.karpathy import read_karpathy
-from data_pipelines.annotations.nlvr2 import read_nlvr2
 from data_pipelines.annotations.pictures import Annotations, read_samples
-from data_pipelines.annotations.refcoco import NAMES, read_refcoco
-from data_pipelines.annotations.sbu import read_sbu
-from data_pipelines.annotations.snli_ve import read_snli_ve
 from data_pipelines.annotations.text import TextReader
-from data_pipelines.annotations.vcr import read_vcr
-from data_pipelines.annotations.visual_genome import read_visual_genome
-from data_pipelines.annotations.vqa_v2 import read_vqa_v2
 from data_pipelines.annotations.web_pictures import NAMINGS
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, Sample, ShardError
 
 MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
-RECORDS = ("captions", "questions", "expressions", "vcr")  # facts that are lists of what a sample holds
+# facts that are lists of what a sample holds, and what to call it
+RECORDS = {name: name for name in ("captions", "questions", "expressions")} | {"vcr": "questions with four answers"}
 USER_ERRORS = (AnnotationError, ShardError, OSError)  # OSError: a missing file, a folder that is there, a full disk
 
 
@@ -60,10 +64,11 @@ def whole_number(text: str) -> int:
 class Benchmark:
     """A source that is read from a benchmark's official files and a folder of pictures.
 
-    `example`: its options but --images and --out. `options`: of its own, as `argparse` takes them.
+    `module`: of the reader; its docstring is the help. `example`: its options but --images and --out. `options`: of its
+    own, as `argparse` takes them.
     """
 
-    help: str
+    module: ModuleType
     example: str
     options: dict[str, dict[str, Any]]
     read: Callable[[argparse.Namespace], Annotations]
@@ -102,11 +107,11 @@ def vocabulary_files(options: argparse.Namespace, own: list[Path]) -> list[Path]
 def read_vqa(options: argparse.Namespace) -> Annotations:
     """VQA v2's files."""
     own = options.annotations or []
-    return read_vqa_v2(options.questions, own, vocabulary_files(options, own), options.at_least)
+    return vqa_v2.read_vqa_v2(options.questions, own, vocabulary_files(options, own), options.at_least)
 
 
 TAKE = {"nargs": "+", "metavar": "SPLIT", "help": "splits of the file (default: the one of --split)"}
-NAMING = {"choices": NAMINGS, "required": True, "help": "of the pictures; data_pipelines/annotations/web_pictures.py"}
+NAMING = {"choices": NAMINGS, "required": True, "help": "of the pictures, as above"}
 VOCABULARY = {
     "nargs": "+",
     "type": Path,
@@ -116,82 +121,84 @@ VOCABULARY = {
 
 BENCHMARKS = {
     "conceptual_captions": Benchmark(
-        "Conceptual Captions: pictures of the web",
+        conceptual_captions,
         "--captions Train_GCC-training.tsv --naming img2dataset --split train",
         {
             "--captions": a_file("Train_GCC-training.tsv or Validation_GCC-1.1.0-Validation.tsv"),
             "--naming": NAMING,
         },
-        lambda options: read_conceptual_captions(options.captions, options.images, options.naming),
+        lambda options: conceptual_captions.read_conceptual_captions(options.captions, options.images, options.naming),
     ),
     "gqa": Benchmark(
-        "GQA: questions made from scene graphs",
+        gqa,
         "--questions train_balanced_questions.json --split train",
         {
             "--questions": some_files("train_balanced_questions.json or another of the questions' files"),
             "--vocabulary": VOCABULARY,
         },
-        lambda options: read_gqa(options.questions, vocabulary_files(options, options.questions)),
+        lambda options: gqa.read_gqa(options.questions, vocabulary_files(options, options.questions)),
     ),
     "karpathy": Benchmark(
-        "Flickr30k or COCO captions in Karpathy's splits",
+        karpathy,
         "--file dataset_coco.json --split train --take train restval",
         {
             "--file": a_file("dataset_flickr30k.json or dataset_coco.json"),
             "--take": TAKE,
         },
-        lambda options: read_karpathy(options.file, options.take or [options.split]),
+        lambda options: karpathy.read_karpathy(options.file, options.take or [options.split]),
     ),
     "nlvr2": Benchmark(
-        "NLVR2: statements about two pictures",
+        nlvr2,
         "--statements nlvr2/data/train.json --split train",
         {"--statements": a_file("train.json, dev.json or test1.json (JSON lines)")},
-        lambda options: read_nlvr2(options.statements),
+        lambda options: nlvr2.read_nlvr2(options.statements),
     ),
     "refcoco": Benchmark(
-        "RefCOCO, RefCOCO+ and RefCOCOg: expressions that refer to an object",
+        refcoco,
         "--name refcoco+ --refs refs_unc.json --instances refcoco+/instances.json --split testA",
         {
-            "--name": {"choices": NAMES, "required": True, "help": "of the data set"},
+            "--name": {"choices": refcoco.NAMES, "required": True, "help": "of the data set"},
             "--refs": a_file("what tools/convert_refcoco.py made of refs(unc).p, refs(umd).p or refs(google).p"),
             "--instances": a_file("instances.json of the same folder"),
             "--take": TAKE,
         },
-        lambda options: read_refcoco(options.name, options.refs, options.instances, options.take or [options.split]),
+        lambda options: refcoco.read_refcoco(
+            options.name, options.refs, options.instances, options.take or [options.split]
+        ),
     ),
     "sbu": Benchmark(
-        "SBU Captions: pictures of Flickr",
+        sbu,
         "--captions sbu-captions-all.json --naming img2dataset --split train",
         {
             "--captions": a_file("sbu-captions-all.json or SBU_captioned_photo_dataset_captions.txt"),
             "--urls": a_file("SBU_captioned_photo_dataset_urls.txt, beside captions as text", required=False),
             "--naming": NAMING,
         },
-        lambda options: read_sbu(options.captions, options.urls, options.images, options.naming),
+        lambda options: sbu.read_sbu(options.captions, options.urls, options.images, options.naming),
     ),
     "snli_ve": Benchmark(
-        "SNLI-VE: does a picture entail a sentence?",
+        snli_ve,
         "--hypotheses snli_ve_train.jsonl --split train",
         {"--hypotheses": a_file("snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl")},
-        lambda options: read_snli_ve(options.hypotheses),
+        lambda options: snli_ve.read_snli_ve(options.hypotheses),
     ),
     "vcr": Benchmark(
-        "VCR: questions with answers and rationales that speak of boxes",
+        vcr,
         "--questions vcr1annots/train.jsonl --split train",
         {"--questions": a_file("train.jsonl, val.jsonl or test.jsonl; --images is vcr1images, with its metadata")},
-        lambda options: read_vcr(options.questions, options.images),
+        lambda options: vcr.read_vcr(options.questions, options.images),
     ),
     "visual_genome": Benchmark(
-        "Visual Genome: phrases about regions, as captions",
+        visual_genome,
         "--regions region_descriptions.json --image-data image_data.json --split train",
         {
             "--regions": a_file("region_descriptions.json (1 GB; it takes 6 GB of memory)"),
             "--image-data": a_file("image_data.json"),
         },
-        lambda options: read_visual_genome(options.regions, options.image_data),
+        lambda options: visual_genome.read_visual_genome(options.regions, options.image_data),
     ),
     "vqa_v2": Benchmark(
-        "VQA v2: questions with ten answers each",
+        vqa_v2,
         "--questions v2_OpenEnded_mscoco_train2014_questions.json \\\n"
         "    --annotations v2_mscoco_train2014_annotations.json \\\n"
         "    --vocabulary v2_mscoco_train2014_annotations.json v2_mscoco_val2014_annotations.json --split train",
@@ -229,7 +236,8 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         example = f"example:\n  python tools/make_shards.py {name} --images DIR --out data/{name} \\\n    "
         command = commands.add_parser(
             name,
-            help=benchmark.help,
+            help=(benchmark.module.__doc__ or "").splitlines()[0],
+            description=benchmark.module.__doc__,
             epilog=example + benchmark.example,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -296,7 +304,7 @@ def make_benchmark(options: argparse.Namespace, console: Console) -> None:
                 yield sample
 
         samples = build_split(options.out, options.split, counted(), annotations.manifest, annotations.left_out)
-    records = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    records = ", ".join(f"{number} {RECORDS[name]}" for name, number in counts.items() if number)
     made = f"{options.out}, split {options.split}: {samples} samples with {records or 'no texts'}"
     for line in [made, *annotations.remarks]:
         console.print(line, soft_wrap=True)

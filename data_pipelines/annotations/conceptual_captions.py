@@ -3,7 +3,9 @@
 Files (ai.google.com/research/ConceptualCaptions/download): `Train_GCC-training.tsv` (3,318,333 rows; it takes 1.5 GB of
 memory) and `Validation_GCC-1.1.0-Validation.tsv` (15,840), one row a line: caption, tabulator, address; no header.
 (Conceptual 12M, `cc12m.tsv`, has the columns the other way round and is refused.) The pictures are downloaded by other
-tools; of many addresses nothing is left. `web_pictures` says how they can be named.
+tools; of many addresses nothing is left. How they are named (`web_pictures` says more): `row`, 00000012.jpg; `crc32`,
+the CRC-32 of the address; `row_crc32`, 12_CRC; `url`, what stands behind the address's last slash; `img2dataset`, as in
+the tables that it writes beside its folders (--output_format files).
 """
 
 from __future__ import annotations

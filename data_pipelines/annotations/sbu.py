@@ -2,7 +2,9 @@
 
 Files (www.cs.rice.edu/~vo9/sbucaptions): `sbu-captions-all.json`, an object with the lists `image_urls` and `captions`;
 or `SBU_captioned_photo_dataset_urls.txt` and `SBU_captioned_photo_dataset_captions.txt`, of which lines belong
-together. The pictures are downloaded by other tools; `web_pictures` says how they can be named.
+together. The pictures are downloaded by other tools. How they are named (`web_pictures` says more): `row`,
+00000012.jpg; `crc32`, the CRC-32 of the address; `row_crc32`, 12_CRC; `url`, what stands behind the address's last
+slash; `img2dataset`, as in the tables that it writes beside its folders (--output_format files).
 """
 
 from __future__ import annotations

@@ -183,6 +183,6 @@ def test_the_command_and_a_test_split(tmp_path: Path, capsys: pytest.CaptureFixt
     path = write_json_lines(tmp_path / "test.jsonl", rows)
     command = ["vcr", "--images", images, "--questions", path, "--out", tmp_path / "out", "--split", "test"]
     assert make_shards.main([str(part) for part in command]) == 0
-    assert "split test: 1 samples with 2 vcr" in capsys.readouterr().out
+    assert "split test: 1 samples with 2 questions with four answers" in capsys.readouterr().out
     (sample,) = samples_of(read_vcr(path, images), images).values()
     assert "labels" not in sample.facts["vcr"][0]
