@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tools import convert_refcoco
-from tools.convert_refcoco import ConversionError, read_plain
+from tools.convert_refcoco import ConversionError, check_instructions, read_plain
 
 REFERENCE = {
     "sent_ids": [0, 1],
@@ -132,6 +132,18 @@ def test_a_malicious_pickle_runs_nothing(tmp_path: Path, protocol: int, capsys: 
 def test_everything_else_is_refused(data: bytes) -> None:
     with pytest.raises(ConversionError):
         read_plain(data)
+
+
+def test_the_first_lock_holds_alone(tmp_path: Path) -> None:
+    for protocol in range(6):
+        for value in (Calls(tmp_path / "mark"), WithState(), {1, 2}, OrderedDict(a=1), print):
+            with pytest.raises(ConversionError, match="could run code"):
+                check_instructions(pickle.dumps([value], protocol))
+    for data in (b"Pname\n.", b"U\x04nameQ.", b"\x80\x02\x82\x01.", b"]}b.", b"(]o.", b"\x80\x02])\x81.", b"](R."):
+        with pytest.raises(ConversionError, match="could run code"):
+            check_instructions(data)
+    with pytest.raises(ConversionError, match="more memory than the file can need"):
+        check_instructions(b"\x80\x02]r\x00\x00\x00\x10.")
 
 
 def test_the_second_lock_holds_alone() -> None:
