@@ -9,7 +9,7 @@ import torch
 from data_pipelines.plan import Plan
 from data_pipelines.source import LoadedPair, Source
 from vlp.distributed import derive_seed
-from vlp.interfaces import NONE, Batch, Images, Regions, Replacement, Segment, Texts
+from vlp.interfaces import NONE, AnswerScores, Batch, Images, Regions, Replacement, Segment, Texts
 
 
 @dataclass(frozen=True)
@@ -25,39 +25,63 @@ class MicroBatchLoader:
         Raises:
             ShardError: too many samples in a row are broken.
         """
-        number, pairs = self.plan.pairs_of(step, micro_batch)
-        source = self.sources[number]
-        draw = derive_seed("texts", source.reader.fingerprint, self.plan.seed, step, micro_batch)
+        return self._load(step, [micro_batch], micro_batch)
+
+    def joined(self, step: int, part: int, parts: int) -> Batch:
+        """The micro-batches of a step as `parts` undivided batches; gives one of them.
+
+        A loss that compares every pair with all others spans them: so it is the same for every number of processes.
+
+        Raises:
+            ShardError: as when called.
+        """
+        each = self.plan.micro_batches_per_step // parts
+        return self._load(step, list(range(part * each, (part + 1) * each)), part)
+
+    def _load(self, step: int, micro_batches: list[int], number: int) -> Batch:
         loaded, replaced = [], []
-        for pair in pairs.tolist():
-            good, failures = source.load_or_replace(pair, draw)
-            loaded.append(good)
-            replaced += [Replacement(source.name, error.key, error.reason) for error in failures]
-        return collate(loaded, source.name, step, micro_batch, replaced)
+        for micro_batch in micro_batches:
+            chosen, pairs = self.plan.pairs_of(step, micro_batch)  # all micro-batches of a step are of one source
+            source = self.sources[chosen]
+            draw = derive_seed("texts", source.reader.fingerprint, self.plan.seed, step, micro_batch)
+            # of the step, not the micro-batch: an image of several captions is in a batch once, however it is joined
+            crop = derive_seed("crop", source.reader.fingerprint, self.plan.seed, step)
+            for pair in pairs.tolist():
+                good, failures = source.load_or_replace(pair, draw, crop)
+                loaded.append(good)
+                replaced += [Replacement(source.name, error.key, error.reason) for error in failures]
+        return collate(loaded, source.name, step, number, replaced)
 
 
 def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, replaced: list[Replacement]) -> Batch:
-    """Pairs as a clean batch; an image that several captions share is in it once. Texts alone have none.
+    """Pairs as a clean batch; an image that several captions share is in it once. Texts alone have none, and questions
+    about two images have two.
 
     A batch without any image holds one without regions, which no pair shows.
     """
     rows: dict[int, int] = {}
     images: list[Regions] = []
     for pair in loaded:
-        if pair.sample not in rows and (len(pair.regions.boxes) or pair.regions.pixels is not None):
-            rows[pair.sample] = len(images)
-            images.append(pair.regions)
+        for sample, regions in ((pair.sample, pair.regions), *([] if pair.second is None else [pair.second])):
+            if sample not in rows and (len(regions.boxes) or regions.pixels is not None):
+                rows[sample] = len(images)
+                images.append(regions)
     numbers = torch.arange(len(loaded))
+    slots = [torch.tensor([rows.get(pair.sample, NONE) for pair in loaded])]
+    if any(pair.second is not None for pair in loaded):
+        slots.append(torch.tensor([NONE if pair.second is None else rows[pair.second[0]] for pair in loaded]))
     segments = loaded[0].segments if loaded else {}
+    asked = "question" in segments
     return Batch(
         texts=Texts(
             segments={name: Segment.from_tokens([pair.segments[name] for pair in loaded]) for name in segments},
             ids=torch.tensor([pair.text for pair in loaded]),
         ),
         images=Images.from_regions(images or [loaded[0].regions], list(rows) or [NONE]),
-        pairs=torch.stack([numbers, torch.tensor([rows.get(pair.sample, NONE) for pair in loaded])], 1),
+        pairs=torch.stack([numbers, *slots], 1),
         matched=torch.ones(len(loaded), dtype=torch.bool),
-        answers=torch.tensor([pair.answer for pair in loaded]) if "question" in segments else None,
+        answers=torch.tensor([pair.answer for pair in loaded]) if asked else None,
+        answer_scores=AnswerScores.from_dicts([pair.answers for pair in loaded]) if asked else None,
         source=source,
         step=step,
         micro_batch=micro_batch,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vlp.interfaces import PixelSize
+from vlp.interfaces import PixelSize, SquareSize
 
 MOST_PIXELS = 64_000_000  # width x height; a decompression bomb is refused from its header
+MOST_ELONGATED = 16  # longer to shorter side; more is cut off at both ends before a centre crop
 FORMATS = ("PNG", "JPEG", "WEBP")
+ORIENTATION = 0x0112  # EXIF's tag; 5 to 8: the picture lies on its side
 
 
 class ImageError(ValueError):
@@ -21,22 +26,44 @@ class ImageError(ValueError):
 def decode_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """A PNG, JPEG or WebP picture as RGB, upright by its EXIF orientation; of an animation the first frame.
 
-    Sixteen-bit grey is scaled to eight; transparency is dropped, as `PIL.Image.convert("RGB")` does.
+    Sixteen-bit grey is scaled to eight. Transparency is dropped, as `PIL.Image.convert("RGB")` does and open_clip with
+    it: what a picture stores under transparent places is seen. Colour profiles are not applied, nor are they there.
 
     Raises:
         ImageError: not such a picture, damaged, or of more than `most_pixels` (told before decoding).
     """
+    with _opened(data, most_pixels) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        upright.info.pop("transparency", None)  # Pillow would search the palette for it, and warn of what it drops
+        return upright.convert("RGB")
+
+
+def picture_size(data: bytes, most_pixels: int = MOST_PIXELS) -> tuple[str, int, int]:
+    """Kind (png, jpg or webp), height and width of a picture as `decode_image` gives it; nothing is decoded.
+
+    Raises:
+        ImageError: its header is damaged or of another kind, or says more than `most_pixels`.
+    """
+    with _opened(data, most_pixels) as image:
+        kind = {"PNG": "png", "WEBP": "webp"}.get(image.format or "", "jpg")  # a JPEG of several pictures is "MPO"
+        # a PNG's EXIF may come after its pixels, which would be decoded to find it
+        turned = (kind != "png" or "exif" in image.info) and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+        return (kind, image.width, image.height) if turned else (kind, image.height, image.width)
+
+
+@contextmanager
+def _opened(data: bytes, most_pixels: int) -> Iterator[Image.Image]:
+    """A picture of which the header is read, if it says no more than `most_pixels`; every error is an ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns at a limit of its own; ours is checked next
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > most_pixels:
             raise ImageError(f"image has more than {most_pixels} pixels")
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        return upright.convert("RGB")
+        yield image
     except UnidentifiedImageError as error:
         raise ImageError("image is no PNG, JPEG or WebP") from error
     except Image.DecompressionBombError as error:
@@ -45,6 +72,11 @@ def decode_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
         raise
     except Exception as error:  # Pillow raises errors of many kinds on broken files and on odd EXIF tags
         raise ImageError("image cannot be decoded") from error
+
+
+def sized_pixels(data: bytes, size: PixelSize | SquareSize, seed: int | None = None) -> np.ndarray:
+    """An encoded picture in the size that a model asks for; see `scaled_pixels` and `square_pixels`."""
+    return square_pixels(data, size, seed) if isinstance(size, SquareSize) else scaled_pixels(data, size)
 
 
 def scaled_pixels(data: bytes, size: PixelSize) -> np.ndarray:
@@ -58,3 +90,51 @@ def scaled_pixels(data: bytes, size: PixelSize) -> np.ndarray:
     image = decode_image(data)
     height, width = size.of(image.height, image.width)
     return np.array(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def square_pixels(data: bytes, square: SquareSize, seed: int | None = None) -> np.ndarray:
+    """An encoded picture as a dual encoder sees it: decoded, made a square by bicubic interpolation, uint8 [s, s, 3].
+
+    seed: of the random crop, if the size asks for one; None: as in evaluation.
+
+    Source: torchvision's Resize, CenterCrop and RandomResizedCrop, as open_clip uses them.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    image = decode_image(data)
+    width, height, size = image.width, image.height, square.size
+    if square.random_crop is not None and seed is not None:
+        image = image.crop(random_box(width, height, square.random_crop, np.random.default_rng(seed)))
+    elif square.resize == "shortest":
+        short, long = sorted((width, height))
+        if long > MOST_ELONGATED * short:  # a picture of 1 x 60,000 pixels would become a giant when it is scaled
+            kept = MOST_ELONGATED * short
+            left, top = max(width - kept, 0) // 2, max(height - kept, 0) // 2
+            image = image.crop((left, top, left + min(width, kept), top + min(height, kept)))
+            width, height = image.size
+        wide, high = int(size * width / short), int(size * height / short)
+        image = image.resize((wide, high), Image.Resampling.BICUBIC)
+        left, top = round((wide - size) / 2), round((high - size) / 2)
+        return np.array(image.crop((left, top, left + size, top + size)))
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def random_box(
+    width: int, height: int, shares: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) at a random place, whose area is one of these shares of the picture's and whose
+    ratio of sides is from 3/4 to 4/3; the largest such box in the middle if none fits in ten draws.
+
+    Source: torchvision, RandomResizedCrop.get_params.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*shares)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, max(round(height * 4 / 3), 1)), min(height, max(round(width * 4 / 3), 1))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

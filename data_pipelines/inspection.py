@@ -14,7 +14,15 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.images import ImageError, decode_image
-from data_pipelines.shards import BadSampleError, Manifest, RegionArrays, ShardError, ShardReader, read_manifest
+from data_pipelines.shards import (
+    BadSampleError,
+    Manifest,
+    RegionArrays,
+    ShardError,
+    ShardReader,
+    indexed_splits,
+    read_manifest,
+)
 from vlp.text.wordpiece import WordPiece
 
 EXAMPLES = 12  # samples of a split that are shown
@@ -145,7 +153,7 @@ def inspect_data_set(
         VocabularyError, FileNotFoundError: the vocabulary cannot be used.
     """
     manifest = read_manifest(folder)
-    splits = splits or [*manifest.samples, *sorted(path.stem for path in folder.glob("*.parquet"))]
+    splits = splits or [*manifest.samples, *indexed_splits(folder)]
     if not splits:
         raise ShardError(f"{folder} has a manifest but no split (no *.parquet); tools/make_shards.py makes one")
     if vocabulary is None and (folder / "vocabulary.txt").is_file():

@@ -11,27 +11,29 @@ from data_pipelines.plan import Plan
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, ShardError
 from data_pipelines.source import Source
-from vlp.interfaces import Batch, PixelSize
-from vlp.text.wordpiece import WordPiece
+from vlp.interfaces import Batch, PixelSize, SquareSize, Tokenizer
 
 
-def ensure_scenes(folder: Path, train: int, val: int, seed: int, say: Callable[[str], None]) -> None:
+def ensure_scenes(
+    folder: Path, train: int, val: int, seed: int, say: Callable[[str], None], statements: bool = False
+) -> None:
     """Make the embedded scenes if the folder is not there yet."""
     if not folder.exists():
         say(f"making the embedded scenes in {folder} ({train} images for training; about a minute for 20,000)")
-        build_scenes(folder, train, val, seed, say)
+        build_scenes(folder, train, val, seed, say, statements=statements)
 
 
 def open_sources(
     names: list[str],
     folders: list[Path],
     splits: list[str],
-    tokenizer: WordPiece,
+    tokenizer: Tokenizer,
     max_tokens: dict[str, int],
     max_regions: int,
     attributes: bool = False,
     token_region: bool = False,
-    pixels: PixelSize | None = None,
+    pixels: PixelSize | SquareSize | None = None,
+    training: bool = False,
 ) -> tuple[list[Source], Manifest]:
     """Open the sources of a mix; returns them and the manifest that they agree on, but for those of text alone.
 
@@ -42,7 +44,7 @@ def open_sources(
             size, classes, attributes that are loaded or answers to questions, or all of them are text alone.
     """
     sources = [
-        Source(name, folder, split, tokenizer, max_tokens, max_regions, attributes, token_region, pixels)
+        Source(name, folder, split, tokenizer, max_tokens, max_regions, attributes, token_region, pixels, training)
         for name, folder, split in zip(names, folders, splits, strict=True)
     ]
     with_images = [source for source in sources if not source.text_only]

@@ -19,32 +19,40 @@ T = TypeVar("T")
 GENERAL = ("shape", "object", "thing")
 
 
-def ask(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Questions with different texts and their answers (of `ANSWERS`).
+def ask(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
+    """Questions with different texts, their answers (of `ANSWERS`) and kinds.
 
     Kinds: colour, shape, count, existence, and relation, by yes or no and by what stands there. What a question calls
     `the` is one object alone. A relation is asked about only where one clearly holds, a wrong one being its opposite;
     and what stands somewhere is the only object whose centre lies on that side at all.
     """
-    kinds = (_colour, _shape, _count, _existence, _relation, _neighbour)
-    asked: dict[str, str] = {}
+    kinds = {
+        "colour": _colour,
+        "shape": _shape,
+        "count": _count,
+        "existence": _existence,
+        "relation": _relation,
+        "neighbour": _neighbour,
+    }
+    asked: dict[str, tuple[str, str, str]] = {}
     while len(asked) < QUESTIONS:
-        found = kinds[int(rng.integers(len(kinds)))](scene, rng)
+        kind = list(kinds)[int(rng.integers(len(kinds)))]
+        found = kinds[kind](scene, rng)
         if found is not None and found[0] not in asked:
-            asked[found[0]] = found[1]
-    return list(asked.items())
+            asked[found[0]] = (*found, kind)
+    return list(asked.values())
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     o = _any(scene.objects, rng)
     the = _unique(scene, o, ("shape", "size", "texture"), rng)
-    return None if the is None else (f"what colour is the {_said(the, rng)}?", o.colour)
+    return None if the is None else (f"what colour is the {said(the, rng)}?", o.colour)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     o = _any(scene.objects, rng)
     the = _unique(scene, o, ("colour", "size", "texture"), rng)
-    return None if the is None else (f"what shape is the {_said(the, rng)}?", o.shape)
+    return None if the is None else (f"what shape is the {said(the, rng)}?", o.shape)
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
@@ -52,7 +60,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     entity = _any((Entity(colour=o.colour), Entity(shape=o.shape), _mixed(scene, rng, rng.random() < 0.5)), rng)
     if entity is None:
         return None
-    noun = _said(entity, rng)
+    noun = said(entity, rng)
     plural = noun + ("es" if noun.endswith(("s", "x")) else "s")
     return f"how many {plural} are there?", str(_fitting(scene, entity))
 
@@ -62,7 +70,7 @@ def _existence(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None
     entity = _mixed(scene, rng, there)
     if entity is None:
         return None
-    phrase = _said(entity, rng)
+    phrase = said(entity, rng)
     return f"is there {'an' if phrase[0] in 'aeiou' else 'a'} {phrase}?", "yes" if there else "no"
 
 
@@ -74,7 +82,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
         return None
     yes = rng.random() < 0.5
     relation = true[0] if yes else OPPOSITE[true[0]]
-    text = f"is the {_said(one, rng)} {_word(relation, rng)} the {_said(other, rng)}?"
+    text = f"is the {said(one, rng)} {_word(relation, rng)} the {said(other, rng)}?"
     return text, "yes" if yes else "no"
 
 
@@ -97,7 +105,7 @@ def _neighbour(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None
     the = _unique(scene, b, ("colour", "shape"), rng)
     if the is None:
         return None
-    where = f"{_word(relation, rng)} the {_said(the, rng)}?"
+    where = f"{_word(relation, rng)} the {said(the, rng)}?"
     if rng.random() < 0.5:
         return f"what colour is the {_any(GENERAL, rng)} {where}", a.colour
     return f"what shape is {where}", a.shape
@@ -128,7 +136,8 @@ def _fitting(scene: Scene, entity: Entity) -> int:
     return sum(entity.fits(o) for o in scene.objects)
 
 
-def _said(entity: Entity, rng: np.random.Generator) -> str:
+def said(entity: Entity, rng: np.random.Generator) -> str:
+    """The words for an entity, without article, in the singular; synonyms are drawn."""
     attributes = [_word(name, rng) for name in (entity.size, entity.texture, entity.colour) if name is not None]
     return " ".join([*attributes, _any(GENERAL, rng) if entity.shape is None else _word(entity.shape, rng)])
 

@@ -36,6 +36,9 @@ from data_pipelines.scene_model import (
 )
 from data_pipelines.scene_questions import ANSWERS, WORDS, ask
 from data_pipelines.scene_references import word_regions
+from data_pipelines.scene_statements import ANSWERS as TRUTHS
+from data_pipelines.scene_statements import WORDS as STATEMENT_WORDS
+from data_pipelines.scene_statements import pairs_of, state
 from data_pipelines.shards import Manifest, RegionArrays, Sample, write_bytes, write_manifest, write_split
 from vlp.distributed import derive_seed
 
@@ -223,8 +226,42 @@ def region_features() -> RegionFeatures:
     return RegionFeatures(render(scene, 0, "calibration", number) for number, scene in enumerate(scenes))
 
 
-def make_samples(seed: int, split: str, numbers: range) -> list[Sample]:
-    """Samples of scenes, complete with picture, captions and region features."""
+def make_statements(seed: int, split: str, number: int, count: int) -> dict[str, list[str]]:
+    """Statements about the scene `number` on the left and another of its family on the right, as facts of its sample.
+
+    count: scenes of the split; an incomplete family at the end has no statements.
+    """
+    family = range(number // FAMILY * FAMILY, number // FAMILY * FAMILY + FAMILY)
+    names = ("questions", "answers", "question_ids", "second_images", "question_types")
+    facts: dict[str, list[str]] = {name: [] for name in names}
+    if family[-1] >= count:
+        return facts
+    scenes = {n: make_scene(seed, split, n) for n in family}
+    pairs = pairs_of(family)
+    stated = state([(scenes[a], scenes[b]) for a, b in pairs], _rng(seed, split, "statements", family[0]))
+    here = next(k for k, pair in enumerate(pairs) if pair[0] == number)
+    for k, (text, truth) in enumerate(stated):
+        if here not in truth:
+            continue
+        facts["questions"].append(text)
+        facts["answers"].append(str(truth[here]))
+        facts["question_ids"].append(f"{split}-{family[0]}-{here}-{k}")
+        facts["second_images"].append(sample_key(split, pairs[here][1]))
+        facts["question_types"].append(" ".join(text.split()[:2]))
+    return facts
+
+
+def sample_key(split: str, number: int) -> str:
+    """The key of a scene's sample."""
+    return f"scene-{split}-{number:06d}"
+
+
+def make_samples(seed: int, split: str, numbers: range, statements_among: int = 0) -> list[Sample]:
+    """Samples of scenes, complete with picture, captions and region features.
+
+    statements_among: if not 0, how many scenes the split has; then samples have statements about two scenes in the
+    place of questions about one.
+    """
     scores = class_scores()
     scenes = [make_scene(seed, split, number) for number in numbers]
     pictures = [render(scene, seed, split, number) for scene, number in zip(scenes, numbers, strict=True)]
@@ -254,12 +291,15 @@ def make_samples(seed: int, split: str, numbers: range) -> list[Sample]:
             "foils": [caption.foil for caption in language],
             "caption_regions": [regions for regions, _ in references],
             "foil_regions": [regions for _, regions in references],
-            "questions": [question for question, _ in questions],
-            "answers": [answer for _, answer in questions],
+            "questions": [question for question, _, _ in questions],
+            "answers": [answer for _, answer, _ in questions],
+            "question_types": [kind for _, _, kind in questions],
         }
+        if statements_among:
+            facts |= make_statements(seed, split, number, statements_among)
         samples.append(
             Sample(
-                f"scene-{split}-{number:06d}",
+                sample_key(split, number),
                 [caption.text for caption in language],
                 regions,
                 picture.getvalue(),
@@ -270,12 +310,13 @@ def make_samples(seed: int, split: str, numbers: range) -> list[Sample]:
     return samples
 
 
-def _make_chunk(task: tuple[int, str, range]) -> list[Sample]:
+def _make_chunk(task: tuple[int, str, range, int]) -> list[Sample]:
     return make_samples(*task)
 
 
-def _all_samples(seed: int, split: str, count: int, processes: int) -> Iterator[Sample]:
-    tasks = [(seed, split, range(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK)]
+def _all_samples(seed: int, split: str, count: int, statements: bool, processes: int) -> Iterator[Sample]:
+    chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
+    tasks = [(seed, split, chunk, count if statements else 0) for chunk in chunks]
     if processes == 1 or len(tasks) == 1:
         for task in tasks:
             yield from _make_chunk(task)
@@ -293,9 +334,17 @@ def _all_samples(seed: int, split: str, count: int, processes: int) -> Iterator[
 
 
 def build_scenes(
-    folder: Path, train: int, val: int, seed: int, say: Callable[[str], None], processes: int | None = None
+    folder: Path,
+    train: int,
+    val: int,
+    seed: int,
+    say: Callable[[str], None],
+    processes: int | None = None,
+    statements: bool = False,
 ) -> None:
     """Make the data set: splits `train`, `val` and `unseen` (as large as `val`), vocabulary and manifest.
+
+    With `statements` its questions are statements about two scenes, to be answered by True or False.
 
     It is built in a hidden folder beside `folder` and renamed at the end, so `folder` is whole or absent. A build that
     is killed leaves the hidden folder behind; it may be removed.
@@ -311,12 +360,14 @@ def build_scenes(
     try:
         for split, count in (("train", train), ("val", val), ("unseen", val)):
             say(f"scenes: {count} for {split}")
-            write_split(temporary, split, _all_samples(seed, split, count, processes or os.cpu_count() or 1))
-        write_bytes(temporary / "vocabulary.txt", "\n".join([*vocabulary(WORDS), ""]).encode())
+            samples = _all_samples(seed, split, count, statements, processes or os.cpu_count() or 1)
+            write_split(temporary, split, samples)
+        write_bytes(temporary / "vocabulary.txt", "\n".join([*vocabulary([*WORDS, *STATEMENT_WORDS]), ""]).encode())
         counts = {"train": train, "val": val, "unseen": val}
         extractor = f"whitened random convolutions on {SIDE} px scenes"
         manifest = Manifest("scenes", RegionFeatures.size, CLASS_NAMES, extractor, "CC0", counts)
-        write_manifest(temporary, replace(manifest, attribute_names=ATTRIBUTE_NAMES, answer_names=ANSWERS))
+        answers = TRUTHS if statements else ANSWERS
+        write_manifest(temporary, replace(manifest, attribute_names=ATTRIBUTE_NAMES, answer_names=answers))
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

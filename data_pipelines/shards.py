@@ -3,7 +3,7 @@
 A sample is up to three members of a tar: `KEY.json` (captions and facts), `KEY.png|jpg|webp` (optional),
 `KEY.regions.safetensors` (optional: `boxes` float32 [R, 4], `features` float16 [R, F], `scores` float16 [R, C],
 `attribute_scores` float16 [R, A]). A data set's folder holds `SPLIT-00000.tar ...`, `SPLIT.parquet` (the index) and
-`manifest.json`.
+`manifest.json`. Tars of other tools are indexed where they lie (`annotations/tars.py`) and read by the same reader.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from data_pipelines.images import ImageError, scaled_pixels
-from vlp.interfaces import PixelSize
+from data_pipelines.facts import FactsError, facts_of_tars, own_facts
+from data_pipelines.images import ImageError, sized_pixels
+from vlp.interfaces import PixelSize, SquareSize
 
 SCHEMA_VERSION = 1
 IMAGE_FORMATS = ("png", "jpg", "webp")
 MEMBERS = ("json", "image", "regions")
 WHOLE_IMAGE = "whole image"  # name of a region that shows no one object
+MOST_OPEN = 128  # shards that a reader holds open at a time
 READY = "features.ready"  # folder inside a data set's: finished shards that are being put in place of the older ones
 
 
@@ -218,22 +220,25 @@ def write_index(folder: Path, split: str) -> None:
                 raise ShardError(f"{path}: the key {key} comes twice in split {split!r}")
             rows[key] = {**row, "shard": number}
         shards.append({"name": path.name, "bytes": path.stat().st_size})
-    table = pyarrow.Table.from_pylist(list(rows.values()), schema=_schema())
+    table = pyarrow.Table.from_pylist(list(rows.values()), schema=index_schema())
     table = table.replace_schema_metadata({"shards": json.dumps(shards), "fingerprint": _fingerprint(table)})
     temporary = folder / f".{split}.parquet.{os.getpid()}.tmp"
     pyarrow.parquet.write_table(table, temporary)
     os.replace(temporary, folder / f"{split}.parquet")
 
 
-def _schema() -> pyarrow.Schema:
+def indexed_splits(folder: Path) -> list[str]:
+    """Splits with an index; img2dataset's own table of a tar (`00000.parquet` beside `00000.tar`) is none."""
+    return sorted(p.stem for p in folder.glob("*.parquet") if not p.with_suffix(".tar").exists())
+
+
+def index_schema(foreign: bool = False) -> pyarrow.Schema:
+    """Columns of an index; `foreign`: of other tools' tars. Size 0: the sample has no such member."""
     columns: list[tuple[str, Any]] = [("key", pyarrow.string()), ("shard", pyarrow.int32())]
-    for member in MEMBERS:  # size 0: the sample has no such member
-        columns += [(f"{member}_offset", pyarrow.int64()), (f"{member}_bytes", pyarrow.int64())]
-        columns += [(f"{member}_crc32", pyarrow.int64())]
-    columns += [("image_format", pyarrow.string())]
-    columns += [("caption_count", pyarrow.int32()), ("region_count", pyarrow.int32())]
-    columns += [("question_count", pyarrow.int32())]
-    return pyarrow.schema(columns)
+    for member in (*MEMBERS, "txt") if foreign else MEMBERS:
+        columns += [(f"{member}_{what}", pyarrow.int64()) for what in ("offset", "bytes", "crc32")]
+    numbers = ["caption_count", "region_count", "question_count", *(("width", "height") if foreign else ())]
+    return pyarrow.schema([*columns, ("image_format", pyarrow.string()), *((n, pyarrow.int32()) for n in numbers)])
 
 
 def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -260,10 +265,8 @@ def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
                 row[f"{member}_crc32"] = zlib.crc32(data)
                 if member == "json":
                     facts = json.loads(data)
-                    row["caption_count"], row["question_count"] = (
-                        len(facts["captions"]),
-                        len(facts.get("questions", [])),
-                    )
+                    row["caption_count"] = len(facts["captions"])
+                    row["question_count"] = len(facts.get("questions", []))
                 if member == "regions":
                     row["region_count"] = len(load_arrays(data)["boxes"])
             file.seek(tar.offset)
@@ -320,22 +323,19 @@ class ShardReader:
         self.manifest = read_manifest(folder)
         path = folder / f"{split}.parquet"
         if not path.is_file():
-            splits = ", ".join(sorted(p.stem for p in folder.glob("*.parquet"))) or "none"
+            splits = ", ".join(indexed_splits(folder)) or "none"
             raise ShardError(f"{folder} has no index of a split {split!r}; splits there: {splits}")
         try:
             self.index = pyarrow.parquet.read_table(path, memory_map=True)
             metadata = self.index.schema.metadata
             shards = json.loads(metadata[b"shards"])
             self.fingerprint = metadata[b"fingerprint"].decode()
+            self.foreign = "txt_bytes" in self.index.column_names  # tars of another tool: they are never changed
             if "question_count" not in self.index.column_names:  # an index of before there were questions
-                self.index = self.index.append_column(
-                    "question_count", pyarrow.array([0] * len(self.index), pyarrow.int32())
-                )
-            self._columns = {
-                name: self.index[name].to_numpy()
-                for name in _schema().names
-                if "key" not in name and "format" not in name
-            }
+                zeros = pyarrow.array(np.zeros(len(self.index), np.int32))
+                self.index = self.index.append_column("question_count", zeros)
+            numbers = [column.name for column in index_schema(self.foreign) if column.type != pyarrow.string()]
+            self._columns = {name: self.index[name].to_numpy() for name in numbers}
         except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{path} is not an index of shards ({error}); make the data set anew") from error
         self.shards = [folder / shard["name"] for shard in shards]
@@ -343,7 +343,7 @@ class ShardReader:
             if not shard.is_file():
                 raise ShardError(f"the shard {shard} is missing, but the index {path.name} lists it")
             size = shard.stat().st_size
-            if size != facts["bytes"]:
+            if size != facts["bytes"] and not (facts.get("grows") and size > facts["bytes"]):
                 raise ShardError(
                     f"the shard {shard} has {size} bytes, but the index {path.name} says {facts['bytes']}:"
                     " it was cut short or replaced; restore it, or make the data set anew"
@@ -394,6 +394,8 @@ class ShardReader:
             return None
         place = (os.getpid(), int(c["shard"][number]))  # a file opened before a fork is not shared
         if place not in self._files:
+            if len(self._files) >= MOST_OPEN:
+                os.close(self._files.pop(next(iter(self._files))))
             self._files[place] = os.open(self.shards[place[1]], os.O_RDONLY)
         data = os.pread(self._files[place], size, int(c[f"{member}_offset"][number]))
         if zlib.crc32(data) != int(c[f"{member}_crc32"][number]):
@@ -401,21 +403,19 @@ class ShardReader:
         return data
 
     def facts(self, number: int) -> dict[str, Any]:
-        """What a sample's JSON holds, captions included.
+        """What a sample's JSON holds, captions included; of other tools' tars `facts_of_tars` and the picture's size.
 
         Raises:
-            BadSampleError: the JSON is damaged or has no list of captions.
+            BadSampleError: the JSON is damaged or has no list of captions, or another tool's sample has no caption.
         """
         data = self.read_member(number, "json")
         try:
-            facts: dict[str, Any] = json.loads(data or b"")
-            if not isinstance(facts["captions"], list):
-                raise TypeError("captions")
-            for caption in facts["captions"]:
-                caption.encode()  # text, and no half of a surrogate pair, which no tokenizer takes
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BadSampleError(self.key(number), "JSON without a list of captions") from error
-        return facts
+            if not self.foreign:
+                return own_facts(data)
+            size = {name: int(self._columns[name][number]) for name in ("width", "height")}
+            return {**facts_of_tars(data, self.read_member(number, "txt")), **size}
+        except FactsError as error:
+            raise BadSampleError(self.key(number), str(error)) from error
 
     def regions(self, number: int) -> RegionArrays | None:
         """Regions of a sample, checked; None if it has none.
@@ -436,15 +436,17 @@ class ShardReader:
         check_regions(key, regions, self.manifest)
         return regions
 
-    def pixels(self, number: int, size: PixelSize) -> np.ndarray | None:
+    def pixels(self, number: int, size: PixelSize | SquareSize, seed: int | None = None) -> np.ndarray | None:
         """A sample's picture scaled to `size`, uint8 [h, w, 3]; None if it has none.
+
+        seed: of a random crop, if the size asks for one; None: no random crop.
 
         Raises:
             BadSampleError: it cannot be decoded.
         """
         data = self.read_member(number, "image")
         try:
-            return None if data is None else scaled_pixels(data, size)
+            return None if data is None else sized_pixels(data, size, seed)
         except ImageError as error:
             raise BadSampleError(self.key(number), str(error)) from error
 

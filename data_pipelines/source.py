@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
+from data_pipelines.questions import Question, question_of
 from data_pipelines.segments import (
     SEGMENTS,
     TextMaterial,
@@ -23,8 +24,7 @@ from data_pipelines.segments import (
 )
 from data_pipelines.shards import BadSampleError, RegionArrays, ShardError, ShardReader
 from vlp.distributed import derive_seed
-from vlp.interfaces import NONE, PixelSize, Regions, Tokens
-from vlp.text.wordpiece import WordPiece
+from vlp.interfaces import NONE, PixelSize, Regions, SquareSize, Tokenizer, Tokens
 
 REPLACEMENT_TRIES = 20
 
@@ -33,20 +33,27 @@ REPLACEMENT_TRIES = 20
 class LoadedPair:
     """One pair, ready for a batch. `sample` and `text` are numbers within the source; `segments` by name.
 
-    A text without an image has no region. `answer`: the number of the answer to its question in the manifest's list,
-    or NONE.
+    A text without an image has no region. `answers`: how right those answers of the manifest's list are that are known
+    for its question, by number, the best first. `second`: the other image that it is about, with its sample.
     """
 
     sample: int
     text: int
     segments: dict[str, Tokens]
     regions: Regions
-    answer: int = NONE
+    answers: dict[int, float] = field(default_factory=dict)
+    second: tuple[int, Regions] | None = None
+
+    @property
+    def answer(self) -> int:
+        """The number of the best answer, or NONE."""
+        return next(iter(self.answers), NONE)
 
 
 class Source:
     """The pairs of a split: each caption of each sample that has regions (or a picture, if pixels are asked for), and
-    each question where they are loaded; or, of a text-only split, each text.
+    each question where they are loaded (and questions alone where captions are not); or, of a text-only split, each
+    text.
 
     Args:
         name: what the mix and the log call it.
@@ -56,7 +63,8 @@ class Source:
         max_regions: what is kept of more regions.
         attributes: load the attributes of regions.
         token_region: load which region each word of a caption refers to.
-        pixels: the size of pictures, for a model that sees pixels; then no regions are loaded.
+        pixels: the size of pictures, for a model that sees pixels; then no regions are loaded, or their boxes alone.
+        training: random crops are cut from pictures, if `pixels` asks for them.
 
     Raises:
         ShardError: the data set is damaged, has no pair with regions and captions, cannot fill a segment, or lacks
@@ -68,13 +76,16 @@ class Source:
         name: str,
         folder: Path,
         split: str,
-        tokenizer: WordPiece,
+        tokenizer: Tokenizer,
         max_tokens: dict[str, int],
         max_regions: int,
         attributes: bool = False,
         token_region: bool = False,
-        pixels: PixelSize | None = None,
+        pixels: PixelSize | SquareSize | None = None,
+        training: bool = False,
     ):
+        self.training = training
+        self.boxes = isinstance(pixels, SquareSize) and pixels.boxes
         self.attributes, self.token_region = attributes, token_region
         self.name, self.tokenizer = name, tokenizer
         self.max_tokens, self.max_regions, self.pixels = max_tokens, max_regions, pixels
@@ -92,8 +103,12 @@ class Source:
                 f"source {name!r} is text alone, which models that see pixels can't be trained on; leave it out"
             )
         usable = self.reader.region_counts > 0 if pixels is None else self.reader.has_image
-        usable = usable | self.text_only
-        texts = self.reader.caption_counts + (self.reader.question_counts if "question" in max_tokens else 0)
+        usable = usable & (self.reader.region_counts > 0) if self.boxes else usable | self.text_only
+        self.usable = usable
+        self.captions = "caption" in max_tokens or "question" not in max_tokens
+        texts = self.reader.caption_counts * self.captions
+        if "question" in max_tokens:
+            texts = texts + self.reader.question_counts
         counts = np.where(usable, texts, 0)
         self.unusable_samples = int((counts == 0).sum())
         if not counts.sum():
@@ -102,6 +117,7 @@ class Source:
                 " tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
                 if pixels is None
                 else f"split {split!r} of {folder} has no sample with both captions and a picture"
+                f"{' with regions' if self.boxes else ''}"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
         if not self.text_only and attributes and not self.reader.manifest.attribute_names:
@@ -135,6 +151,8 @@ class Source:
             )
         first = np.concatenate([[0], np.cumsum(counts)[:-1]])
         self.caption_of = np.arange(len(self.sample_of)) - first[self.sample_of]
+        self.two_images = "question" in max_tokens and self._has_fact("second_images")
+        self._numbers: dict[str, int] | None = None
         self._lengths: np.ndarray | None = None
         self._by_length: np.ndarray | None = None
 
@@ -163,12 +181,15 @@ class Source:
         )
         if self.pixels is not None:
             identity += repr(self.pixels)
+        if not self.captions or self.two_images:
+            identity += repr((self.captions, self.two_images))
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         path = self.reader.folder / f"{self.reader.split}-tokens-{digest}.npy"
         if path.is_file():
             tokens = np.load(path, allow_pickle=False)
         else:
-            tokens = np.zeros((len(segments) + (self.pixels is not None), len(self)), dtype=np.int64)
+            more = self.pixels is not None or self.two_images  # a row of cells, and of the second image's rows
+            tokens = np.zeros((len(segments) + more, len(self)), dtype=np.int64)
             longest_class = max([0, *(len(t.ids) for t in tokenizer.encode(class_names[1:]))])
             for sample in np.unique(self.sample_of):
                 places = _span(self.sample_of, sample)
@@ -176,7 +197,8 @@ class Source:
                     facts = self.reader.facts(int(sample))
                 except BadSampleError:
                     continue  # it is replaced when its turn comes
-                captions = np.array([len(t.ids) for t in tokenizer.encode(facts["captions"])], dtype=np.int64)
+                told = facts["captions"] if self.captions else []
+                captions = np.array([len(t.ids) for t in tokenizer.encode(told)], dtype=np.int64)
                 lengths = [len(t.ids) for t in tokenizer.encode(foils(facts))] if "foil" in segments else []
                 of_foils = np.zeros_like(captions)
                 of_foils[: len(lengths)] = lengths[: len(captions)]
@@ -185,17 +207,36 @@ class Source:
                 of_tags = self._most_tag_tokens(int(sample), facts, longest_class) if "tags" in segments else 0
                 if self.pixels is not None:
                     tokens[-1, places] = cells(facts, self.pixels)
-                for row, segment in zip(tokens, segments, strict=False):  # a row of cells may follow
+                if self.two_images:
+                    of_second = self._second_lengths(facts, len(captions))
+                    tokens[-1, places] += of_second[: places.stop - places.start]
+                for row, segment in zip(tokens, segments, strict=False):  # one more may follow
                     most = most_tokens(segment, captions, of_foils, of_questions, of_tags)
                     row[places] = most[: places.stop - places.start]
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
             np.save(temporary, tokens)
             os.replace(temporary, path)
         most = np.array([*self.max_tokens.values()], dtype=np.int64)[:, None]
-        kept = np.minimum(tokens[: len(segments)], most).sum(0)
+        kept = np.minimum(tokens[: len(segments)], most).sum(0) + tokens[len(segments) :].sum(0)
         if self.pixels is not None:
-            return kept + tokens[-1]
+            return kept
         return kept + np.minimum(self.reader.region_counts[self.sample_of], self.max_regions)
+
+    def _second_lengths(self, facts: dict[str, Any], captions: int) -> np.ndarray:
+        """Rows of the second image of each pair of a sample, int64 [pairs]; captions come first and have none."""
+        numbers = [self._number_of(key) for key in list_of_texts(facts, "second_images")]
+        lengths = np.zeros(int(captions + len(list_of_texts(facts, "questions"))), dtype=np.int64)
+        for place, number in enumerate(numbers[: len(lengths) - captions], captions):
+            if number is None:
+                continue  # a pair that can't be loaded is replaced when its turn comes
+            if self.pixels is None:
+                lengths[place] = min(int(self.reader.region_counts[number]), self.max_regions)
+                continue
+            try:
+                lengths[place] = cells(self.reader.facts(number), self.pixels)
+            except BadSampleError:
+                continue
+        return lengths
 
     def _most_tag_tokens(self, sample: int, facts: dict[str, Any], longest_class: int) -> int:
         """An upper bound: the scores, which would name the regions exactly, lie beside the features, too much to read.
@@ -213,8 +254,8 @@ class Source:
         except BadSampleError:
             return True  # one damaged sample says nothing of the others
 
-    def load(self, pair: int, draw: int = 0) -> LoadedPair:
-        """One pair. `draw` decides what of its text is chosen at random.
+    def load(self, pair: int, draw: int = 0, crop: int = 0) -> LoadedPair:
+        """One pair. `draw` decides what of its text is chosen at random, `crop` what is cut from its picture.
 
         Raises:
             BadSampleError: it cannot be used.
@@ -222,35 +263,83 @@ class Source:
         sample, number = int(self.sample_of[pair]), int(self.caption_of[pair])
         facts = self.reader.facts(sample)
         captions = facts["captions"]
-        chosen, question, answer = number, "", NONE
-        if number >= len(captions):
-            chosen, (question, answer) = NONE, self._asked(facts, number - len(captions))
-        if not (question if chosen == NONE else captions[chosen]).strip():
-            kind = f"question {number - len(captions)}" if chosen == NONE else f"caption {number}"
+        question = self._question(facts, sample, number)
+        chosen = number if question is None else NONE
+        if not (captions[chosen] if question is None else question.text).strip():
+            kind = f"caption {number}" if question is None else f"question {number - len(captions) * self.captions}"
             raise BadSampleError(self.reader.key(sample), f"{kind} is empty")
-        names: list[str] = []
-        if self.pixels is not None:
-            pixels = self.reader.pixels(sample, self.pixels)
-            assert pixels is not None, "samples without a picture have no pairs"
-            regions = Regions.from_pixels(torch.from_numpy(pixels))
-        else:
-            stored = self._no_regions() if self.text_only else self.reader.regions(sample)
-            assert stored is not None, "samples without regions have no pairs"
-            if self.attributes and stored.attribute_scores is None:
-                raise BadSampleError(self.reader.key(sample), "regions without attributes")
-            kept = slice(self.max_regions)
-            regions = Regions(
-                features=torch.from_numpy(stored.features[kept]),
-                boxes=torch.from_numpy(stored.boxes[kept]).clamp(0, 1),
-                scores=_tensor(stored.scores, kept),
-                attribute_scores=_tensor(stored.attribute_scores, kept) if self.attributes else None,
-            )
-            if "tags" in self.max_tokens:
-                names = region_names(facts, stored, self.reader.manifest.class_names, self.max_regions)
-        material = TextMaterial(captions, chosen, foils(facts), names, derive_seed(draw, pair), question)
+        regions, stored = self._image(sample, crop)
+        names = []
+        if "tags" in self.max_tokens and stored is not None:
+            names = region_names(facts, stored, self.reader.manifest.class_names, self.max_regions)
+        asked = "" if question is None else question.text
+        material = TextMaterial(captions, chosen, foils(facts), names, derive_seed(draw, pair), asked)
         texts = [SEGMENTS[segment](material) for segment in self.max_tokens]
         encoded = self._with_regions(sample, facts, texts) if self.token_region else self.tokenizer.encode(texts)
-        return LoadedPair(sample, pair, dict(zip(self.max_tokens, encoded, strict=True)), regions, answer)
+        segments = dict(zip(self.max_tokens, encoded, strict=True))
+        if question is None:
+            return LoadedPair(sample, pair, segments, regions)
+        return LoadedPair(
+            sample, pair, segments, regions, question.scores(self.answer_numbers), self._second(sample, question, crop)
+        )
+
+    def question(self, pair: int) -> Question | None:
+        """The question of a pair; None if it is a caption.
+
+        Raises:
+            BadSampleError: it cannot be read.
+        """
+        sample = int(self.sample_of[pair])
+        return self._question(self.reader.facts(sample), sample, int(self.caption_of[pair]))
+
+    def _question(self, facts: dict[str, Any], sample: int, number: int) -> Question | None:
+        captions = len(facts["captions"]) * self.captions
+        return None if number < captions else question_of(facts, self.reader.key(sample), number - captions)
+
+    def _image(self, sample: int, crop: int) -> tuple[Regions, RegionArrays | None]:
+        """The regions of a sample as a batch has them and as they are stored, or its picture.
+
+        crop: decides, in training, what is cut out of the picture.
+        """
+        if self.pixels is not None:
+            seed = derive_seed(crop, sample) if self.training else None
+            pixels = self.reader.pixels(sample, self.pixels, seed)
+            assert pixels is not None, "samples without a picture have no pairs"
+            regions = Regions.from_pixels(torch.from_numpy(pixels))
+            if self.boxes:
+                with_boxes = self.reader.regions(sample)
+                assert with_boxes is not None, "samples without regions have no pairs"
+                boxes = torch.from_numpy(with_boxes.boxes[: self.max_regions]).clamp(0, 1)
+                regions = Regions(torch.zeros(len(boxes), 0), boxes, pixels=regions.pixels)
+            return regions, None
+        stored = self._no_regions() if self.text_only else self.reader.regions(sample)
+        assert stored is not None, "samples without regions have no pairs"
+        if self.attributes and stored.attribute_scores is None:
+            raise BadSampleError(self.reader.key(sample), "regions without attributes")
+        kept = slice(self.max_regions)
+        regions = Regions(
+            features=torch.from_numpy(stored.features[kept]),
+            boxes=torch.from_numpy(stored.boxes[kept]).clamp(0, 1),
+            scores=_tensor(stored.scores, kept),
+            attribute_scores=_tensor(stored.attribute_scores, kept) if self.attributes else None,
+        )
+        return regions, stored
+
+    def _second(self, sample: int, question: Question, crop: int) -> tuple[int, Regions] | None:
+        """The other image that a question is about, with its sample."""
+        if question.second_image is None:
+            return None
+        number = self._number_of(question.second_image)
+        if number is None or not self.usable[number]:
+            what = "is not in the split" if number is None else "has no regions or picture"
+            raise BadSampleError(self.reader.key(sample), f"its second image {question.second_image} {what}")
+        return number, self._image(number, crop)[0]
+
+    def _number_of(self, key: str) -> int | None:
+        """The number of the sample with that key."""
+        if self._numbers is None:
+            self._numbers = {name: n for n, name in enumerate(self.reader.index["key"].to_pylist())}
+        return self._numbers.get(key)
 
     def _with_regions(self, sample: int, facts: dict[str, Any], texts: list[str]) -> list[Tokens]:
         """Tokens of texts with the regions that they refer to: those of a word to what it does, punctuation to none."""
@@ -269,13 +358,6 @@ class Source:
             encoded.append(Tokens([i for piece in pieces for i in piece.ids], starts, regions))
         return encoded
 
-    def _asked(self, facts: dict[str, Any], number: int) -> tuple[str, int]:
-        """A question of a sample and the number of its answer, NONE if that is unknown; empty if there is none."""
-        questions, answers = (list_of_texts(facts, name) for name in ("questions", "answers"))
-        if number >= len(questions):
-            return "", NONE
-        return questions[number], self.answer_numbers.get(answers[number], NONE) if number < len(answers) else NONE
-
     def _no_regions(self) -> RegionArrays:
         def none(width: int) -> np.ndarray:
             return np.zeros((0, width), np.float16)
@@ -285,7 +367,7 @@ class Source:
         )
         return RegionArrays(np.zeros((0, 4), np.float32), none(self.sizes.feature_size), scores, attributes)
 
-    def load_or_replace(self, pair: int, draw: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
+    def load_or_replace(self, pair: int, draw: int = 0, crop: int = 0) -> tuple[LoadedPair, list[BadSampleError]]:
         """The pair, or one no longer than planned in its place, and what was wrong with those that were tried.
 
         The replacement is a pure function of the data and the pair.
@@ -297,7 +379,7 @@ class Source:
         chosen = pair
         for attempt in range(REPLACEMENT_TRIES):
             try:
-                return self.load(chosen, draw), failures
+                return self.load(chosen, draw, crop), failures
             except BadSampleError as error:
                 failures.append(error)
                 chosen = self._replacement(pair, attempt)
@@ -319,8 +401,13 @@ def _tensor(array: np.ndarray | None, kept: slice) -> torch.Tensor | None:
     return None if array is None else torch.from_numpy(array[kept])
 
 
-def cells(facts: dict[str, Any], size: PixelSize) -> int:
-    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size."""
+def cells(facts: dict[str, Any], size: PixelSize | SquareSize) -> int:
+    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size.
+
+    Squares are all of one size: 0.
+    """
+    if isinstance(size, SquareSize):
+        return 0
     height, width = facts.get("height"), facts.get("width")
     if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
         scaled = size.of(height, width)

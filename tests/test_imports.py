@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": set(),
     "text": {"interfaces"},
     "nn": LEVEL_0,
-    "metrics": set(),
+    "metrics": {"text"},
     "checkpoints": set(),
     "models": LEVEL_0 | {"nn"},
     "objectives": LEVEL_0 | {"nn"},

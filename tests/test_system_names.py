@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("uniter", "visualbert", "oscar", "vinvl", "vlbert", "vl_bert", "vl-bert", "unicoder", "imagebert", "b2t2")
-NAMES += ("vilbert", "12-in-1", "lxmert", "vilt", "volta")
-HOMES = ("vlp/nn/embedders/", "vlp/checkpoints/importers/")
-TABLES = ("EMBEDDERS", "IMPORTERS")  # of vlp/build.py
+NAMES += ("vilbert", "12-in-1", "lxmert", "vilt", "volta", "wenlan", "brivl")
+HOMES = ("vlp/nn/embedders/", "vlp/nn/towers/", "vlp/checkpoints/importers/")
+TABLES = ("EMBEDDERS", "IMAGE_TOWERS", "TEXT_TOWERS", "IMPORTERS")  # of vlp/build.py
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "vlp").rglob("*.py"))
 
 

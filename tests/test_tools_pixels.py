@@ -90,7 +90,7 @@ def test_retrieval_and_loading(patches: Path, root: Path) -> None:
     """The table is made of the scores that the loaded model gives."""
     result = run("eval_retrieval.py", str(patches), "split=val", "gallery=5", "pictures=2")
     assert result.returncode == 0, result.stderr
-    report = json.loads((patches / "retrieval.json").read_text())
+    report = json.loads((patches / "retrieval-val-5.json").read_text())
     assert (report["captions"], report["images"]) == (25, 5)
     model = vlp.load(patches)
     reader = ShardReader(root / "scenes", "val")

@@ -188,11 +188,11 @@ def test_retrieval_table_file_and_picture(finished: Path) -> None:
     assert result.returncode == 0, result.stderr
     for said in ("model", "bag of words", "chance", "50 captions, 10 images"):
         assert said in result.stdout
-    report = json.loads((finished / "retrieval.json").read_text())
+    report = json.loads((finished / "retrieval-val-10.json").read_text())
     assert (report["captions"], report["images"]) == (50, 10)
     assert report["chance"]["text_to_image"]["recall_at_10"] == 1.0
     assert report["bag of words"]["text_to_image"]["recall_at_1"] > report["chance"]["text_to_image"]["recall_at_1"]
-    assert Image.open(finished / "retrieval.png").width > 500
+    assert Image.open(finished / "retrieval-val-10.png").width > 500
 
 
 def test_loaded_model_embeds_and_scores(finished: Path, root: Path) -> None:

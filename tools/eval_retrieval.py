@@ -1,8 +1,11 @@
-"""Zero-shot retrieval: python tools/eval_retrieval.py RUN [split=val] [gallery=1000] [data=DIR] [pictures=8].
+"""Zero-shot retrieval: python tools/eval_retrieval.py RUN [split=val] [gallery=1000] [data=DIR] [pictures=8]
+                                                     [rerank=K rerank_by=RUN2]
 
 RUN is a run's folder or one of its weight files. Every caption is scored with every image of the gallery (the first
-samples of the split) by the image-text matching head. Prints a table, writes retrieval.json and retrieval.png beside
-the run's weights.
+samples of the split): by the cosine of their embeddings if RUN is a dual encoder, else by the image-text matching head.
+With rerank=K, the dual encoder RUN proposes its best K images for every caption and K captions for every image, and the
+fusion model RUN2 puts these in order. Prints a table, and writes retrieval-SPLIT-IMAGES.json and .png beside the run's
+weights; other weights, data or re-ranking show in the name too.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,27 +23,42 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import vlp
-from data_pipelines.images import decode_image
+from data_pipelines.gallery import Gallery, read_gallery
+from data_pipelines.images import ImageError, decode_image
 from data_pipelines.scene_language import bag_of_words_scores
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader
 from vlp.build import pixel_size
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError, unknown_key
-from vlp.evaluation.retrieval import both_directions, score_all_pairs
+from vlp.evaluation.rerank import reranked
+from vlp.evaluation.retrieval import (
+    Scores,
+    both_directions,
+    chance,
+    score_all_pairs,
+    score_pairs,
+    scores_of_embeddings,
+    scores_of_matrix,
+)
 from vlp.evaluation.retrieval_picture import draw_retrieval, images_shown
-from vlp.interfaces import PixelSize, Regions
+from vlp.inference import TrainedModel
+from vlp.interfaces import Regions
 from vlp.metrics.recall import RetrievalMetrics
+
+Results = dict[str, dict[str, RetrievalMetrics]]  # by method and direction
+MOST_BAG_PAIRS = 20_000_000  # the bag of words is slow
 
 
 def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     """The run and the options."""
-    options = {"split": "val", "gallery": "1000", "data": "", "pictures": "8"}
+    options = {"split": "val", "gallery": "1000", "data": "", "pictures": "8", "rerank": "0", "rerank_by": ""}
     if not arguments or "=" in arguments[0]:
         raise ConfigError(__doc__ or "")
     for argument in arguments[1:]:
@@ -47,126 +66,183 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
         if name not in options:
             raise unknown_key("options", name, options)
         options[name] = value
-    if not options["gallery"].isdigit() or not options["pictures"].isdigit() or options["gallery"] == "0":
-        raise ConfigError("gallery and pictures must be whole numbers, gallery at least 1")
+    if not all(options[name].isdigit() for name in ("gallery", "pictures", "rerank")) or not int(options["gallery"]):
+        raise ConfigError("gallery, pictures and rerank must be whole numbers, gallery at least 1")
+    if bool(int(options["rerank"])) != bool(options["rerank_by"]):
+        raise ConfigError("rerank=K (how many candidates) and rerank_by=RUN2 (the fusion model) need one another")
     return Path(arguments[0]), options
 
 
-def read_gallery(
-    reader: ShardReader, count: int, pixels: PixelSize | None, console: Console
-) -> tuple[list[int], list[list[str]], list[Regions]]:
-    """Sample numbers, captions and regions of the first `count` usable samples; broken ones are named and left out.
-
-    pixels: the size of pictures, for a model that sees those and not regions.
-    """
-    numbers: list[int] = []
-    captions: list[list[str]] = []
-    regions: list[Regions] = []
-    for number in range(len(reader)):
-        if len(numbers) == count:
-            break
-        try:
-            texts = [caption for caption in reader.facts(number)["captions"] if caption.strip()]
-            image = read_image(reader, number, pixels)
-        except BadSampleError as error:
-            console.print(f"left out: {error}", style="yellow")
-            continue
-        if image is None or not texts:
-            continue
-        numbers.append(number)
-        captions.append(texts)
-        regions.append(image)
-    if not numbers:
-        what = "regions" if pixels is None else "a picture"
-        raise ShardError(f"split {reader.split!r} of {reader.folder} has no sample with captions and {what}")
-    return numbers, captions, regions
+def load_models(run: Path, options: dict[str, str]) -> list[TrainedModel]:
+    """The model and, if there is one, the model that re-ranks; before any data is read, that they can score."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = [vlp.load(run, device)]
+    if options["rerank_by"]:
+        models.append(vlp.load(options["rerank_by"], device))
+        if not models[0].dual or models[1].dual:
+            raise ConfigError("re-ranking takes a dual encoder as RUN and a fusion model as rerank_by")
+    for model in models:
+        if not model.dual:
+            model.matching()
+    return models
 
 
-def read_image(reader: ShardReader, number: int, pixels: PixelSize | None) -> Regions | None:
-    """The regions of a sample, or its picture scaled to `pixels`; None if it has none."""
-    if pixels is not None:
-        picture = reader.pixels(number, pixels)
-        return None if picture is None else Regions.from_pixels(torch.from_numpy(picture))
-    stored = reader.regions(number)
-    if stored is None or not len(stored.boxes):
-        return None
-    return Regions(torch.from_numpy(stored.features), torch.from_numpy(stored.boxes))
+def check_features(model: TrainedModel, reader: ShardReader) -> None:
+    """Whether the data's regions are such as the model sees."""
+    if pixel_size(model.config.model) is None and reader.manifest.feature_size != model.facts.feature_size:
+        raise ConfigError(
+            f"{reader.folder} has region features of {reader.manifest.feature_size} numbers, the model takes"
+            f" {model.facts.feature_size}; extract the features with the extractor of the training data"
+        )
 
 
-def table_of(results: dict[str, dict[str, RetrievalMetrics]], texts: int, images: int) -> Table:
+def embed(
+    title: str, function: Callable[[list], Tensor], things: list[str] | list[Regions], progress: Progress
+) -> Tensor:
+    """Embeddings float32 [n, D], some at a time."""
+    task = progress.add_task(f"embedding {len(things)} {title}", total=len(things))
+    parts = []
+    for begin in range(0, len(things), 256):
+        parts.append(function(things[begin : begin + 256]))
+        progress.advance(task, len(parts[-1]))
+    return torch.cat(parts)
+
+
+def scores_of(model: TrainedModel, texts: list[str], images: list[Regions], progress: Progress) -> Scores:
+    """How well texts and images match, by the model."""
+    if model.dual:
+        texts_embedded = embed("captions", model.embed_texts, texts, progress)
+        return scores_of_embeddings(texts_embedded, embed("images", model.embed_images, images, progress))
+    task = progress.add_task(f"scoring {len(texts) * len(images)} pairs", total=len(texts) * len(images))
+    tokens = model.tokenizer.encode(texts)
+    done = lambda pairs: progress.advance(task, pairs)  # noqa: E731
+    return scores_of_matrix(score_all_pairs(model.score_batch, tokens, images, progress=done, see=model.see))
+
+
+def rerank_by(
+    model: TrainedModel, texts: list[str], images: list[Regions], progress: Progress
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Scores of chosen pairs, by the fusion model."""
+    tokens = model.tokenizer.encode(texts)
+
+    def score(texts_of_image: list[Tensor]) -> list[Tensor]:
+        total = sum(len(own) for own in texts_of_image)
+        task = progress.add_task(f"re-ranking {total} pairs", total=total)
+        done = lambda pairs: progress.advance(task, pairs)  # noqa: E731
+        return score_pairs(model.score_batch, tokens, images, texts_of_image, progress=done, see=model.see)
+
+    return score
+
+
+def table_of(results: Results, texts: int, images: int) -> Table:
     """Results by direction and method, narrow enough for any terminal."""
     table = Table(title=f"zero-shot retrieval: {texts} captions, {images} images", title_justify="left")
     for name in ("", "method"):
         table.add_column(name)
     for name in ("R@1", "R@5", "R@10", "median rank"):
         table.add_column(name, justify="right")
-    for direction in ("text_to_image", "image_to_text"):
-        for method, directions in results.items():
+    sections = [("text_to_image", "", "text to image"), ("image_to_text", "", "image to text")]
+    if texts > images:  # with one caption an image, true recall is recall
+        sections.append(("image_to_text", "true_", "  true recall"))
+    for direction, kind, label in sections:
+        for number, (method, directions) in enumerate(results.items()):
             m = directions[direction]
-            recalls = [f"{100 * r:.1f}" for r in (m.recall_at_1, m.recall_at_5, m.recall_at_10)]
-            label = direction.replace("_", " ") if method == "model" else ""
-            style = "bold" if method == "model" else None
-            table.add_row(label, method, *recalls, f"{m.median_rank:g}", style=style)
+            recalls = [f"{100 * getattr(m, f'{kind}recall_at_{k}'):.1f}" for k in (1, 5, 10)]
+            style = "bold" if method in ("model", "re-ranked") else None
+            table.add_row("" if number else label, method, *recalls, "" if kind else f"{m.median_rank:g}", style=style)
         table.add_section()
     return table
 
 
+def name_of(run: Path, reader: ShardReader, options: dict[str, str], images: int) -> str:
+    """A file name that no other evaluation of the run has."""
+    parts = ["retrieval", "" if run.is_dir() else run.stem, reader.folder.name if options["data"] else ""]
+    parts += [reader.split, str(images)]
+    if options["rerank_by"]:
+        parts.append(f"rerank-{options['rerank']}-{Path(options['rerank_by']).resolve().name}")
+    return "-".join(part for part in parts if part)
+
+
+def draw(
+    scores: Scores, gallery: Gallery, reader: ShardReader, count: int, path: Path, warn: Callable[[str], None]
+) -> bool:
+    """Draw queries of `count` images spread over the gallery; False if there is nothing to draw."""
+    own = np.unique(np.linspace(0, len(gallery.numbers) - 1, count).astype(int)).tolist()
+    if not own or not reader.has_image[gallery.numbers].any():
+        return False
+    first = np.cumsum([0, *(len(captions) for captions in gallery.captions)])
+    chosen = [row % len(gallery.captions[image]) for row, image in enumerate(own)]  # not always an image's first
+    rows = scores.of_texts(torch.tensor([first[image] + n for image, n in zip(own, chosen, strict=True)]))
+    shown = [images_shown(row, image) for row, image in zip(rows, own, strict=True)]
+    pictures = {}
+    for image in sorted({image for row in shown for _, image in row}):
+        number = gallery.numbers[image]
+        try:
+            data = reader.read_member(number, "image")
+            if data is not None:
+                pictures[image] = np.asarray(decode_image(data))
+        except (BadSampleError, ImageError) as error:
+            warn(f"picture of sample {reader.key(number)} can't be shown: {error}")
+    captions = [gallery.captions[image][n] for image, n in zip(own, chosen, strict=True)]
+    draw_retrieval(captions, shown, own, pictures, path)
+    return True
+
+
 def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
     """Score, print, write."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = vlp.load(run, device)
-    folder = run if run.is_dir() else run.parent
-    source = model.config.data.sources[0]
-    data = Path(options["data"]) if options["data"] else Path(model.config.data.root) / source.path
+
+    def warn(text: str) -> None:
+        console.print(text, style="yellow", markup=False, soft_wrap=True)
+
+    models = load_models(run, options)
+    config = models[0].config
+    data = Path(options["data"]) if options["data"] else Path(config.data.root) / config.data.sources[0].path
     reader = ShardReader(data, options["split"])
-    pixels = pixel_size(model.config.model)
-    if pixels is None and reader.manifest.feature_size != model.facts.feature_size:
-        raise ConfigError(
-            f"{data} has region features of {reader.manifest.feature_size} numbers, the model takes"
-            f" {model.facts.feature_size}; extract the features with the extractor of the training data"
-        )
-    numbers, captions, regions = read_gallery(reader, int(options["gallery"]), pixels, console)
-    texts = [caption for own in captions for caption in own]
-    image_of_text = torch.tensor([n for n, own in enumerate(captions) for _ in own])
+    for model in models:
+        check_features(model, reader)
+    sizes = [pixel_size(model.config.model) for model in models]
+    gallery = read_gallery(reader, int(options["gallery"]), sizes, lambda text: warn(f"left out: {text}"))
+    texts = [caption for own in gallery.captions for caption in own]
+    images = len(gallery.numbers)
+    image_of_text = torch.tensor([n for n, own in enumerate(gallery.captions) for _ in own])
     began = time.perf_counter()
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"scoring {len(texts) * len(regions)} pairs", total=len(texts) * len(regions))
-        scores = score_all_pairs(
-            model.score_batch,
-            model.tokenizer.encode(texts),
-            regions,
-            progress=lambda pairs: progress.advance(task, pairs),
-            see=model.see,
-        )
+        scores = scores_of(models[0], texts, gallery.images[0], progress)
+        results: Results = {"model": both_directions(scores, image_of_text, images)}
+        if len(models) > 1:
+            again = rerank_by(models[1], texts, gallery.images[1], progress)
+            scores = reranked(scores, image_of_text, images, int(options["rerank"]), again)
+            results["re-ranked"] = both_directions(scores, image_of_text, images)
     seconds = time.perf_counter() - began
-    results = {"model": both_directions(scores, image_of_text)}
-    objects = [reader.facts(number).get("objects", []) for number in numbers]
-    if all(objects):
+    objects = [reader.facts(number).get("objects", []) for number in gallery.numbers]
+    if all(objects) and len(texts) * images <= MOST_BAG_PAIRS:
         baseline = torch.from_numpy(bag_of_words_scores(texts, objects)).float()
-        results["bag of words"] = both_directions(baseline, image_of_text)
-    chance = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))
-    results["chance"] = both_directions(chance, image_of_text)
-    console.print(table_of(results, len(texts), len(regions)))
-    console.print(f"{len(texts) * len(regions)} pairs in {seconds:.0f} s")
+        results["bag of words"] = both_directions(scores_of_matrix(baseline), image_of_text, images)
+    results["chance"] = chance(image_of_text, images)
+    console.print(table_of(results, len(texts), images))
+    if len(texts) > images:
+        console.print("R@k: any caption of the image is found; true recall: the share that is found")
+    console.print(f"{len(texts) * images} pairs in {seconds:.1f} s")
     report = {
         "run": run.name,
         "data": str(data),
         "fingerprint": reader.fingerprint,
         "split": options["split"],
         "captions": len(texts),
-        "images": len(regions),
+        "images": images,
+        "rerank": {"top": int(options["rerank"]), "by": options["rerank_by"]} if len(models) > 1 else None,
+        "ties": "a wrong candidate with an equal score counts as ahead",
         **{method: {k: asdict(m) for k, m in directions.items()} for method, directions in results.items()},
     }
-    write_atomically(folder / "retrieval.json", json.dumps(report, indent=1).encode())
-    queries = np.linspace(0, len(texts) - 1, min(int(options["pictures"]), len(texts))).astype(int).tolist()
-    shown = images_shown(scores, image_of_text, queries)
-    encoded = {image: reader.read_member(numbers[image], "image") for image in shown}
-    pictures = {image: np.asarray(decode_image(data)) for image, data in encoded.items() if data is not None}
-    if queries and len(pictures) == len(shown):
-        draw_retrieval(scores, image_of_text, texts, pictures, queries, folder / "retrieval.png")
-        console.print(f"written: {folder}/retrieval.json, {folder}/retrieval.png")
-    else:
-        console.print(f"written: {folder}/retrieval.json (the data holds no pictures to draw)")
+    folder = run if run.is_dir() else run.parent
+    written = folder / (name_of(run, reader, options, images) + ".json")
+    write_atomically(written, json.dumps(report, indent=1).encode())
+    console.print(f"written: {written}", soft_wrap=True)
+    try:
+        if draw(scores, gallery, reader, int(options["pictures"]), written.with_suffix(".png"), warn):
+            console.print(f"written: {written.with_suffix('.png')}", soft_wrap=True)
+    except Exception as error:  # whatever goes wrong in drawing, the results stand
+        warn(f"the picture could not be drawn ({type(error).__name__}: {error}); the results are complete")
 
 
 def main(arguments: list[str]) -> int:

@@ -2,10 +2,12 @@
 
 python tools/export_checkpoint.py RUN --to hf --out DIR
 python tools/export_checkpoint.py RUN --to uniter --out DIR
+python tools/export_checkpoint.py RUN --to open_clip --out DIR
 
 RUN is a run's folder or one of its weight files. `hf` is the layout of Hugging Face's transformers, for systems that
-it has: DIR opens with `from_pretrained` of the class that is printed. Any layout that tools/import_checkpoint.py reads
-is written too, as DIR/model.safetensors. Nothing is overwritten.
+it has: DIR opens with `from_pretrained` of the class that is printed. `open_clip` (and `open_clip_custom_text` for
+models to which open_clip gives a text tower of their own, as SigLIP): open_clip opens DIR as `local-dir:DIR`. Any
+layout that tools/import_checkpoint.py reads is written too, as DIR/model.safetensors. Nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -32,8 +34,11 @@ from vlp.checkpoints.key_map import KeyMismatchError, export_state
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError
 from vlp.inference import TrainedModel
+from vlp.nn.towers.open_clip import open_clip_config
 from vlp.run_folder import RunFolder
+from vlp.text.choose import CLIP
 
+OPEN_CLIP = ["open_clip", "open_clip_custom_text"]
 USER_ERRORS = (ConfigError, KeyMismatchError, OSError, ValueError)
 # the layouts of transformers: from our `model` block and their weights to config.json, and what a user should know
 HF: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], tuple[dict[str, Any], str]]] = {
@@ -86,13 +91,23 @@ def export_checkpoint(options: argparse.Namespace, console: Console) -> None:
         console.print(f"opens with transformers.{settings['architectures'][0]}.from_pretrained({str(options.out)!r})")
         if note:
             console.print(f"note: {note}", markup=False, soft_wrap=True)
+    weights_file = "model.safetensors"
+    if layout in OPEN_CLIP:
+        settings = open_clip_config(trained.config.model, trained.tokenizer.special)
+        if bool(settings["model_cfg"].get("custom_text")) != (layout == "open_clip_custom_text"):
+            fitting = OPEN_CLIP[1 - OPEN_CLIP.index(layout)]
+            raise ConfigError(f"open_clip has another class for {trained.config.model['text']['name']}: --to {fitting}")
+        files, weights_file = {"open_clip_config.json": json.dumps(settings, indent=1)}, "open_clip_model.safetensors"
+        console.print(f"opens with open_clip.create_model_and_transforms('local-dir:{options.out}')", soft_wrap=True)
+        if trained.config.data.tokenizer.vocabulary != CLIP:
+            console.print("note: open_clip has no tokenizer of this vocabulary; give it ids", soft_wrap=True)
     partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a command that was killed
     partial.mkdir(parents=True)
     for name, text in files.items():
         write_atomically(partial / name, text.encode())
     plain = {name: value.detach().clone().contiguous() for name, value in weights.items()}
-    write_atomically(partial / "model.safetensors", save(plain, {"format": "pt"}))
+    write_atomically(partial / weights_file, save(plain, {"format": "pt"}))
     partial.rename(options.out)
     console.print(
         f"written: {options.out}, {len(weights)} tensors in the layout {layout}", markup=False, soft_wrap=True

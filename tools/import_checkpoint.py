@@ -33,7 +33,9 @@ from vlp.checkpoints.load import read_checkpoint
 from vlp.config import ConfigError, RunConfig, load_config
 from vlp.inference import TrainedModel
 from vlp.initial_weights import describe, load_initial_weights, read_layout
+from vlp.interfaces import Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, build_run
+from vlp.text.choose import CLIP, open_tokenizer
 from vlp.text.wordpiece import VocabularyError, WordPiece
 
 USER_ERRORS = (ConfigError, KeyMismatchError, VocabularyError, OSError, UnicodeDecodeError)
@@ -52,14 +54,16 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
     parser.add_argument("--config", type=Path, required=True, help="a configuration of the system")
     parser.add_argument("--out", type=Path, required=True, help="the run folder to make")
-    parser.add_argument("--vocabulary", type=Path, required=True, help="the WordPiece file that comes with the weights")
+    parser.add_argument(
+        "--vocabulary", type=Path, required=True, help="the vocabulary that comes with the weights, or clip"
+    )
     for kind in NAMED:
         parser.add_argument(f"--{kind}", type=Path, help=f"names of the {kind}, one a line (default: numbers)")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes of the configuration")
     return parser.parse_intermixed_args(arguments)
 
 
-def build(config: RunConfig, tokenizer: WordPiece, names: dict[str, list[str]]) -> TrainedModel:
+def build(config: RunConfig, tokenizer: Tokenizer, names: dict[str, list[str]]) -> TrainedModel:
     """The model of the configuration, with random weights; `names` for each key of `NAMED`.
 
     Raises:
@@ -67,8 +71,8 @@ def build(config: RunConfig, tokenizer: WordPiece, names: dict[str, list[str]]) 
     """
     embedder = config.model.get("embedder")
     size = embedder.get("feature_size") if isinstance(embedder, dict) else None
-    if "backbone" in config.model:
-        size = 0  # the backbone's features are the model's own
+    if "backbone" in config.model or config.model.get("type") == "dual_encoder":
+        size = 0  # features, if any, are the model's own
     if not isinstance(size, int):
         raise ConfigError("the size of region features is not known: add model.embedder.feature_size=2048, or whatever")
     facts = DataFacts(size, names["classes"], {}, names["attributes"], names["answers"])
@@ -77,7 +81,7 @@ def build(config: RunConfig, tokenizer: WordPiece, names: dict[str, list[str]]) 
     return TrainedModel(model, objectives, tokenizer, config, facts)
 
 
-def numbered(kind: str, config: RunConfig, tokenizer: WordPiece, tensors: dict[str, Tensor]) -> list[str]:
+def numbered(kind: str, config: RunConfig, tokenizer: Tokenizer, tensors: dict[str, Tensor]) -> list[str]:
     """As many numbers as the model has classes, attributes or answers, by the tensors whose size depends on it.
 
     Raises:
@@ -118,9 +122,10 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
         f"{key}={json.dumps(str(value), ensure_ascii=False)}" for key, value in paths.items()
     ]  # quoted, for values are YAML
     config = load_config(options.config, [*options.overrides, *given])
-    config.data.tokenizer.vocabulary = str(options.vocabulary.resolve())
-    tokenizer = WordPiece(options.vocabulary, config.data.tokenizer.lowercase)
-    words = [tokenizer.tokens[word] for word in tokenizer.word_ids]
+    given_clip = str(options.vocabulary) == CLIP
+    config.data.tokenizer.vocabulary = CLIP if given_clip else str(options.vocabulary.resolve())
+    tokenizer = open_tokenizer(options.vocabulary, config.data.tokenizer.lowercase)
+    words = [tokenizer.tokens[word] for word in tokenizer.word_ids] if isinstance(tokenizer, WordPiece) else []
     if tokenizer.lowercase and any(word != word.lower() for word in words):
         raise ConfigError(f"{options.vocabulary} has words in capitals: add data.tokenizer.lowercase=false")
     key_map = IMPORTERS[options.layout]

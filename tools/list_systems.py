@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADER = """\
 # The systems
 
-A system is a configuration: a topology, an embedder, a layout and objectives. Written by
+A system is a configuration: a topology, an embedder (or two towers), a layout and objectives. Written by
 `python tools/list_systems.py > docs/systems.md` from the configs and the parity tests; a test compares.
 
 - **Objectives**: those of a group share one pass through the model; groups are set apart by a semicolon, and a step
@@ -63,6 +63,7 @@ def parity_cases() -> dict[str, set[str]]:
 
 def parity_of(name: str, cases: dict[str, set[str]]) -> list[str]:
     """The cases of the system that a config's name begins with; if some are of the variant that follows, only those."""
+    name = re.sub("^wenlan", "brivl", name)  # the name of its code
     systems = sorted((s for s in cases if name == s or name.startswith(f"{s}_")), key=len)
     if not systems:
         return []
@@ -90,7 +91,8 @@ def page() -> str:
             for group in config.objectives
         ]
         model = config.model
-        cells = [name, model["type"], model["embedder"]["type"], "; ".join(groups), link]
+        parts = [model[key]["type"] for key in ("embedder", "image", "text") if key in model]
+        cells = [name, model["type"], " + ".join(parts), "; ".join(groups), link]
         cells += [", ".join(parity_of(path.stem, cases)) or "-", results]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return HEADER + "".join(rows) + f"\nOther recipes, without a published number: {', '.join(others)}.\n"

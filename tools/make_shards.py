@@ -1,13 +1,18 @@
-"""Make a data set of shards: the embedded scenes, a benchmark's pictures and official files, or plain text.
+"""Make a data set of shards: the embedded scenes, a benchmark's official files, plain text, or tars that you have.
 
 python tools/make_shards.py scenes --out data/scenes
 python tools/make_shards.py coco --images DIR --captions captions.json --instances instances.json --out data/coco
 python tools/make_shards.py nlvr2 --images DIR --statements dev.json --split dev --out data/nlvr2
 python tools/make_shards.py text --files books.txt wikipedia.txt --out data/books
+python tools/make_shards.py webdataset --tars data/cc3m
+python tools/make_shards.py webdataset --tars 'data/cc3m/{00000..00331}.tar' --split train --out data/cc3m
 
 A data set appears whole or not at all, and nothing is overwritten. All but `scenes` make one split; run it again with
 another --split and the same --out to add one. What could not be used is counted by reason and listed in
 SPLIT.left_out.jsonl beside the shards. `SOURCE --help` shows a source's own options and an example.
+
+`webdataset` indexes tars in webdataset's layout (pictures with KEY.txt or KEY.json, as img2dataset writes them) where
+they lie: no tar is copied or changed. Run again, it reads the tars alone that are new or have changed.
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.coco import CocoReader
 from data_pipelines.annotations.files import AnnotationError, LeftOut
 from data_pipelines.annotations.pictures import Annotations, read_samples
+from data_pipelines.annotations.tars import find_tars, index_tars
 from data_pipelines.annotations.text import TextReader
 from data_pipelines.annotations.web_pictures import NAMINGS
 from data_pipelines.scenes import build_scenes
@@ -251,6 +257,10 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     text.add_argument("--words", type=whole_number, default=50, help="words of a passage (default %(default)s)")
     text.add_argument("--out", type=Path, required=True, help="folder of the data set, new or with other splits")
     text.add_argument("--split", default="train", help="name of the split (default %(default)s)")
+    tars = commands.add_parser("webdataset", help="tars of pictures and captions in webdataset's layout, as they lie")
+    tars.add_argument("--tars", nargs="+", required=True, help="folders, files, or patterns as in 'cc3m/{00..31}.tar'")
+    tars.add_argument("--out", type=Path, help="folder of the index (default: the tars' own)")
+    tars.add_argument("--split", default="train", help="name of the split (default %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -327,6 +337,25 @@ def make_text(options: argparse.Namespace, console: Console) -> None:
     report_left_out(reader.left_out, options, console)
 
 
+def make_webdataset(options: argparse.Namespace, console: Console) -> None:
+    """One split of tars that stay where they are."""
+    tars = find_tars(options.tars)
+    folders = {path.parent.resolve() for path in tars}
+    if options.out is None and len(folders) > 1:
+        raise ShardError(f"the tars lie in {len(folders)} folders; name one for the index by --out")
+    options.out = options.out or tars[0].parent
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("tars", total=len(tars))
+        indexed = index_tars(tars, options.out, options.split, lambda: progress.advance(task))
+    earlier = f", {indexed.gone} of an earlier index are no more among them" * bool(indexed.gone)
+    console.print(
+        f"{options.out}, split {options.split}: {indexed.samples} samples in {len(tars)} tars, {indexed.read} of which"
+        f" were read now{earlier}",
+        soft_wrap=True,
+    )
+    report_left_out(indexed.left_out, options, console)
+
+
 def report_left_out(left_out: list[LeftOut], options: argparse.Namespace, console: Console) -> None:
     """Say what could not be used, by reason."""
     examples = {entry.reason: entry.what for entry in reversed(left_out)}
@@ -340,7 +369,7 @@ def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     options = read_arguments(arguments)
     try:
-        makers = {"scenes": make_scenes, "coco": make_coco, "text": make_text}
+        makers = {"scenes": make_scenes, "coco": make_coco, "text": make_text, "webdataset": make_webdataset}
         makers.get(options.command, make_benchmark)(options, Console(highlight=False, markup=False))
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; nothing was added", style="yellow")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
+import traceback
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -27,10 +30,13 @@ from vlp.checkpoints.load import load_trunk
 from vlp.config import ConfigError, RunConfig, convert, load_config
 from vlp.distributed import is_launching_process
 from vlp.initial_weights import describe, load_initial_weights
-from vlp.interfaces import NONE
+from vlp.interfaces import NONE, SquareSize, Tokenizer
 from vlp.nn.backbones.timm_grid import TimmGrid
+from vlp.nn.towers.timm_image import TimmImage
+from vlp.nn.towers.wenlan_image import WenlanImage
 from vlp.run_folder import DataFacts, RunFolder
-from vlp.text.wordpiece import VocabularyError, WordPiece
+from vlp.text.choose import open_tokenizer
+from vlp.text.wordpiece import VocabularyError
 from vlp.training.callbacks import TooManyBrokenSamplesError
 from vlp.training.fit import CheckpointError, build_module, fit, print_estimate, resolve_hardware
 from vlp.training.module import NonFiniteLossError
@@ -66,7 +72,7 @@ def read_arguments(arguments: list[str]) -> tuple[RunConfig, str | None]:
     return RunFolder(Path(run_dir)).read_config([*overrides, f"run_dir={run_dir}"]), resume[-1]
 
 
-def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tuple[list[Source], DataFacts]:
+def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tuple[list[Source], DataFacts]:
     """The sources of the configuration (their own splits, or `split`), and what the run must remember of them."""
     data = config.data
     sources, manifest = open_sources(
@@ -79,6 +85,7 @@ def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tup
         attributes=predict_attributes(config.objectives),
         token_region=convert(config.model.get("token_region", False), bool, "model", "token_region"),
         pixels=pixel_size(config.model),
+        training=split is None,
     )
     fingerprints = {source.name: source.reader.fingerprint for source in sources}
     names = manifest.attribute_names, manifest.answer_names
@@ -86,35 +93,39 @@ def open_data(config: RunConfig, tokenizer: WordPiece, split: str | None) -> tup
 
 
 def load_start_weights(model: nn.Module) -> None:
-    """Load the weights that the configuration has the model start from: those of its backbone, if it names a file.
+    """Load the weights that the configuration has the model start from: those of its backbone or image tower, if it
+    names a file.
 
     Raises:
         ConfigError: there is no such file, or it is another trunk's.
     """
-    backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, TimmGrid) and backbone.weights is not None:
-        try:
-            load_trunk(backbone.trunk.model, Path(backbone.weights), backbone.left_out)
-        except (FileNotFoundError, ValueError) as error:
-            raise ConfigError(f"model.backbone.weights: {error}") from error
+    for key in ("backbone", "image"):
+        part = getattr(model, key, None)
+        if isinstance(part, TimmGrid | TimmImage | WenlanImage) and part.weights is not None:
+            trunk = part.trunk.model if isinstance(part, TimmGrid) else part.backbone
+            try:
+                load_trunk(trunk, Path(part.weights), part.left_out)
+            except (FileNotFoundError, ValueError) as error:
+                raise ConfigError(f"model.{key}.weights: {error}") from error
 
 
 def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     """Prepare data and folder, train, draw the losses; False if a signal stopped the run before its end."""
-    resolve_hardware(config)
+    _, devices, _ = resolve_hardware(config)
     folder, data, launching = RunFolder(Path(config.run_dir)), config.data, is_launching_process()
     if launching and resume is None:
         folder.refuse_if_used()
     for listed in data.sources:
         if listed.scenes is not None and launching:
             s = listed.scenes
-            ensure_scenes(Path(data.root) / listed.path, s.train, s.val, s.seed, lambda text: console.print(text))
+            place = Path(data.root) / listed.path
+            ensure_scenes(place, s.train, s.val, s.seed, lambda text: console.print(text), s.statements)
     while not launching and not (folder.path / "config.yaml").is_file():
         time.sleep(0.2)  # the first process is making data and folder
     tokenizer = (
         folder.tokenizer(config)
         if resume
-        else WordPiece(Path(data.root) / data.tokenizer.vocabulary, data.tokenizer.lowercase)
+        else open_tokenizer(Path(data.root) / data.tokenizer.vocabulary, data.tokenizer.lowercase)
     )
     sources, facts = open_data(config, tokenizer, None)
     held_out, _ = open_data(config, tokenizer, config.validation.split)
@@ -125,6 +136,13 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     sizes = (data.micro_batch, data.micro_batch_tokens)
     plan = Plan(planned, config.seed, data.micro_batches_per_step, *sizes)
     loader = MicroBatchLoader(plan, sources)
+    per_step, load = data.micro_batches_per_step, loader.__call__
+    if config.model.get("type") == "dual_encoder":
+        if data.micro_batch is None:
+            raise ConfigError("a dual encoder is trained with data.micro_batch pairs, not with micro_batch_tokens")
+        # each process takes its share of a step in one batch, since the loss compares every pair with all others
+        per_step = devices * config.trainer.num_nodes
+        load = partial(loader.joined, parts=per_step)
     validation = validation_batches(held_out, *sizes, config.validation.micro_batches)
     module = build_module(config, tokenizer, facts)
     start = folder.checkpoint_to_resume(resume) if resume else None
@@ -146,22 +164,20 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         first = loader(0, 0)
         rows = sum(len(segment.tokens) for segment in first.texts.segments.values()) + 2 * len(first.pairs)
         cells = first.images.offsets.diff()
-        if first.images.sizes is not None:
+        if first.images.sizes is not None and not isinstance(pixel_size(config.model), SquareSize):
             cells = (first.images.sizes // config.model["pixels"]["multiple"]).prod(1)
         rows += int(cells[first.pairs[first.pairs[:, 1] != NONE, 1]].sum())
         print_estimate(config, module, rows, console)
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))
     held = folder.hold() if launching else nullcontext()
     with held:
-        stopped_at = fit(
-            config,
-            module,
-            folder,
-            DataModule(loader, data.micro_batches_per_step, data.workers),
-            validation,
-            console,
-            start,
-        )
+        try:
+            feed = DataModule(load, per_step, data.workers)
+            stopped_at = fit(config, module, folder, feed, validation, console, start, per_step)
+        except Exception:
+            if launching and resume is None and not folder.read_rows():
+                shutil.rmtree(folder.path)  # nothing was trained, so a mended configuration may have the folder
+            raise
     if launching:
         plot_losses(folder.read_rows(), folder.path / "losses.png")
         console.print(f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png")
@@ -179,7 +195,11 @@ def main(arguments: list[str]) -> int:
     try:
         config, resume = read_arguments(arguments)
         finished = train(config, resume, console)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, ValueError) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        ours = {"vlp", "data_pipelines"} & {folder.name for folder in raised_in.parents}
+        if not isinstance(error, USER_ERRORS) and not ours:
+            raise  # by a library, so the message alone would not do
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     return 0 if finished else STOPPED

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import bert, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
+from vlp.checkpoints.importers import bert, brivl, clip, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
 from vlp.checkpoints.key_map import KeyMap
 from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
-from vlp.interfaces import PixelSize
+from vlp.interfaces import PixelSize, SquareSize, Tokenizer
+from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream
 from vlp.models.two_stream import TwoStream
 from vlp.nn.backbones.patches import Patches
@@ -25,15 +26,24 @@ from vlp.nn.embedders.vilt import ViltEmbedder
 from vlp.nn.embedders.visualbert import VisualBertEmbedder
 from vlp.nn.embedders.vlbert import VLBertEmbedder
 from vlp.nn.layout import Layout
+from vlp.nn.towers.bert_text import BertText
+from vlp.nn.towers.open_clip import OpenClipImage, OpenClipText
+from vlp.nn.towers.timm_image import TimmImage
+from vlp.nn.towers.wenlan_image import wenlan_image
+from vlp.nn.towers.wenlan_text import WenlanText
 from vlp.objectives.answering import Answering
+from vlp.objectives.contrastive import Contrastive
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribution, MaskedRegionRegression
 from vlp.objectives.masked_region_contrast import MaskedRegionContrast
 from vlp.objectives.matching import Matching
+from vlp.objectives.momentum_contrast import MomentumContrast
 from vlp.objectives.region_prediction import RegionPrediction
 from vlp.objectives.segment_matching import SegmentMatching
+from vlp.objectives.sigmoid_contrastive import SigmoidContrastive
 from vlp.objectives.word_region import WordRegionAlignment
-from vlp.text.wordpiece import WordPiece
+from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.paired_images import PairedImages
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream, "two_stream": TwoStream}
 EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
@@ -47,18 +57,34 @@ EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
     "vlbert": VLBertEmbedder,
 }
 BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches, "timm_grid": TimmGrid}
-OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
+OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
+    "answer_classification": AnswerClassification,
     "answering": Answering,
+    "contrastive": Contrastive,
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,
     "masked_region_contrast": MaskedRegionContrast,
     "masked_region_distribution": MaskedRegionDistribution,
     "masked_region_regression": MaskedRegionRegression,
     "matching": Matching,
+    "momentum_contrast": MomentumContrast,
+    "paired_images": PairedImages,
     "region_prediction": RegionPrediction,
     "segment_matching": SegmentMatching,
+    "sigmoid_contrastive": SigmoidContrastive,
     "word_region_alignment": WordRegionAlignment,
 }
+IMAGE_TOWERS: dict[str, Callable[..., nn.Module]] = {
+    "open_clip_image": OpenClipImage,
+    "timm_image": TimmImage,
+    "wenlan_image": wenlan_image,
+}
+TEXT_TOWERS: dict[str, Callable[..., nn.Module]] = {
+    "bert_text": BertText,
+    "open_clip_text": OpenClipText,
+    "wenlan_text": WenlanText,
+}
+READ_EMBEDDINGS = {"contrastive", "momentum_contrast", "sigmoid_contrastive"}  # those of dual encoders alone
 READ_POOLED = {"matching", "segment_matching", "answering"}  # objectives that need a pooled vector
 READ_REGION_ROWS = {  # objectives that a model without region rows can't be trained with
     "masked_region_class",
@@ -71,28 +97,50 @@ READ_REGION_ROWS = {  # objectives that a model without region rows can't be tra
 IMPORTERS: dict[str, KeyMap] = {
     "bert": bert.KEY_MAP,
     "bert_for_b2t2": bert.ONE_NORM,
+    "bert_for_dual_encoder": bert.TEXT_TOWER,
     "bert_for_lxmert": bert.LXMERT,
     "bert_for_oscar": bert.OSCAR,
     "bert_for_vilbert": bert.VILBERT,
     "bert_for_visualbert": bert.VISUALBERT,
     "bert_for_vlbert": bert.ONE_NORM,
+    "brivl": brivl.KEY_MAP,
+    "clip_transformers": clip.TRANSFORMERS,
     "lxmert": lxmert.KEY_MAP,
+    "lxmert_nlvr2": lxmert.PAIRS,
     "lxmert_transformers": lxmert.TRANSFORMERS,
+    "lxmert_vqa": lxmert.ANSWERS,
+    "open_clip": clip.KEY_MAP,  # and OpenAI's
+    "open_clip_custom_text": clip.CUSTOM_TEXT,
     "oscar": oscar.KEY_MAP,
+    "oscar_nlvr2": oscar.PAIRS,
     "oscar_plus": oscar.KEY_MAP_PLUS,
+    "oscar_plus_nlvr2": oscar.PAIRS_PLUS,
     "oscar_plus_retrieval": oscar.KEY_MAP_PLUS_RETRIEVAL,
+    "oscar_plus_vqa": oscar.ANSWERS_PLUS,
+    "oscar_plus_vqa_mlp": oscar.ANSWERS_MLP_PLUS,
     "oscar_retrieval": oscar.KEY_MAP_RETRIEVAL,
+    "oscar_vqa": oscar.ANSWERS,
+    "oscar_vqa_mlp": oscar.ANSWERS_MLP,
     "twelve_in_one": vilbert.TWELVE_IN_ONE,
+    "twelve_in_one_tasks": vilbert.TWELVE_IN_ONE_TASKS,
     "uniter": uniter.KEY_MAP,
+    "uniter_nlvr2": uniter.PAIRS,
+    "uniter_nlvr2_attention": uniter.PAIRS_WITH_ATTENTION,
+    "uniter_nlvr2_triplet": uniter.TRIPLETS,
+    "uniter_vqa": uniter.ANSWERS,
     "vilbert": vilbert.KEY_MAP,
     "vilbert_contrast": vilbert.CONTRAST,
     "vilbert_regression": vilbert.REGRESSION,
+    "vilbert_vqa": vilbert.ANSWERS,
     "vilt": vilt.KEY_MAP,
     "vilt_transformers": vilt.TRANSFORMERS,
     "visualbert": visualbert.KEY_MAP,
     "visualbert_hf": visualbert.KEY_MAP_HF,
     "visualbert_released": visualbert.KEY_MAP_RELEASED,
+    "visualbert_vqa": visualbert.ANSWERS,
+    "visualbert_vqa_released": visualbert.ANSWERS_RELEASED,
     "vlbert": vlbert.KEY_MAP,
+    "vlbert_vqa": vlbert.ANSWERS,
     "volta_ctrl_lxmert": volta.CTRL_LXMERT,
     "volta_ctrl_uniter": volta.CTRL_UNITER,
     "volta_ctrl_vilbert": volta.CTRL_VILBERT,
@@ -122,18 +170,48 @@ class FeatureFacts:
     answers: int = 0
 
 
-def pixel_size(settings: dict[str, Any]) -> PixelSize | None:
+def pixel_size(settings: dict[str, Any]) -> PixelSize | SquareSize | None:
     """The size of pictures that a config's `model` block asks for; None if the model sees regions.
 
     Raises:
-        ConfigError: only one of `pixels` and `backbone` is there, or a key of `pixels` is wrong.
+        ConfigError: only one of `pixels` and what sees them is there, or a key of `pixels` is wrong.
     """
+    if settings.get("type") == "dual_encoder":
+        square: SquareSize = convert(settings.get("pixels"), SquareSize, "model", "pixels")
+        low, high = square.random_crop or (1.0, 1.0)
+        if square.size < 1 or not 0 < low <= high <= 1:
+            raise ConfigError("model.pixels: size must be positive, and random_crop two ascending shares of the area")
+        return square
     if ("pixels" in settings) != ("backbone" in settings):
         raise ConfigError("model: pixels (the size of pictures) and backbone (what sees them) need one another")
     size: PixelSize | None = convert(settings.get("pixels"), PixelSize | None, "model", "pixels")
     if size is not None and not 0 < size.multiple <= size.shorter <= size.longer:
         raise ConfigError("model.pixels: multiple, shorter and longer must be positive and ascend in this order")
     return size
+
+
+def build_dual_encoder(settings: dict[str, Any], special_tokens: dict[str, int]) -> DualEncoder:
+    """The model of a `model` block of type dual_encoder.
+
+    Raises:
+        ConfigError: unknown, missing or ill-typed keys, or towers that don't fit one another or the pictures.
+    """
+    pixels = pixel_size(settings)
+    towers = {}
+    for key, choices in (("image", IMAGE_TOWERS), ("text", TEXT_TOWERS)):
+        if key not in settings:
+            raise ConfigError(f"model: the key {key} (the {key} tower) is missing")
+        own = convert(settings[key], dict[str, Any], "model", key)
+        towers[key] = construct(f"model.{key}", own, choices, special=special_tokens)
+    taken = getattr(towers["image"], "picture_size", None)
+    assert isinstance(pixels, SquareSize)
+    if taken is not None and taken != pixels.size:
+        raise ConfigError(f"model.pixels.size is {pixels.size}, but the image tower takes pictures of {taken}")
+    rest = {key: value for key, value in settings.items() if key not in ("pixels", "image", "text")}
+    model: DualEncoder = construct(
+        "model", rest, {"dual_encoder": DualEncoder}, image=towers["image"], text=towers["text"], special=special_tokens
+    )
+    return model
 
 
 def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts: FeatureFacts) -> nn.Module:
@@ -143,6 +221,8 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         ConfigError: unknown, missing or ill-typed keys, a vocabulary too small for the tokenizer's special tokens, or
             a `feature_size` other than the data's.
     """
+    if settings.get("type") == "dual_encoder":
+        return build_dual_encoder(settings, special_tokens)
     pixel_size(settings)
     backbone = None
     if "backbone" in settings:
@@ -201,7 +281,7 @@ def predict_attributes(configs: list[GroupConfig]) -> bool:
 
 
 def build_objectives(
-    configs: list[GroupConfig], model: nn.Module, tokenizer: WordPiece, facts: FeatureFacts
+    configs: list[GroupConfig], model: nn.Module, tokenizer: Tokenizer, facts: FeatureFacts
 ) -> tuple[nn.ModuleDict, list[Group]]:
     """The objectives by name (their type, or `name` where a type stands twice) and the groups that use them.
 
@@ -225,8 +305,17 @@ def build_objectives(
             by_class |= kind in ("masked_region_class", "masked_region_distribution")
             if not facts.classes and by_class:
                 raise ConfigError(f"{where}: {kind} needs class scores, and the data's manifest names no classes")
+            dual = isinstance(model, DualEncoder)
+            if kind in OBJECTIVES and dual != (kind in READ_EMBEDDINGS):
+                raise ConfigError(
+                    f"{where}: {kind} is no objective of a dual encoder, which has {', '.join(sorted(READ_EMBEDDINGS))}"
+                    if dual
+                    else f"{where}: {kind} needs a model of type dual_encoder"
+                )
             if kind in READ_REGION_ROWS and not model.region_rows:
                 raise ConfigError(f"{where}: {kind} needs region rows, and model.layout has no `regions`")
+            if kind == "masked_language" and "MASK" not in tokenizer.special:
+                raise ConfigError(f"{where}: {kind} needs a mask token, and the tokenizer {tokenizer.path} has none")
             if kind in READ_POOLED and not model.pooled_size:
                 raise ConfigError(f"{where}: {kind} needs a pooled vector; set model.pooler=true")
             from_pixels = getattr(model, "backbone", None) is not None
@@ -237,7 +326,7 @@ def build_objectives(
                 settings,
                 OBJECTIVES,
                 model=model,
-                mask_id=tokenizer.special["MASK"],
+                mask_id=tokenizer.special.get("MASK"),
                 word_ids=tokenizer.word_ids,
                 classes=facts.classes,
                 attributes=facts.attributes,

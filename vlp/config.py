@@ -38,11 +38,14 @@ class GroupConfig:
 
 @dataclass
 class ScenesConfig:
-    """Embedded scenes to be made at first use: numbers of images a split, and the seed."""
+    """Embedded scenes to be made at first use: numbers of images a split, and the seed. `statements`: with statements
+    about two scenes in the place of questions about one.
+    """
 
     train: int
     val: int
     seed: int
+    statements: bool = False
 
 
 @dataclass
@@ -58,7 +61,11 @@ class SourceConfig:
 
 @dataclass
 class TokenizerConfig:
-    """A WordPiece vocabulary file, relative to `data.root`."""
+    """What makes tokens of texts.
+
+    `vocabulary`: a WordPiece vocabulary, one token a line; or a `tokenizer.json`, whose texts are canonicalized as
+    SigLIP's if `lowercase`; relative to `data.root`. Or `clip`: CLIP's byte pairs, which are always in lower case.
+    """
 
     vocabulary: str
     lowercase: bool
@@ -102,13 +109,14 @@ class ParameterGroupConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW with linear warm-up over `warmup_steps` and linear decay to zero at the last step."""
+    """AdamW with linear warm-up over `warmup_steps`, and decay to zero at the last step, linear or by a cosine."""
 
     lr: float
     betas: tuple[float, float]
     warmup_steps: int
     groups: list[ParameterGroupConfig]
     eps: float = 1e-6
+    decay: Literal["linear", "cosine"] = "linear"
 
 
 @dataclass

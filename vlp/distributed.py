@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import cast
 
 import torch
 import torch.distributed
+import torch.distributed._functional_collectives as functional  # where PyTorch's own deprecation notices point
 from torch import Tensor
+from torch.distributed import ProcessGroup
+
+# the name up to torch 2.13, deprecated since
+_gather = getattr(functional, "all_gather_single_autograd", None) or functional.all_gather_tensor_autograd
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -42,3 +48,56 @@ def sum_over_ranks(values: Tensor) -> Tensor:
         values = values.clone()
         torch.distributed.all_reduce(values)
     return values
+
+
+def require_equal_rows(count: int, device: torch.device | str) -> None:
+    """Fail on every process if they don't all hold `count` rows; costs one small collective.
+
+    Raises:
+        ValueError: some hold more rows than others, which collectives answer with a hang or with wrong numbers.
+    """
+    extremes = torch.tensor([count, -count], device=device)
+    torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MAX)
+    most, least = int(extremes[0]), -int(extremes[1])
+    if most != least:
+        raise ValueError(
+            f"the processes hold from {least} to {most} pairs (this one {count}), but a loss over the pairs of all"
+            " processes needs equally many on each: use batches of a fixed size"
+        )
+
+
+def gather_rows(rows: Tensor, gradient: bool) -> Tensor:
+    """The rows [n, ...] of all processes in the order of their ranks, [W n, ...].
+
+    With `gradient`, each process gets the gradients that all of them have with respect to its rows, summed; without,
+    the result is a constant. The rows of a single process are returned as they are (detached without `gradient`).
+
+    Raises:
+        ValueError: the processes hold unequally many rows.
+    """
+    rows = rows if gradient else rows.detach()
+    if world_size() == 1:
+        return rows
+    require_equal_rows(len(rows), rows.device)
+    return _gather(rows.contiguous(), 0, cast(ProcessGroup, torch.distributed.group.WORLD))
+
+
+def pass_to_neighbours(to_left: Tensor | None, to_right: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Send rows [n, ...] to the ranks before and after this one, in a ring, and receive theirs, with gradient.
+
+    All processes must send equally many rows, and either all or none of them `to_left`, which a ring of two can't.
+    Returns what came from the right (None where nothing is sent to the left) and what came from the left.
+    """
+    size, own = world_size(), rank()
+    left, right = (own - 1) % size, (own + 1) % size
+    outgoing = {right: to_right} if to_left is None else {left: to_left, right: to_right}
+    senders = [left] if to_left is None else sorted([left, right])
+    count = len(to_right)
+    received = functional.all_to_all_single_autograd(
+        torch.cat([outgoing[r] for r in sorted(outgoing)]),
+        [count * (r in senders) for r in range(size)],
+        [count * (r in outgoing) for r in range(size)],
+        cast(ProcessGroup, torch.distributed.group.WORLD),
+    )
+    by_sender = dict(zip(senders, received.split(count), strict=True))
+    return by_sender[right] if to_left is not None else None, by_sender[left]

@@ -11,23 +11,28 @@ from torch import Tensor, nn
 from vlp.checkpoints.load import load_strictly, read_weights
 from vlp.config import ConfigError, RunConfig
 from vlp.evaluation.retrieval import score_all_pairs
-from vlp.interfaces import NONE, Batch, Images, Regions, Segment, Texts, map_tensors
+from vlp.interfaces import NONE, AnswerScores, Batch, Images, Regions, Segment, Task, Texts, Tokenizer, map_tensors
+from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream
 from vlp.objectives.matching import Matching
 from vlp.run_folder import DataFacts, RunFolder, build_run, weights_file
-from vlp.text.wordpiece import WordPiece
+from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.paired_images import PairedImages
+
+EMBED_BATCH = 64  # images or texts that a dual encoder embeds at a time
 
 
 class TrainedModel(nn.Module):
     """Model and objectives of a run in evaluation mode, with what is needed to feed them.
 
     Attributes:
-        model: the encoder (`vlp.interfaces.Model`). objectives: the trained objectives with their heads, by name.
+        model: the encoder (`vlp.interfaces.Model`; of a dual encoder `DualModel`).
+        objectives: the trained objectives with their heads, by name.
         tokenizer, config, facts: the run's own.
     """
 
     def __init__(
-        self, model: nn.Module, objectives: nn.ModuleDict, tokenizer: WordPiece, config: RunConfig, facts: DataFacts
+        self, model: nn.Module, objectives: nn.ModuleDict, tokenizer: Tokenizer, config: RunConfig, facts: DataFacts
     ):
         super().__init__()
         self.model, self.objectives = model, objectives
@@ -49,6 +54,80 @@ class TrainedModel(nn.Module):
                 return objective
         raise ConfigError("this run trained no `matching` objective, so it can't score pairs")
 
+    def task(self) -> Task:
+        """The task that the run was trained on.
+
+        Raises:
+            ConfigError: it was trained on none, or on several.
+        """
+        tasks = {name: o for name, o in self.objectives.items() if isinstance(o, AnswerClassification | PairedImages)}
+        if len(tasks) != 1:
+            trained = f"several tasks ({', '.join(tasks)})" if tasks else "no task that answers questions"
+            raise ConfigError(f"this run trained {trained}; its objectives are {', '.join(self.objectives)}")
+        return next(iter(tasks.values()))
+
+    @torch.no_grad()
+    def answer_batch(self, batch: Batch) -> Tensor:
+        """How likely each answer of `facts.answer_names` is, float32 [questions, answers], of a clean batch."""
+        task = self.task()
+        batch, _ = task.corrupt(batch.to(self.device), torch.Generator(self.device))
+        return task.probabilities(task.logits(self.model(batch)))
+
+    def answer(self, question: str, images: Sequence[Regions]) -> list[tuple[str, float]]:
+        """All answers to a question about one image or two, the likeliest first, with how likely each is."""
+        segment = Segment.from_tokens(self.tokenizer.encode([question]))
+        batch = Batch(
+            texts=Texts({"question": segment}, torch.zeros(1, dtype=torch.int64)),
+            images=Images.from_regions(list(images), list(range(len(images)))),
+            pairs=torch.tensor([[0, *range(len(images))]]),
+            matched=torch.ones(1, dtype=torch.bool),
+            answer_scores=AnswerScores.from_dicts([{}]),
+        )
+        likely = self.answer_batch(batch)[0].cpu()
+        order = likely.argsort(descending=True).tolist()
+        return [(self.facts.answer_names[number], float(likely[number])) for number in order]
+
+    @property
+    def dual(self) -> bool:
+        """Whether this is a dual encoder, which embeds texts and images apart."""
+        return isinstance(self.model, DualEncoder)
+
+    def _dual_model(self) -> DualEncoder:
+        if not isinstance(self.model, DualEncoder):
+            raise ConfigError(
+                "this model sees text and image together; only a dual encoder embeds one without the other"
+            )
+        return self.model
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings float32 [T, D] of length 1, by a dual encoder, on the CPU.
+
+        Raises:
+            ConfigError: the model is no dual encoder.
+        """
+        model, parts = self._dual_model(), []
+        for first in range(0, len(texts), EMBED_BATCH):
+            tokens = self.tokenizer.encode(list(texts[first : first + EMBED_BATCH]))
+            segment = Segment.from_tokens(tokens)
+            batch = Texts({"caption": segment}, torch.arange(len(tokens)))
+            parts.append(model.embed_texts(map_tensors(batch, lambda tensor: tensor.to(self.device))).cpu())
+        return torch.cat(parts) if parts else torch.zeros(0, model.embedding_size)
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Regions]) -> Tensor:
+        """Embeddings float32 [I, D] of length 1, by a dual encoder, on the CPU.
+
+        Raises:
+            ConfigError: the model is no dual encoder. ValueError: an image has no pixels.
+        """
+        model, parts = self._dual_model(), []
+        for first in range(0, len(images), EMBED_BATCH):
+            chunk = images[first : first + EMBED_BATCH]
+            batch = Images.from_regions(chunk, list(range(len(chunk))))
+            parts.append(model.embed_images(map_tensors(batch, lambda tensor: tensor.to(self.device))).cpu())
+        return torch.cat(parts) if parts else torch.zeros(0, model.embedding_size)
+
     @torch.no_grad()
     def embed(self, captions: Sequence[str | None], images: Sequence[Regions | None]) -> Tensor:
         """Pooled vectors float32 [n, H] of n pairs; either side of a pair may be None.
@@ -57,7 +136,10 @@ class TrainedModel(nn.Module):
 
         Raises:
             ValueError: the two lists differ in length, or a pair is (None, None).
+            ConfigError: the model is a dual encoder.
         """
+        if self.dual:
+            raise ConfigError("a dual encoder has no vector of a pair: take embed_texts and embed_images")
         if len(captions) != len(images):
             raise ValueError(f"{len(captions)} captions and {len(images)} images: embed takes pairs; score takes all")
         texts = [c for c in captions if c is not None]
@@ -74,7 +156,15 @@ class TrainedModel(nn.Module):
         return pooled.float().cpu()
 
     def score(self, captions: Sequence[str], images: Sequence[Regions]) -> Tensor:
-        """How well each caption matches each image, float32 [T, I]; for ranking, larger is better."""
+        """How well each caption matches each image, float32 [T, I]; for ranking, larger is better.
+
+        Of a dual encoder, the products that its loss compares: scale times cosine, and bias.
+        """
+        if self.dual:
+            model = self._dual_model()
+            products = self.embed_texts(captions) @ self.embed_images(images).t()
+            bias = 0.0 if model.logit_bias is None else float(model.logit_bias)
+            return float(model.logit_scale.exp()) * products + bias
         return score_all_pairs(self.score_batch, self.tokenizer.encode(list(captions)), list(images), see=self.see)
 
     @torch.no_grad()

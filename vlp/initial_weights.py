@@ -11,13 +11,17 @@ from vlp.build import IMPORTERS
 from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state, listed
 from vlp.checkpoints.load import Exceptions, Loaded, load_listing, read_checkpoint, read_weights
 from vlp.config import ConfigError, InitConfig, unknown_key
+from vlp.interfaces import Tokenizer
 from vlp.run_folder import RunFolder, weights_file
-from vlp.text.wordpiece import WordPiece
 
-WORDS = "model.embedder.word_table.weight"
+WORDS = (
+    "model.embedder.word_table.weight",
+    "model.text.backbone.word_table.weight",
+    "model.text.trunk.token_embedding.weight",
+)
 
 
-def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: WordPiece) -> Loaded:
+def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: Tokenizer) -> Loaded:
     """Load what `init` names into a module with `model` and `objectives`; says what became of each tensor.
 
     Raises:
@@ -38,11 +42,12 @@ def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: WordPie
             " its random start) and what of the file may_be_unused"
         ) from error
     # a run of ours may have more rows than tokens, and its vocabulary was compared; for others this is all there is
-    if init.importer is not None and WORDS in loaded.loaded and len(tensors[WORDS]) != len(tokenizer):
-        raise ConfigError(
-            f"init: {init.path} was trained with {len(tensors[WORDS])} tokens, and the vocabulary {tokenizer.path} has"
-            f" {len(tokenizer)}: give the vocabulary of these weights, or words would get the vectors of others"
-        )
+    for words in set(WORDS) & set(loaded.loaded) if init.importer is not None else ():
+        if len(tensors[words]) != len(tokenizer):
+            raise ConfigError(
+                f"init: {init.path} was trained with {len(tensors[words])} tokens, and the vocabulary {tokenizer.path}"
+                f" has {len(tokenizer)}: give the vocabulary of these weights, or words would get the vectors of others"
+            )
     return loaded
 
 
@@ -67,7 +72,7 @@ def check_patterns(init: InitConfig) -> None:
                 raise ConfigError(f"init.{key}: {pattern!r} is not a regular expression: {error}") from error
 
 
-def read_run(path: Path, tokenizer: WordPiece) -> dict[str, Tensor]:
+def read_run(path: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """The weights of another run, whose vocabulary must be `tokenizer`'s."""
     weights = weights_file(path)
     folder = RunFolder(weights.parent)

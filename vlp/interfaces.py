@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,6 +55,25 @@ class Tokens:
     regions: list[int] | None = None
 
 
+class Tokenizer(Protocol):
+    """What data and models ask of a tokenizer."""
+
+    path: Path  # its file, for messages
+    tokens: list[str]  # by id
+    lowercase: bool
+    special: dict[str, int]  # ids by name: CLS and SEP, which begin and end a text, PAD, MASK; some may be absent
+
+    def __len__(self) -> int:
+        """Number of ids."""
+
+    @property
+    def word_ids(self) -> list[int]:
+        """Ids that may stand for a word."""
+
+    def encode(self, texts: list[str]) -> list[Tokens]:
+        """Tokens of each text, without special ones; an empty text has none."""
+
+
 @dataclass(frozen=True)
 class PixelSize:
     """How pictures are scaled for models that see pixels: the shorter side to `shorter`, but the longer to `longer` at
@@ -72,6 +92,22 @@ class PixelSize:
         scale = min(self.shorter / min(height, width), self.longer / max(height, width))
         cells = [max(int(side * scale + 0.5) // self.multiple, 1) for side in (height, width)]
         return cells[0] * self.multiple, cells[1] * self.multiple
+
+
+@dataclass(frozen=True)
+class SquareSize:
+    """How pictures become squares of side `size`, as dual encoders see them.
+
+    `resize`: `shortest` scales the shorter side to `size` and cuts out the middle, `squash` scales both sides.
+    `random_crop`: in training, a part of the picture at a random place is scaled to the square instead: its share of
+    the picture's area is drawn from this range, its ratio of sides from 3/4 to 4/3. `boxes`: load the boxes of regions
+    too, for models that cut regions out of the picture by themselves.
+    """
+
+    size: int
+    resize: Literal["shortest", "squash"] = "shortest"
+    random_crop: tuple[float, float] | None = None
+    boxes: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,14 +240,41 @@ class Replacement:
 
 
 @dataclass(frozen=True)
+class AnswerScores:
+    """Which answers are how right for each of P pairs, end to end: `answers` int64 [n], their numbers; `scores` float
+    [n], 0 to 1; `offsets` int64 [P + 1]. A pair may have none: it asks nothing, or no answer to it is known.
+    """
+
+    answers: Tensor
+    scores: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def from_dicts(cls, scores: Sequence[dict[int, float]]) -> AnswerScores:
+        """The scores of P pairs, given for each pair by the answer's number."""
+        lengths = torch.tensor([0, *map(len, scores)], dtype=torch.int64)
+        return cls(
+            answers=torch.tensor([number for own in scores for number in own], dtype=torch.int64),
+            scores=torch.tensor([score for own in scores for score in own.values()], dtype=torch.float32),
+            offsets=lengths.cumsum(0),
+        )
+
+    def dense(self, answers: int) -> Tensor:
+        """The same as a table, float [P, answers]."""
+        lengths = self.offsets.diff()
+        pair = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        return self.scores.new_zeros(len(lengths), answers).index_put((pair, self.answers), self.scores)
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch. As the loader makes it, it is clean: no objective has touched it.
 
     `pairs` int64 [P, 1 + K]: a text row and K image rows; NONE where there is none. `matched` bool [P]:
     text and images belong together; an objective that swaps one of them clears it. `answers` int64 [P]: the
-    label of the answer to the pair's question, NONE where there is none. `source` names the data
-    set; (`step`, `micro_batch`) is the place in the run, from which all randomness of the micro-batch
-    is derived. `replaced`: broken samples that others stand in for.
+    label of the best answer to the pair's question, NONE where there is none; `answer_scores`: how right it and
+    others are. `source` names the data set; (`step`, `micro_batch`) is the place in the run, from which all
+    randomness of the micro-batch is derived. `replaced`: broken samples that others stand in for.
     """
 
     texts: Texts
@@ -219,6 +282,7 @@ class Batch:
     pairs: Tensor
     matched: Tensor
     answers: Tensor | None = None
+    answer_scores: AnswerScores | None = None
     source: str = ""
     step: int = 0
     micro_batch: int = 0
@@ -251,8 +315,9 @@ class Encoded:
     """What a fusion model returns for P pairs.
 
     `text` and `visual`: the two streams, `values` [N, H of the stream]; the same object in a single
-    stream. `tokens`: for each segment, the rows of its tokens in the text stream. `text_rows`: all rows
-    of text in the text stream, special tokens included (`source` is NONE there). `regions`: the rows of
+    stream. `tokens`: for each segment, the rows of its tokens in the text stream. `special`: for each special
+    token of the layout, by name, its row of each pair with text (of one that stands twice, the later). `text_rows`:
+    all rows of text in the text stream, special tokens included (`source` is NONE there). `regions`: the rows of
     regions in the visual stream, or None where a model has no such rows. `pooled`: named vectors
     [P, H], absent where a model has none. `computed_rows`: rows that attention worked on, padding
     included, for the padding share in the log.
@@ -265,6 +330,12 @@ class Encoded:
     regions: Rows | None
     pooled: dict[str, Tensor]
     computed_rows: int
+    special: dict[str, Rows] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of both streams."""
+        return len(self.text.values) + (0 if self.visual is self.text else len(self.visual.values))
 
 
 @dataclass(frozen=True)
@@ -272,8 +343,8 @@ class Embedded:
     """What a dual encoder returns for P pairs.
 
     `images` and `texts`: float32 [P, D], each row of length 1. `scale`: scalar, what cosines are multiplied by (the
-    exponential of the model's `logit_scale`). `bias`: scalar added to the products, or None. `rows`: patches and tokens
-    that the towers worked on; `computed_rows`: padding included.
+    exponential of the model's `logit_scale`). `bias`: scalar added to the products, or None. `rows`: tokens of the
+    texts, special ones included; `computed_rows`: with padding, for its share in the log.
     """
 
     images: Tensor
@@ -329,7 +400,11 @@ class DualModel(Protocol):
 
 
 class Objective(Protocol):
-    """What training asks of a pretraining objective (a `torch.nn.Module` that owns its head)."""
+    """What training asks of a pretraining objective (a `torch.nn.Module` that owns its head).
+
+    One may have a method `after_step(model)` too, called after each step of the optimizer: for queues, momentum copies
+    and limits of parameters.
+    """
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Any]:
         """A corrupted copy of the batch and the targets, drawn from `generator` on the batch's device."""
@@ -339,3 +414,16 @@ class Objective(Protocol):
 
         An empty set of targets gives a zero that is connected to the graph.
         """
+
+
+class Task(Objective, Protocol):
+    """An objective that answers questions about images, so that its answers can be compared with people's."""
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        """How likely each answer is, float32 [questions, answers]; larger is better.
+
+        `encoded`: of a batch that went through `corrupt`, which draws nothing at random.
+        """
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The same between 0 and 1, as the loss takes the logits."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from vlp.build import FeatureFacts, Group, build_model, build_objectives
 from vlp.checkpoints.load import write_atomically, write_weights
 from vlp.config import ConfigError, RunConfig, convert, dump_config, load_config, read_yaml
-from vlp.interfaces import Model, Replacement
-from vlp.text.wordpiece import WordPiece
+from vlp.interfaces import Model, Replacement, Tokenizer
+from vlp.text.choose import CLIP, open_tokenizer
+from vlp.text.tokenizer_file import TokenizerFile
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,14 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names and rules of a run's folder: `config.yaml`, `vocabulary.txt`, `data.json`, `metrics.jsonl`,
-    `model.safetensors` (latest), `best.safetensors` (best validation loss), `checkpoints/`, `tensorboard/`.
+    """Names and rules of a run's folder: `config.yaml`, `vocabulary.txt` (or `tokenizer.json`), `data.json`,
+    `metrics.jsonl`, `model.safetensors` (latest), `best.safetensors` (best validation loss), `checkpoints/`,
+    `tensorboard/`.
     """
 
     path: Path
 
-    def create(self, config: RunConfig, tokenizer: WordPiece, facts: DataFacts) -> None:
+    def create(self, config: RunConfig, tokenizer: Tokenizer, facts: DataFacts) -> None:
         """Make the folder for a new run; `config.yaml` comes last, so its presence means the folder is ready.
 
         Raises:
@@ -50,7 +52,10 @@ class RunFolder:
         """
         self.refuse_if_used()
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "vocabulary.txt", ("\n".join(tokenizer.tokens) + "\n").encode())
+        if isinstance(tokenizer, TokenizerFile):
+            write_atomically(self.path / "tokenizer.json", tokenizer.path.read_bytes())
+        else:
+            write_atomically(self.path / "vocabulary.txt", ("\n".join(tokenizer.tokens) + "\n").encode())
         write_atomically(self.path / "data.json", json.dumps(asdict(facts), indent=1).encode())
         write_atomically(self.path / "config.yaml", dump_config(config).encode())
 
@@ -96,9 +101,12 @@ class RunFolder:
         facts: DataFacts = convert(read_yaml(text, "data.json"), DataFacts, str(self.path / "data.json"), "")
         return facts
 
-    def tokenizer(self, config: RunConfig) -> WordPiece:
+    def tokenizer(self, config: RunConfig) -> Tokenizer:
         """The run's own tokenizer."""
-        return WordPiece(self.path / "vocabulary.txt", config.data.tokenizer.lowercase)
+        if config.data.tokenizer.vocabulary == CLIP:
+            return open_tokenizer(CLIP, True)
+        own = self.path / "tokenizer.json"
+        return open_tokenizer(own if own.is_file() else self.path / "vocabulary.txt", config.data.tokenizer.lowercase)
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -174,7 +182,7 @@ def weights_file(path: Path) -> Path:
 
 
 def build_run(
-    config: RunConfig, tokenizer: WordPiece, facts: DataFacts
+    config: RunConfig, tokenizer: Tokenizer, facts: DataFacts
 ) -> tuple[nn.Module, nn.ModuleDict, list[Group]]:
     """Model, objectives and groups of a configuration.
 
@@ -184,8 +192,9 @@ def build_run(
     model = build_model(config.model, tokenizer.special, facts.for_model())
     words = len(cast(Model, model).tied("word_embeddings"))
     if words < len(tokenizer):
+        place = "model.embedder" if "embedder" in config.model else "model.text.settings"
         raise ConfigError(
-            f"model.embedder.vocab_size is {words}, but the vocabulary {tokenizer.path} has {len(tokenizer)} tokens"
+            f"{place}.vocab_size is {words}, but the vocabulary {tokenizer.path} has {len(tokenizer)} tokens"
         )
     objectives, groups = build_objectives(config.objectives, model, tokenizer, facts.for_model())
     return model, objectives, groups

@@ -27,6 +27,7 @@ from data_pipelines.shards import (
     ShardError,
     ShardReader,
     check_regions,
+    indexed_splits,
     read_manifest,
     write_index,
     write_manifest,
@@ -73,6 +74,11 @@ def add_features(
             )
         readers = [ShardReader(folder, split) for split in splits_of(folder, old)]
         for reader in readers:
+            if reader.foreign:
+                raise ShardError(
+                    f"split {reader.split!r} of {folder} is an index of another tool's tars, which are never changed,"
+                    " so there is no place for features"
+                )
             if not reader.index["image_bytes"].to_numpy().any():
                 raise ShardError(f"split {reader.split!r} of {folder} holds no pictures to make features of")
         work = folder / WORK
@@ -97,7 +103,7 @@ def finish_replacing(folder: Path) -> None:
 
 def splits_of(folder: Path, manifest: Manifest) -> list[str]:
     """The splits of a data set, by its manifest and its indices."""
-    return sorted({*manifest.samples, *(path.stem for path in folder.glob("*.parquet"))})
+    return sorted({*manifest.samples, *indexed_splits(folder)})
 
 
 @contextmanager

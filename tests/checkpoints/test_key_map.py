@@ -158,3 +158,24 @@ def test_either_of_two_tied_entries_will_do() -> None:
 
 def test_unused_keys_have_their_reason() -> None:
     assert unused_keys(["emb.position_ids", "emb.word"], MAP) == {"emb.position_ids": "a constant"}
+
+
+def test_a_number_may_be_a_vector_of_one() -> None:
+    key_map = KeyMap([Rule("model.pointer", ("queue_ptr",), scalar=True)])
+    ours = import_state({"queue_ptr": torch.tensor([7])}, key_map)
+    assert ours["model.pointer"].shape == ()
+    assert export_state(ours, key_map)["queue_ptr"].tolist() == [7]
+
+
+def test_what_is_unused_has_no_prefix_s_name() -> None:
+    key_map = KeyMap([], unused={r"trunk\.classifier\..*": "not needed"}, prefixes={"model.trunk.": "trunk."})
+    theirs = {"trunk.conv.weight": torch.ones(2), "trunk.classifier.bias": torch.ones(1)}
+    assert list(import_state(theirs, key_map)) == ["model.trunk.conv.weight"]
+    assert list(export_state({"model.trunk.conv.weight": torch.ones(2)}, key_map)) == ["trunk.conv.weight"]
+
+
+def test_what_only_ours_has_is_not_exported() -> None:
+    key_map = KeyMap([Rule("words", ("emb",))], ours_alone={"scale": "a constant there"})
+    assert list(export_state({"words": torch.ones(2), "scale": torch.ones(1)}, key_map)) == ["emb"]
+    with pytest.raises(KeyMismatchError, match="other_scale"):
+        export_state({"words": torch.ones(2), "other_scale": torch.ones(1)}, key_map)

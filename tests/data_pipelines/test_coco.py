@@ -14,7 +14,8 @@ from made_up_coco import CLASSES, LICENCES, MadeUpCoco, box_entry, caption_entry
 
 from data_pipelines.annotations import build
 from data_pipelines.annotations.build import build_split
-from data_pipelines.annotations.coco import AnnotationError, CocoReader, LeftOut
+from data_pipelines.annotations.coco import CocoReader
+from data_pipelines.annotations.files import AnnotationError, LeftOut
 from data_pipelines.shards import Manifest, Sample, ShardError, ShardReader, read_manifest, write_manifest
 
 MANIFEST = Manifest("coco", 0, CLASSES, "", "each picture's own")

@@ -1,7 +1,8 @@
 """Key maps as data: tables of name patterns that translate checkpoints in both directions.
 
 A rule maps one of our keys to one or several of theirs. `{i}` stands for a layer number on both sides. Several keys
-of theirs are laid end to end along the first dimension (query, key and value of one fused projection).
+of theirs are laid end to end along the first dimension (query, key and value of one fused projection). Where we hold
+another library's module as it is, a prefix stands for all of its keys.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Rule:
 
     `optional`: only some checkpoints, and only some of our models, have it.
     `order`: ours has their rows in that order (row k of ours is row order[k] of theirs), as where classes are numbered
-    in another way.
+    in another way. `transposed`: ours is the transpose of theirs. `scalar`: ours is a number, theirs a vector of
+    that one number.
     """
 
     ours: str
@@ -29,6 +31,8 @@ class Rule:
     rows: int | None = None  # rows of theirs, needed to export a `row` rule
     optional: bool = False
     order: tuple[int, ...] | None = None
+    transposed: bool = False
+    scalar: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,16 @@ class KeyMap:
     """Rules, the keys of theirs that repeat another one (ties), and those not used, with the reason.
 
     `spellings`: patterns and what to put in their place, in order, where some files write a key in another way.
+    `prefixes`: beginnings of our keys and of theirs, for keys that no rule has; what follows is the same.
+    `ours_alone`: patterns of our keys that theirs has no place for, with the reason; they aren't exported.
     """
 
     rules: list[Rule]
     ties: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     spellings: dict[str, str] = field(default_factory=dict)
+    prefixes: dict[str, str] = field(default_factory=dict)
+    ours_alone: dict[str, str] = field(default_factory=dict)
 
 
 class KeyMismatchError(ValueError):
@@ -118,13 +126,21 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
             value = parts[0] if len(parts) == 1 else torch.cat(parts)
             if rule.order is not None:
                 value = value[list(rule.order)]
+            if rule.transposed:
+                value = value.t()
+            if rule.scalar:
+                value = value.reshape(())
             ours[_fill(rule.ours, layer)] = value if rule.row is None else value[rule.row : rule.row + 1]
+    left -= unused_keys(left, key_map).keys()
+    for begin, their_begin in key_map.prefixes.items():
+        for name in [name for name in left if name.startswith(their_begin)]:
+            ours[begin + name.removeprefix(their_begin)] = theirs[name]
+            left.discard(name)
     for tied, original in key_map.ties.items():
         if tied in theirs:
             left.discard(tied)
             if not torch.equal(theirs[tied], theirs[original]):
                 raise KeyMismatchError(f"{tied} should equal {original}, to which it is tied, but does not")
-    left -= unused_keys(left, key_map).keys()
     if missing or left:
         raise KeyMismatchError(_lists("the checkpoint", missing, sorted(left)))
     return ours
@@ -150,6 +166,10 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
             value = ours[name]
             if rule.order is not None:
                 value = value[[rule.order.index(row) for row in range(len(rule.order))]]
+            if rule.transposed:
+                value = value.t()
+            if rule.scalar:
+                value = value.reshape(1)
             if rule.row is not None and rule.rows is not None:
                 whole = value.new_zeros(rule.rows, *value.shape[1:])
                 whole[rule.row] = value[0]
@@ -157,6 +177,11 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
             parts = [value] if len(rule.theirs) == 1 else value.chunk(len(rule.theirs))  # scalars can't be cut
             for key, part in zip(rule.theirs, parts, strict=True):
                 theirs[_fill(key, layer)] = part
+    for begin, their_begin in key_map.prefixes.items():
+        for name in [name for name in left if name.startswith(begin)]:
+            theirs[their_begin + name.removeprefix(begin)] = ours[name]
+            left.discard(name)
+    left = {name for name in left if not any(re.fullmatch(pattern, name) for pattern in key_map.ours_alone)}
     if missing or left:
         raise KeyMismatchError(_lists("the model", missing, sorted(left)))
     for tied, original in key_map.ties.items():

@@ -1,4 +1,4 @@
-"""A picture of retrieval: queries with their top five images, the right one framed."""
+"""A picture of retrieval: captions with their five best images, the right one framed."""
 
 from __future__ import annotations
 
@@ -16,57 +16,55 @@ RIGHT, WRONG = "#2e8b57", "#b0b0b0"
 TOP = 5
 
 
-def draw_retrieval(
-    scores: Tensor,
-    image_of_text: Tensor,
-    captions: list[str],
-    pictures: dict[int, np.ndarray],
-    queries: list[int],
-    path: Path,
-) -> None:
-    """Draw text queries, one a row, with the five best images; a framed picture is the query's own.
-
-    Where the own image is not among the five, its rank is said and it is shown at the end of the row.
+def images_shown(scores: Tensor, own: int) -> list[tuple[int, int]]:
+    """Rank (1 = first) and number of a query's five best images, and of its own if that is not among them.
 
     Args:
-        scores: float [T, I]. image_of_text: int64 [T].
-        captions: of the T texts.
-        pictures: RGB uint8 [h, w, 3] of every image that is shown, by its number.
-        queries: numbers of the texts to show.
+        scores: float [I]. own: the right image; others of the same score come before it, as in the metrics.
+    """
+    values = scores.tolist()
+    order = sorted(range(len(values)), key=lambda image: (-values[image], image == own))
+    ranked = list(enumerate(order, 1))
+    return [(rank, image) for rank, image in ranked if rank <= TOP or image == own]
+
+
+def draw_retrieval(
+    captions: list[str], shown: list[list[tuple[int, int]]], own: list[int], pictures: dict[int, np.ndarray], path: Path
+) -> None:
+    """Draw queries, one a row, with their images; a framed picture is the query's own.
+
+    Args:
+        captions: of the queries.
+        shown: for each query, ranks and numbers of images, from `images_shown`.
+        own: for each query, the number of its own image.
+        pictures: RGB uint8 [h, w, 3] by number; those that are missing are drawn as empty boxes that say so.
         path: the PNG to write.
     """
+    columns = max(len(row) for row in shown)
     figure, axes = plt.subplots(
-        len(queries), TOP + 2, figsize=(12.5, 1.75 * len(queries)), squeeze=False, width_ratios=[2.2] + [1] * (TOP + 1)
+        len(captions),
+        1 + columns,
+        figsize=(3.4 + 1.55 * columns, 1.75 * len(captions)),
+        squeeze=False,
+        width_ratios=[2.2] + [1] * columns,
     )
-    for row, query in zip(axes, queries, strict=True):
-        own = int(image_of_text[query])
-        order = scores[query].argsort(descending=True).tolist()
-        row[0].axis("off")
-        row[0].text(0, 0.5, textwrap.fill(captions[query], 34), va="center", fontsize=9, transform=row[0].transAxes)
-        shown = order[:TOP] + ([] if own in order[:TOP] else [own])
-        for place, axis in enumerate(row[1:]):
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if place >= len(shown):
-                axis.axis("off")
-                continue
-            image = shown[place]
-            axis.imshow(pictures[image])
-            right = image == own
-            for spine in axis.spines.values():
-                spine.set_color(RIGHT if right else WRONG)
-                spine.set_linewidth(4 if right else 1)
-            rank = order.index(image) + 1
-            label = f"{rank}" + ("  right" if right else "")
-            axis.set_title(label, fontsize=8, color=RIGHT if right else "black", pad=5)
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, caption, ranked, right in zip(axes, captions, shown, own, strict=True):
+        said = textwrap.fill(textwrap.shorten(caption, 200, placeholder=" ..."), 34)
+        # a dollar sign in a caption is no formula
+        row[0].text(0, 0.5, said, va="center", fontsize=9, transform=row[0].transAxes, parse_math=False)
+        for axis, (rank, image) in zip(row[1:], ranked, strict=False):
+            axis.axis("on")
+            axis.set(xticks=[], yticks=[])
+            if image in pictures:
+                axis.imshow(pictures[image])
+            else:
+                axis.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=8, transform=axis.transAxes)
+                axis.set_aspect(1)
+            axis.spines[:].set(color=RIGHT if image == right else WRONG, linewidth=4 if image == right else 1)
+            label = f"{rank}  right" if image == right else f"{rank}"
+            axis.set_title(label, fontsize=8, color=RIGHT if image == right else "black", pad=5)
     figure.tight_layout(pad=0.6)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def images_shown(scores: Tensor, image_of_text: Tensor, queries: list[int]) -> set[int]:
-    """Numbers of the images that `draw_retrieval` needs."""
-    shown = {int(image_of_text[query]) for query in queries}
-    for query in queries:
-        shown |= set(scores[query].argsort(descending=True)[:TOP].tolist())
-    return shown

@@ -112,6 +112,7 @@ class SingleStream(nn.Module):
             text=stream,
             visual=stream,
             tokens=sequences.tokens,
+            special=sequences.special,
             text_rows=sequences.text,
             regions=sequences.regions if self.region_rows else None,
             pooled=self.pool(stream, sequences),

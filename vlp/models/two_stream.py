@@ -187,6 +187,7 @@ class TwoStream(nn.Module):
             text=streams[0],
             visual=streams[1],
             tokens=text_rows.tokens,
+            special=text_rows.special,
             text_rows=text_rows.text,
             regions=visual_rows.regions if self.region_rows else None,
             pooled=self.pool(*streams),

@@ -1,9 +1,15 @@
-"""Output heads that several objectives share."""
+"""Output heads that several objectives and tasks share."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from vlp.nn.transformer import initialise
 
 
 class Transform(nn.Module):
@@ -17,3 +23,56 @@ class Transform(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """States [n, H] to [n, H]."""
         return self.norm(F.gelu(self.linear(states)))
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """The shape of a classifier's head.
+
+    `hidden_size`: of a layer before the last one; without it there is one linear layer, without activation and norm.
+    `norm`: a layer norm after the activation. `input_dropout`, `dropout`: before the first and before the last layer.
+    `weight_norm`: each weight is a direction times one learned length (Salimans and Kingma 2016), of the whole matrix.
+    """
+
+    hidden_size: int | None = None
+    activation: Literal["gelu", "relu"] = "gelu"
+    norm: bool = True
+    input_dropout: float = 0.0
+    dropout: float = 0.0
+    weight_norm: bool = False
+
+
+LINEAR = HeadShape()
+
+
+class Classifier(nn.Module):
+    """Vectors [n, `size`] to logits float32 [n, `classes`]: (linear, activation, norm,) linear.
+
+    Args:
+        size, classes: of input and output.
+        shape: what is between them.
+        norm_eps: of the norm.
+        initial_std: of the random weights.
+    """
+
+    def __init__(self, size: int, classes: int, shape: HeadShape, norm_eps: float, initial_std: float):
+        super().__init__()
+        hidden = shape.hidden_size
+        self.relu = shape.activation == "relu"
+        self.input_dropout, self.dropout = nn.Dropout(shape.input_dropout), nn.Dropout(shape.dropout)
+        self.linear = None if hidden is None else nn.Linear(size, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=norm_eps) if hidden is not None and shape.norm else nn.Identity()
+        self.classify = nn.Linear(hidden or size, classes)
+        initialise(self, initial_std)
+        if shape.weight_norm:
+            for layer in (self.linear, self.classify):
+                if layer is not None:
+                    weight_norm(layer, dim=None)  # type: ignore[arg-type]  # as documented
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Vectors [n, size] to logits float32 [n, classes]."""
+        vectors = self.input_dropout(vectors)
+        if self.linear is not None:
+            hidden = self.linear(vectors)
+            vectors = self.norm(F.relu(hidden) if self.relu else F.gelu(hidden))
+        return self.classify(self.dropout(vectors)).float()

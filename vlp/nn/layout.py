@@ -21,7 +21,8 @@ class Sequences:
     region of the batch that a token refers to or NONE, int64 [Nt].
     `regions`: rows of regions with their region of the batch, `region_types` and `region_positions` int64 [Nr].
     `wholes`: rows of whole images with their image of the batch, `whole_types` and `whole_positions` int64 [Nw].
-    `tokens`: rows of each segment. `order` int64 [N] finds each row in [text rows, region rows, whole rows].
+    `tokens`: rows of each segment; `special`: of each special token (of one that stands twice, the later). `order`
+    int64 [N] finds each row in [text rows, region rows, whole rows].
     """
 
     offsets: Tensor
@@ -37,6 +38,7 @@ class Sequences:
     whole_types: Tensor
     whole_positions: Tensor
     tokens: dict[str, Rows]
+    special: dict[str, Rows]
     order: Tensor
 
 
@@ -133,6 +135,7 @@ class Layout:
         text_parts: list[tuple[Tensor, ...]] = []
         visual_parts: dict[str, list[tuple[Tensor, ...]]] = {"regions": [], "whole": []}
         tokens: dict[str, Rows] = {}
+        special: dict[str, Rows] = {}
         text_before = torch.zeros_like(text_row)
         after_regions = False
         for k, item in enumerate(self.items):
@@ -149,6 +152,7 @@ class Layout:
             if item.isupper():
                 ids = torch.full_like(row, self.special[item])
                 source = torch.full_like(row, NONE)
+                special[item] = Rows(row, source, pair)
             elif item in batch.texts.segments:
                 segment = batch.texts.segments[item]
                 ids = segment.tokens.index_select(0, source)
@@ -185,6 +189,7 @@ class Layout:
             whole_types=wholes[3],
             whole_positions=wholes[4],
             tokens=tokens,
+            special=special,
             order=order,
         )
 

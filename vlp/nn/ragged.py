@@ -33,3 +33,17 @@ def padded_index(offsets: Tensor, length: int) -> tuple[Tensor, Tensor]:
     place = torch.arange(length, device=offsets.device)
     mask = place < lengths_of(offsets)[:, None]
     return torch.where(mask, offsets[:-1, None] + place, 0), mask
+
+
+def mean_of_rows(rows: Tensor, offsets: Tensor) -> Tensor:
+    """The mean [B, H] of each sequence's rows [N, H].
+
+    Raises:
+        ValueError: a sequence is empty.
+    """
+    lengths = lengths_of(offsets)
+    if bool((lengths == 0).any()):
+        raise ValueError(f"number {int(lengths.argmin())} of the batch has nothing to take the mean of")
+    index, real = padded_index(offsets, int(lengths.max()) if len(lengths) else 0)
+    padded = rows.index_select(0, index.flatten()).view(*index.shape, rows.shape[1])
+    return torch.where(real[:, :, None], padded, 0).sum(1) / lengths[:, None]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +16,8 @@ class Block(nn.Module):
 
     Source: Devlin et al. 2019; residual branches get dropout before they are added. Without `self_attention` only the
     second half is there (ViLBERT's co-attention layers). With `norm_first` ViT's block (Dosovitskiy et al. 2021):
-    x = x + attention(norm(x)), then x = x + mlp(norm(x)), with dropout after the activation too.
+    x = x + attention(norm(x)), then x = x + mlp(norm(x)), with dropout after the activation too. `activation` stands in
+    the place of the GELU.
     """
 
     def __init__(
@@ -26,9 +30,11 @@ class Block(nn.Module):
         norm_eps: float,
         self_attention: bool = True,
         norm_first: bool = False,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
     ):
         super().__init__()
         self.norm_first = norm_first
+        self.activation = activation
         self.attention = SelfAttention(hidden_size, heads, attention_dropout) if self_attention else None
         self.attention_norm = nn.LayerNorm(hidden_size, eps=norm_eps) if self_attention else None
         self.mlp_in = nn.Linear(hidden_size, mlp_size)
@@ -41,20 +47,20 @@ class Block(nn.Module):
         if self.norm_first:
             if self.attention is not None and self.attention_norm is not None:
                 rows = rows + self.dropout(self.attention(self.attention_norm(rows), plan))
-            hidden = self.dropout(F.gelu(self.mlp_in(self.mlp_norm(rows))))
+            hidden = self.dropout(self.activation(self.mlp_in(self.mlp_norm(rows))))
             return rows + self.dropout(self.mlp_out(hidden))
         if self.attention is not None and self.attention_norm is not None:
             rows = self.attention_norm(rows + self.dropout(self.attention(rows, plan)))
-        return self.mlp_norm(rows + self.dropout(self.mlp_out(F.gelu(self.mlp_in(rows)))))
+        return self.mlp_norm(rows + self.dropout(self.mlp_out(self.activation(self.mlp_in(rows)))))
 
 
 class Transformer(nn.Module):
     """A stack of equal blocks, and a norm at the end if the blocks begin with theirs."""
 
-    def __init__(self, layers: int, hidden_size: int, norm_eps: float, norm_first: bool = False, **block: float):
+    def __init__(self, layers: int, hidden_size: int, norm_eps: float, norm_first: bool = False, **block: Any):
         super().__init__()
         sizes = {"hidden_size": hidden_size, "norm_eps": norm_eps, "norm_first": norm_first, **block}
-        self.layers = nn.ModuleList(Block(**sizes) for _ in range(layers))  # type: ignore[arg-type]
+        self.layers = nn.ModuleList(Block(**sizes) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps) if norm_first else nn.Identity()
 
     def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:

@@ -18,9 +18,8 @@ from rich.console import Console
 
 from vlp.config import ConfigError, RunConfig
 from vlp.distributed import is_launching_process
-from vlp.interfaces import Batch
+from vlp.interfaces import Batch, Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, build_run
-from vlp.text.wordpiece import WordPiece
 from vlp.training.callbacks import StepEnd
 from vlp.training.module import TrainingModule
 from vlp.training.screen import Screen, duration, estimate_table
@@ -59,7 +58,7 @@ def resolve_hardware(config: RunConfig) -> tuple[str, int, str]:
     return accelerator, devices, precision
 
 
-def build_module(config: RunConfig, tokenizer: WordPiece, facts: DataFacts) -> TrainingModule:
+def build_module(config: RunConfig, tokenizer: Tokenizer, facts: DataFacts) -> TrainingModule:
     """The training module with freshly drawn weights, which depend on the seed alone."""
     torch.manual_seed(config.seed)
     model, objectives, groups = build_run(config, tokenizer, facts)
@@ -74,15 +73,17 @@ def fit(
     validation: Iterable[Batch],
     console: Console,
     resume_from: Path | None,
+    per_step: int,
 ) -> int | None:
     """Train to `trainer.max_steps`; returns the step at which a signal stopped the run, None if it came to its end.
+
+    per_step: micro-batches of a step, over all processes.
 
     Raises:
         CheckpointError: `resume_from` cannot be read or is another model's.
         NonFiniteLossError: a loss is NaN or infinite.
     """
     accelerator, devices, precision = resolve_hardware(config)
-    per_step = config.data.micro_batches_per_step
     processes = devices * config.trainer.num_nodes
     checkpoint_fits(resume_from, module)
     step_end = StepEnd(
@@ -97,14 +98,20 @@ def fit(
     )
     # then some parts have no gradient in a step: other groups' heads, or what reads images, where a source has none
     sampled = len(module.groups) > 1 or len(config.data.sources) > 1
+    # buffers that all processes must share, as queues of keys, are equal by construction; of those of batch norms the
+    # first process's are saved
     strategy = DDPStrategy(
-        find_unused_parameters=sampled, process_group_backend="gloo" if accelerator == "cpu" else None
+        find_unused_parameters=sampled,
+        broadcast_buffers=False,
+        process_group_backend="gloo" if accelerator == "cpu" else None,
     )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # device facts and tips; the estimate says it
     with warnings.catch_warnings():
         # the loader starts where the checkpoint ended, and the number of workers is the user's choice
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        # its successor still copies buffers once, at the start, and older versions don't have it
+        warnings.filterwarnings("ignore", ".*broadcast_buffers.*")
         warnings.filterwarnings("ignore", ".*`isinstance.treespec, LeafSpec.` is deprecated.*")
         trainer = lightning.Trainer(
             accelerator=accelerator,
@@ -172,12 +179,23 @@ def print_estimate(config: RunConfig, module: TrainingModule, rows_per_micro_bat
 
     Memory: weights, gradients and two moments in float32, and activations of one micro-batch (about 34 + 2 x MLP
     ratio values a row, layer and hidden unit). Time: 6 floating-point operations a parameter and row (word table left
-    out), at the rate of a matrix product measured now, of which training reaches about half.
+    out), at the rate of a matrix product measured now, of which training reaches about half. Of a dual encoder, whose
+    towers are any, only what its weights take.
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
     per_step = config.data.micro_batches_per_step
+    pairs = config.data.micro_batch
+    batch = f"{pairs} pairs" if pairs else f"{config.data.micro_batch_tokens} tokens"
     parameters = sum(p.numel() for p in module.parameters())
+    known = {"parameters": f"{parameters / 1e6:.1f} M", "hardware": f"{processes} x {accelerator}, {precision}"}
+    if config.model["type"] == "dual_encoder":
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        memory = (trained * 16 + (parameters - trained) * 4) / 2**30
+        known["global batch"] = f"{per_step * (pairs or 0)} pairs a step, all compared with one another"
+        known["memory"] = f"about {memory:.1f} GiB a device, and what the towers keep of a batch"
+        console.print(estimate_table(known))
+        return
     words = module.model.tied("word_embeddings").numel()  # type: ignore[operator]
     hidden = config.model["hidden_size"]
     layers = config.model["layers"] if "layers" in config.model else len(config.model["schedule"])
@@ -187,13 +205,10 @@ def print_estimate(config: RunConfig, module: TrainingModule, rows_per_micro_bat
     rate = matrix_product_rate(torch.device(device), torch.bfloat16 if "bf16" in precision else torch.float32)
     operations = 6 * (parameters - words) * rows_per_micro_batch * per_step / processes
     seconds = operations / (rate * 0.5)
-    pairs = config.data.micro_batch
-    batch = f"{pairs} pairs" if pairs else f"{config.data.micro_batch_tokens} tokens"
     console.print(
         estimate_table(
             {
-                "parameters": f"{parameters / 1e6:.1f} M",
-                "hardware": f"{processes} x {accelerator}, {precision}",
+                **known,
                 "global batch": f"{per_step} micro-batches of {batch} a step"
                 f" (about {rows_per_micro_batch * per_step:.0f} tokens and regions)",
                 "memory": f"about {(parameters * 16 + activations) / 2**30:.1f} GiB a device",

@@ -100,10 +100,7 @@ class TrainingModule(lightning.LightningModule):
                 losses[key if key.startswith(name) else f"{name}/{key}"] = value
                 total = total + weight * value
             report.update(numbers)
-        rows = len(encoded.text.values)
-        if encoded.visual is not encoded.text:
-            rows += len(encoded.visual.values)
-        return total, losses, report, rows, encoded.computed_rows
+        return total, losses, report, encoded.rows, encoded.computed_rows
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch.
@@ -135,7 +132,15 @@ class TrainingModule(lightning.LightningModule):
         record.replaced += batch.replaced
         return total
 
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """A step of the optimizer, then what objectives do after one."""
+        super().optimizer_step(*arguments, **named)
+        for objective in self.objectives.values():
+            after_step = getattr(objective, "after_step", None)
+            if after_step is not None:
+                after_step(self.model)
+
     def configure_optimizers(self) -> Any:
-        """AdamW with linear warm-up and decay, one schedule step an optimizer step."""
+        """AdamW with warm-up and decay, one schedule step an optimizer step."""
         optimizer, schedule = build_optimizer(self, self.optim, self.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -7,7 +7,7 @@ Source: what the official implementations do, each in its own loader.
 
 from __future__ import annotations
 
-from vlp.checkpoints.importers.bert_parts import both, layers, masked_language, text_embedding
+from vlp.checkpoints.importers.bert_parts import both, layers, masked_language, text_embedding, text_trunk
 from vlp.checkpoints.key_map import KeyMap, Rule
 
 _POOLER = r"bert\.pooler\.dense\..*"
@@ -15,14 +15,18 @@ _NEXT_SENTENCE = r"cls\.seq_relationship\..*"
 _RANDOM = "the system begins with its own, at random"
 
 
-def _key_map(rules: list[Rule], pooler: str | None = None, relationship: str | None = None) -> KeyMap:
+def _key_map(
+    rules: list[Rule], pooler: str | None = None, relationship: str | None = None, words: bool = True
+) -> KeyMap:
     """The map with these rules of the trunk and the head of masked words.
 
     pooler: our name of the pooler, if it begins as BERT's. relationship: the objective whose classifier begins as
-    that of the next sentence.
+    that of the next sentence. words: whether the head of masked words is used.
     """
     unused = {r"bert\.embeddings\.position_ids": "the numbers from 0 on, which older files keep"}
-    heads = masked_language(optional=True)
+    heads = masked_language(optional=True) if words else []
+    if not words:
+        unused[r"cls\.predictions\..*"] = "the system predicts no words"
     if pooler is None:
         unused[_POOLER] = _RANDOM
     else:
@@ -67,5 +71,7 @@ VISUALBERT = _key_map(
     "segment_matching",
 )
 VILBERT = _key_map(_TEXT_STREAM)
+# dual encoders whose text tower holds BERT
+TEXT_TOWER = _key_map(text_trunk("model.text.backbone", "bert"), words=False)
 # as its option to start from BERT does: whatever has the same name
 LXMERT = _key_map(_TEXT_STREAM, "text_pooler", "matching")

@@ -44,14 +44,22 @@ def layers(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def text_embedding(theirs: str, norm: str = "text_norm") -> list[Rule]:
+def text_embedding(theirs: str, norm: str = "text_norm", ours: str = "model.embedder") -> list[Rule]:
     """BERT's embedding tables and their norm, which our embedder calls `norm`."""
     return [
         *(
-            Rule(f"model.embedder.{ours}_table.weight", (f"{theirs}.{name}_embeddings.weight",))
-            for ours, name in (("word", "word"), ("position", "position"), ("type", "token_type"))
+            Rule(f"{ours}.{table}_table.weight", (f"{theirs}.{name}_embeddings.weight",))
+            for table, name in (("word", "word"), ("position", "position"), ("type", "token_type"))
         ),
-        *both(f"model.embedder.{norm}", f"{theirs}.LayerNorm"),
+        *both(f"{ours}.{norm}", f"{theirs}.LayerNorm"),
+    ]
+
+
+def text_trunk(ours: str, theirs: str) -> list[Rule]:
+    """BERT without heads and pooler, as text towers hold it."""
+    return [
+        *text_embedding(f"{theirs}.embeddings", "norm", ours),
+        *layers(f"{ours}.encoder.layers", f"{theirs}.encoder.layer"),
     ]
 
 
@@ -69,4 +77,20 @@ def masked_language(theirs: str = "cls.predictions", optional: bool = False) -> 
     return [
         *transform(f"{ours}.transform", f"{theirs}.transform", optional),
         Rule(f"{ours}.bias", (f"{theirs}.bias",), optional=optional),
+    ]
+
+
+def linear_head(task: str, theirs: str) -> list[Rule]:
+    """A task's head that is one linear layer."""
+    return both(f"objectives.{task}.classifier.classify", theirs)
+
+
+def mlp_head(task: str, theirs: str, norm: bool = True) -> list[Rule]:
+    """A task's head of linear, activation, norm (if any), linear, numbered in that order."""
+    ours = f"objectives.{task}.classifier"
+    norms = both(f"{ours}.norm", f"{theirs}.2") if norm else []
+    return [
+        *both(f"{ours}.linear", f"{theirs}.0"),
+        *norms,
+        *both(f"{ours}.classify", f"{theirs}.{3 if norm else 2}"),
     ]

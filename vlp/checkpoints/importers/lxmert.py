@@ -1,6 +1,6 @@
 """LXMERT as key maps: the official layout (airsplay/lxmert, LXRTPretraining) and that of transformers.
 
-The two differ in the name of the trunk alone.
+The two differ in the name of the trunk alone. And the official models of tasks, with another name yet.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from vlp.checkpoints.importers.bert_parts import (
     joined,
     layers,
     masked_language,
+    mlp_head,
     self_attention,
     text_embedding,
     transform,
@@ -42,19 +43,26 @@ def _cross_layers(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
+def _trunk(trunk: str) -> list[Rule]:
+    encoder = f"{trunk}.encoder"
+    return [
+        *text_embedding(f"{trunk}.embeddings"),
+        *both("model.embedder.feature_projection", f"{encoder}.visn_fc.visn_fc"),
+        *both("model.embedder.region_norm", f"{encoder}.visn_fc.visn_layer_norm"),
+        *both("model.embedder.box_projection", f"{encoder}.visn_fc.box_fc"),
+        *both("model.embedder.box_norm", f"{encoder}.visn_fc.box_layer_norm"),
+        *layers("model.text_layers", f"{encoder}.layer"),
+        *layers("model.visual_layers", f"{encoder}.r_layers"),
+        *_cross_layers("model.cross_layers.{i}", f"{encoder}.x_layers.{{i}}"),
+        *both("model.text_pooler", f"{trunk}.pooler.dense"),
+    ]
+
+
 def _key_map(trunk: str) -> KeyMap:
-    encoder, regions = f"{trunk}.encoder", "objectives.region_prediction"
+    regions = "objectives.region_prediction"
     return KeyMap(
         rules=[
-            *text_embedding(f"{trunk}.embeddings"),
-            *both("model.embedder.feature_projection", f"{encoder}.visn_fc.visn_fc"),
-            *both("model.embedder.region_norm", f"{encoder}.visn_fc.visn_layer_norm"),
-            *both("model.embedder.box_projection", f"{encoder}.visn_fc.box_fc"),
-            *both("model.embedder.box_norm", f"{encoder}.visn_fc.box_layer_norm"),
-            *layers("model.text_layers", f"{encoder}.layer"),
-            *layers("model.visual_layers", f"{encoder}.r_layers"),
-            *_cross_layers("model.cross_layers.{i}", f"{encoder}.x_layers.{{i}}"),
-            *both("model.text_pooler", f"{trunk}.pooler.dense"),
+            *_trunk(trunk),
             *masked_language(),
             *both("objectives.matching.classify", "cls.seq_relationship"),
             # some of the original's visual losses, and its questions, may have been left out
@@ -72,6 +80,11 @@ def _key_map(trunk: str) -> KeyMap:
 
 KEY_MAP = _key_map("bert")
 TRANSFORMERS = _key_map("lxmert")
+
+# VQAModel and GQAModel, and NLVR2Model
+_TASK_TRUNK = _trunk("lxrt_encoder.model.bert")
+ANSWERS = KeyMap([*_TASK_TRUNK, *mlp_head("answer_classification", "logit_fc")])
+PAIRS = KeyMap([*_TASK_TRUNK, *mlp_head("paired_images", "logit_fc")])
 
 
 def hf_config(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], str]:

@@ -1,8 +1,8 @@
-"""The official layouts of Oscar and Oscar+ (microsoft/Oscar) as key maps: for pretraining and for retrieval."""
+"""The official layouts of Oscar and Oscar+ (microsoft/Oscar) as key maps: for pretraining and for tasks."""
 
 from __future__ import annotations
 
-from vlp.checkpoints.importers.bert_parts import both, layers, masked_language, text_embedding
+from vlp.checkpoints.importers.bert_parts import both, layers, linear_head, masked_language, mlp_head, text_embedding
 from vlp.checkpoints.key_map import KeyMap
 
 _MODEL = [
@@ -26,3 +26,14 @@ KEY_MAP_PLUS = KeyMap([*_MODEL, *_REGION_NORM, *_PRETRAINING], _TIES)
 _RETRIEVAL = both("objectives.segment_matching.classify", "classifier")
 KEY_MAP_RETRIEVAL = KeyMap([*_MODEL, *_RETRIEVAL])
 KEY_MAP_PLUS_RETRIEVAL = KeyMap([*_MODEL, *_REGION_NORM, *_RETRIEVAL])
+
+# ImageBertForSequenceClassification with answers, by a linear layer or two
+_PLUS = [*_MODEL, *_REGION_NORM]
+ANSWERS, ANSWERS_PLUS = (KeyMap([*m, *linear_head("answer_classification", "classifier")]) for m in (_MODEL, _PLUS))
+ANSWERS_MLP, ANSWERS_MLP_PLUS = (
+    KeyMap([*m, *mlp_head("answer_classification", "classifier", norm=False)]) for m in (_MODEL, _PLUS)
+)
+
+# ImageBertForMultipleChoice, of two images; its head has a norm where regions have one
+PAIRS = KeyMap([*_MODEL, *mlp_head("paired_images", "classifier", norm=False)])
+PAIRS_PLUS = KeyMap([*_PLUS, *mlp_head("paired_images", "classifier")])

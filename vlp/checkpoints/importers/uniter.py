@@ -1,8 +1,16 @@
-"""The official UNITER layout (ChenRocks/UNITER, UniterForPretraining) as a key map."""
+"""The official UNITER layouts (ChenRocks/UNITER) as key maps: UniterForPretraining, and the models of tasks."""
 
 from __future__ import annotations
 
-from vlp.checkpoints.importers.bert_parts import both, layers, masked_language, text_embedding
+from vlp.checkpoints.importers.bert_parts import (
+    KINDS,
+    both,
+    layers,
+    linear_head,
+    masked_language,
+    mlp_head,
+    text_embedding,
+)
 from vlp.checkpoints.key_map import KeyMap, Rule
 
 _MODEL = [
@@ -35,4 +43,24 @@ KEY_MAP = KeyMap(
         "cls.predictions.decoder.weight": "uniter.embeddings.word_embeddings.weight",
         "feat_regress.weight": "uniter.img_embeddings.img_linear.weight",
     },
+)
+
+# UniterForVisualQuestionAnswering, and UniterForVisualEntailment, which is the same with three answers
+ANSWERS = KeyMap([*_MODEL, *mlp_head("answer_classification", "vqa_output")])
+
+# UniterForNlvr2Triplet, and UniterForNlvr2Paired and UniterForNlvr2PairedAttn
+TRIPLETS = KeyMap([*_MODEL, *linear_head("answer_classification", "nlvr2_output")])
+PAIRS = KeyMap([*_MODEL, *linear_head("paired_images", "nlvr2_output")])
+_ATTENTION = [
+    Rule(f"objectives.paired_images.attention.{ours}.{name}", (f"{theirs}.{name}",))
+    for ours, theirs in (("first", "attn1"), ("second", "attn2"))
+    for name in [*(f"in_proj_{kind}" for kind in KINDS), *(f"out_proj.{kind}" for kind in KINDS)]
+]
+PAIRS_WITH_ATTENTION = KeyMap(
+    [
+        *PAIRS.rules,
+        *_ATTENTION,
+        *both("objectives.paired_images.attention.merge", "fc.0"),
+        *both("objectives.paired_images.attention.weigh", "attn_pool.fc.0"),
+    ]
 )

@@ -13,7 +13,9 @@ from vlp.checkpoints.importers.bert_parts import (
     feed_forward,
     joined,
     layers,
+    linear_head,
     masked_language,
+    mlp_head,
     text_embedding,
     transform,
 )
@@ -37,7 +39,7 @@ _CROSS = [
     )
 ]
 
-_RULES = [
+_MODEL = [
     *text_embedding("bert.embeddings"),
     *both("model.embedder.feature_projection", "bert.v_embeddings.image_embeddings"),
     *both("model.embedder.box_projection", "bert.v_embeddings.image_location_embeddings"),
@@ -47,11 +49,15 @@ _RULES = [
     *_CROSS,
     *both("model.text_pooler", "bert.t_pooler.dense"),
     *both("model.visual_pooler", "bert.v_pooler.dense"),
+]
+_RULES = [
+    *_MODEL,
     *masked_language(),
     # their class 0 is "matched"
     Rule("objectives.matching.classify.weight", ("cls.bi_seq_relationship.weight",), order=(1, 0)),
     Rule("objectives.matching.classify.bias", ("cls.bi_seq_relationship.bias",), order=(1, 0)),
 ]
+_UNUSED = {r"bert\.encoder\.c_layer\.\d+\.biOutput\.q_dense[12]\.(weight|bias)": "the original never uses them"}
 
 
 def _key_map(region_transform: str, decoder_weight: str, decoder_bias: str) -> KeyMap:
@@ -63,9 +69,7 @@ def _key_map(region_transform: str, decoder_weight: str, decoder_bias: str) -> K
             Rule(f"objectives.{decoder_bias}", ("cls.imagePredictions.decoder.bias",)),
         ],
         ties={"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"},
-        unused={
-            r"bert\.encoder\.c_layer\.\d+\.biOutput\.q_dense[12]\.(weight|bias)": "the original never uses them",
-        },
+        unused=_UNUSED,
     )
 
 
@@ -89,4 +93,38 @@ TWELVE_IN_ONE = replace(
         r"linguisic_logit\..*": "the original trains no task with it",
         r"bert\.embeddings\.task_embeddings\.weight": "texts begin as ViLBERT's here, without the token of a task",
     },
+)
+
+_NOT_YET = {
+    r"cls\..*": "the heads of pretraining, which the tasks don't train",
+    r"(vil_logit|vision_logit)\..*": "the head of a task that is not here yet",
+    r"linguisic_logit\..*": "the original trains no task with it",
+    r"bert\.embeddings\.task_embeddings\.weight": "texts begin as ViLBERT's here, without the token of a task",
+}
+# 12-in-1 with the heads of its tasks, by the names of our objectives
+TWELVE_IN_ONE_TASKS = KeyMap(
+    rules=[
+        *_MODEL,
+        *mlp_head("answer_classification", "vil_prediction.logit_fc"),
+        *mlp_head("gqa", "vil_prediction_gqa.logit_fc"),
+        *mlp_head("paired_images", "vil_binary_prediction.logit_fc"),
+        *linear_head("entailment", "vil_tri_prediction"),
+    ],
+    unused=_UNUSED | _NOT_YET,
+)
+
+# the first release (jiasenlu/vilbert_beta), whose head has weights that are a direction times a length
+_WEIGHT = "parametrizations.weight.original"
+_PARTS = {f"{_WEIGHT}0": "weight_g", f"{_WEIGHT}1": "weight_v", "bias": "bias"}
+_CLASSIFIER = "objectives.answer_classification.classifier"
+ANSWERS = KeyMap(
+    rules=[
+        *_MODEL,
+        *(
+            Rule(f"{_CLASSIFIER}.{layer}.{ours}", (f"vil_prediction.main.{place}.{theirs}",))
+            for layer, place in (("linear", 0), ("classify", 3))
+            for ours, theirs in _PARTS.items()
+        ),
+    ],
+    unused=_UNUSED | _NOT_YET,
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlp.checkpoints.importers.bert_parts import both, layers, masked_language, text_embedding
+from vlp.checkpoints.importers.bert_parts import both, layers, linear_head, masked_language, text_embedding
 from vlp.checkpoints.key_map import KeyMap, Rule
 
 
@@ -27,21 +27,33 @@ def _rules(bert: str, visual_positions: str, visual_types: str, projection: str)
         *both(f"{embedder}.feature_projection", f"{embeddings}.{projection}"),
         *layers("model.encoder.layers", f"{bert}.encoder.layer"),
         *both("model.pooler", f"{bert}.pooler.dense"),
-        *masked_language(),
-        *both("objectives.segment_matching.classify", "cls.seq_relationship"),
     ]
 
 
+_OBJECTIVES = [*masked_language(), *both("objectives.segment_matching.classify", "cls.seq_relationship")]
+_MODEL = _rules("bert", "position_embeddings_visual", "token_type_embeddings_visual", "projection")
 KEY_MAP = KeyMap(
-    rules=_rules("bert", "position_embeddings_visual", "token_type_embeddings_visual", "projection"),
+    rules=_MODEL + _OBJECTIVES,
     ties={"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"},
 )
-KEY_MAP_RELEASED = KeyMap(
-    rules=[replace(rule, theirs=tuple(f"bert.{key}" for key in rule.theirs)) for rule in KEY_MAP.rules],
-    ties={f"bert.{tied}": f"bert.{original}" for tied, original in KEY_MAP.ties.items()},
-)
+# answers to questions, and statements about two images in one sequence
+ANSWERS = KeyMap([*_MODEL, *linear_head("answer_classification", "classifier")])
+
+
+def released(key_map: KeyMap) -> KeyMap:
+    """The map of the files of the official training program."""
+    return KeyMap(
+        rules=[replace(rule, theirs=tuple(f"bert.{key}" for key in rule.theirs)) for rule in key_map.rules],
+        ties={f"bert.{tied}": f"bert.{original}" for tied, original in key_map.ties.items()},
+    )
+
+
+KEY_MAP_RELEASED, ANSWERS_RELEASED = released(KEY_MAP), released(ANSWERS)
 KEY_MAP_HF = KeyMap(
-    rules=_rules("visual_bert", "visual_position_embeddings", "visual_token_type_embeddings", "visual_projection"),
+    rules=[
+        *_rules("visual_bert", "visual_position_embeddings", "visual_token_type_embeddings", "visual_projection"),
+        *_OBJECTIVES,
+    ],
     ties={
         "cls.predictions.decoder.weight": "visual_bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",

@@ -1,8 +1,10 @@
-"""The official VL-BERT layout (jackroos/VL-BERT, ResNetVLBERTForPretraining and ...Multitask) as a key map."""
+"""The official VL-BERT layouts (jackroos/VL-BERT) as key maps: ResNetVLBERTForPretraining and ...Multitask, and the
+model of questions.
+"""
 
 from __future__ import annotations
 
-from vlp.checkpoints.importers.bert_parts import both, layers, masked_language
+from vlp.checkpoints.importers.bert_parts import both, layers, masked_language, transform
 from vlp.checkpoints.key_map import KeyMap, Rule
 
 # their VisualLinguisticBert
@@ -22,10 +24,13 @@ for _our_side, _their_side in (("text", "text"), ("region", "object")):
         Rule(f"model.embedder.{_our_side}_visual.scale", (f"vlbert.visual_scale_{_their_side}",), optional=True),
     ]
 
-_REGIONS = [
+_SHOWN = [
     *both("model.embedder.region_projection", "image_feature_extractor.obj_downsample.1"),
-    Rule("model.embedder.mask_vector", ("object_mask_visual_embedding.weight",)),
     Rule("model.embedder.region_word.weight", ("object_linguistic_embeddings.weight",)),
+]
+_REGIONS = [
+    *_SHOWN,
+    Rule("model.embedder.mask_vector", ("object_mask_visual_embedding.weight",)),
     Rule("model.embedder.masked_region_word.weight", ("object_mask_word_embedding.weight",)),
     Rule("model.embedder.text_only_vector.weight", ("aux_text_visual_embedding.weight",), optional=True),
 ]
@@ -40,10 +45,23 @@ _OBJECTIVES = [
 
 ENCODER_KEY_MAP = KeyMap(_ENCODER)
 
+_UNUSED = {
+    r"image_feature_extractor\.(backbone|roi_head_feature_extractor)\..*": "the detector; features are given here"
+}
 KEY_MAP = KeyMap(
     rules=_ENCODER + _REGIONS + _OBJECTIVES,
     ties={"vlbert.mlm_head.predictions.decoder.weight": "vlbert.word_embeddings.weight"},
-    unused={
-        r"image_feature_extractor\.(backbone|roi_head_feature_extractor)\..*": "the detector; features are given here",
-    },
+    unused=_UNUSED,
+)
+
+# ours has vectors of masked regions too, which are then missing
+_ANSWER = "objectives.answer_classification.classifier"
+ANSWERS = KeyMap(
+    rules=[
+        *_ENCODER,
+        *_SHOWN,
+        *transform(_ANSWER, "final_mlp.0"),
+        *both(f"{_ANSWER}.classify", "final_mlp.2"),
+    ],
+    unused=_UNUSED,
 )

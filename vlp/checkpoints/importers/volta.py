@@ -145,14 +145,25 @@ def _embedder(kind: str) -> list[Rule]:
 
 
 def single_stream(embedder: str, layers: int, regions: list[Rule]) -> KeyMap:
-    """The map for a single stream.
+    """The map for a single stream that is pretrained.
+
+    Args:
+        embedder, layers: as `single_stream_with`.
+        regions: the rules of the head of regions.
+    """
+    key_map = single_stream_with(embedder, layers, _heads(regions))
+    return KeyMap(key_map.rules, _TIES | key_map.ties)
+
+
+def single_stream_with(embedder: str, layers: int, heads: list[Rule]) -> KeyMap:
+    """The map for a single stream with any heads, as those of tasks.
 
     Args:
         embedder: its type: `uniter`, `visualbert` or `vlbert`.
         layers: how many there are; each is two of their sublayers.
-        regions: the rules of the head of regions.
+        heads: their rules.
     """
-    rules, ties = _embedder(embedder), dict(_TIES)
+    rules, ties = _embedder(embedder), {}
     if embedder == "uniter":
         ties["bert.embeddings.image_token_type_embeddings.weight"] = "bert.embeddings.token_type_embeddings.weight"
     for number in range(layers):
@@ -165,7 +176,7 @@ def single_stream(embedder: str, layers: int, regions: list[Rule]) -> KeyMap:
         for of_text, of_visual in zip(text, visual, strict=True):
             ties |= dict(zip(of_visual.theirs, of_text.theirs, strict=True))
     rules += [*both("model.pooler", "bert.t_pooler.dense"), *both("model.visual_pooler", "bert.v_pooler.dense")]
-    return KeyMap([*rules, *_heads(regions)], ties)
+    return KeyMap([*rules, *heads], ties)
 
 
 # the published sizes, config/ctrl_*.json

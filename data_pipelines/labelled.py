@@ -1,0 +1,189 @@
+"""Images with one class each, for classification: folders of pictures, data sets of ours, CLIP_benchmark's tars."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipelines.gallery import read_image
+from data_pipelines.images import ImageError, sized_pixels
+from data_pipelines.shards import IMAGE_FORMATS, BadSampleError, ShardError, ShardReader
+from vlp.interfaces import PixelSize, Regions, SquareSize
+
+TAR_FORMATS = (*IMAGE_FORMATS, "jpeg")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images whose classes are known. `classes`: their names in the data, in order. `read()` goes through the images
+    once: name, number of its class, and the image in the form that the model sees, or a phrase that says what is wrong
+    with it. `names`, `templates`: what the data itself says that classes are called, and its prompts, or None.
+    """
+
+    classes: list[str]
+    count: int | None
+    read: Callable[[], Iterator[tuple[str, int, Regions | str]]]
+    names: list[str] | None = None
+    templates: list[str] | None = None
+
+
+def open_labelled(data: Path, pixels: PixelSize | SquareSize | None, split: str, fact: str) -> LabelledImages:
+    """The images of a folder.
+
+    Args:
+        data: `CLASS/.../IMAGE` files as torchvision's ImageFolder has them; or a data set of ours; or the webdataset
+            layout of CLIP_benchmark: `SPLIT/*.tar` with members KEY.cls beside KEY.jpg, and `classnames.txt`.
+        pixels: the size of pictures, or None for a model that sees regions, which only a data set of ours has.
+        split: of a data set (empty: val) or of tars (empty: test).
+        fact: key of a sample's facts that holds the name of its class.
+
+    Raises:
+        ShardError: there are no such images.
+    """
+    if not data.is_dir():
+        raise ShardError(f"there is no folder {data}")
+    if (data / "manifest.json").is_file():
+        return _of_shards(ShardReader(data, split or "val"), pixels, fact)
+    if pixels is None:
+        raise ShardError(f"{data} holds pictures, and this model sees region features: take a data set that has them")
+    if (data / "classnames.txt").is_file():
+        return _of_tars(data, split or "test", pixels)
+    if split:
+        raise ShardError(f"{data} holds folders of pictures, which have no splits: give the folder of the split itself")
+    return _of_folder(data, pixels)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, blank ones left out.
+
+    Raises:
+        ShardError: it is not there or is no text.
+    """
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShardError(f"{path} can't be read as a text file: {error}") from error
+
+
+def _decode(data: bytes, pixels: PixelSize | SquareSize) -> Regions | str:
+    try:
+        return Regions.from_pixels(torch.from_numpy(sized_pixels(data, pixels)))
+    except ImageError as error:
+        return str(error)
+
+
+def _of_folder(folder: Path, pixels: PixelSize | SquareSize) -> LabelledImages:
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise ShardError(
+            f"{folder} holds neither folders of pictures (CLASS/IMAGE.png), nor a data set (manifest.json), nor tars of"
+            " pictures with classnames.txt"
+        )
+    files = []
+    for label, name in enumerate(classes):
+        for place, folders, names in os.walk(folder / name, followlinks=True):
+            folders.sort()
+            files += [(Path(place) / n, label) for n in sorted(names) if not n.startswith(".")]
+
+    def read() -> Iterator[tuple[str, int, Regions | str]]:
+        for path, label in files:
+            try:
+                yield path.relative_to(folder).as_posix(), label, _decode(path.read_bytes(), pixels)
+            except OSError as error:
+                yield path.relative_to(folder).as_posix(), label, f"can't be read: {error.strerror}"
+
+    return LabelledImages(classes, len(files), read)
+
+
+def _of_shards(reader: ShardReader, pixels: PixelSize | SquareSize | None, fact: str) -> LabelledImages:
+    labels: dict[int, str] = {}
+    broken: dict[int, str] = {}
+    for number in range(len(reader)):
+        try:
+            value = reader.facts(number).get(fact)
+        except BadSampleError as error:
+            broken[number] = error.reason
+            continue
+        if isinstance(value, str) and value.strip():
+            labels[number] = value
+        else:
+            broken[number] = f"has no class: its fact {fact!r} is {value!r}"
+    if not labels:
+        raise ShardError(
+            f"no sample of split {reader.split!r} of {reader.folder} has a text as its fact {fact!r}, which is to name"
+            " its class; fact=NAME says which fact does"
+        )
+    classes = sorted(set(labels.values()))
+    number_of = {name: label for label, name in enumerate(classes)}
+
+    def read() -> Iterator[tuple[str, int, Regions | str]]:
+        for number in range(len(reader)):
+            if number in broken:
+                yield reader.key(number), -1, broken[number]
+                continue
+            try:
+                image = read_image(reader, number, pixels)
+                missing = "has no regions" if pixels is None else "has no picture"
+                yield reader.key(number), number_of[labels[number]], image or missing
+            except BadSampleError as error:
+                yield reader.key(number), number_of[labels[number]], error.reason
+
+    return LabelledImages(classes, len(reader), read)
+
+
+def _of_tars(folder: Path, split: str, pixels: PixelSize | SquareSize) -> LabelledImages:
+    names = read_lines(folder / "classnames.txt")
+    paths = sorted((folder / split).glob("*.tar"), key=lambda path: (len(path.stem), path.stem))
+    if not paths:
+        found = ", ".join(sorted({path.parent.name for path in folder.glob("*/*.tar")})) or "none"
+        raise ShardError(f"{folder / split} has no tar; splits there: {found}")
+    listed = folder / split / "nshards.txt"
+    if listed.is_file() and read_lines(listed) != [str(len(paths))]:
+        raise ShardError(f"{listed} says {' '.join(read_lines(listed))}, but there are {len(paths)} tars")
+    templates = folder / "zeroshot_classification_templates.txt"
+
+    def read() -> Iterator[tuple[str, int, Regions | str]]:
+        for path in paths:
+            for key, members in _samples(path):
+                label = members.get("cls", b"").decode(errors="replace").strip()
+                image = next((members[kind] for kind in TAR_FORMATS if kind in members), None)
+                name = f"{path.name}/{key}"
+                if not label.isdecimal() or int(label) >= len(names):
+                    yield name, -1, f"has no class: its member cls is {label!r}, not one of 0 to {len(names) - 1}"
+                else:
+                    yield name, int(label), "has no picture" if image is None else _decode(image, pixels)
+
+    return LabelledImages(
+        names, None, read, names=names, templates=read_lines(templates) if templates.is_file() else None
+    )
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Neighbouring members of a tar with one key, as webdataset has them."""
+    key = ""
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:") as tar, open(path, "rb") as plain:
+            for info in tar:
+                file = tar.extractfile(info)
+                if file is None:
+                    continue
+                place, slash, name = info.name.rpartition("/")
+                base, _, kind = name.partition(".")
+                if place + slash + base != key and members:
+                    yield key, members
+                    members = {}
+                key = place + slash + base
+                members[kind.lower()] = file.read()
+            plain.seek(tar.offset)
+            if plain.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ShardError(f"{path} is cut short: it lacks a tar's end mark")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ShardError(f"{path} can't be read as a tar: {error}") from error
+    if members:
+        yield key, members

@@ -1,0 +1,75 @@
+"""Questions about an image, as the facts of its sample have them: their answers, kinds and second images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipelines.segments import list_of_texts
+from data_pipelines.shards import BadSampleError
+from vlp.text.answers import answer_scores, normalise_answer
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. `identifier`: the benchmark's, or `KEY/NUMBER`. `answers`: as people gave them, one or several;
+    none where they are not known. `kind`, `answer_kind`: types that the benchmark tells apart, or empty.
+    `second_image`: the key of the sample whose image is asked about beside the sample's own.
+    """
+
+    text: str
+    identifier: int | str
+    answers: list[str]
+    kind: str = ""
+    answer_kind: str = ""
+    second_image: str | None = None
+
+    def scores(self, numbers: Mapping[str, int]) -> dict[int, float]:
+        """How right the answers are that a model can choose from, by their numbers; the best comes first."""
+        scores = {self.answers[0]: 1.0} if len(self.answers) == 1 else answer_scores(self.answers)
+        known: dict[int, float] = {}
+        for answer, score in sorted(scores.items(), key=lambda item: -item[1]):
+            number = numbers.get(answer, numbers.get(normalise_answer(answer)))
+            if number is not None:
+                known.setdefault(number, score)
+        return known
+
+
+def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
+    """Question `number` of a sample; its text is empty if there is no such one.
+
+    Raises:
+        BadSampleError: the fact `answers` holds neither texts nor lists of texts, or a fact beside `questions` is not
+            as long as those.
+    """
+    questions = list_of_texts(facts, "questions")
+    if number >= len(questions):
+        return Question("", f"{key}/{number}", [])
+    identifier = _beside(facts, key, "question_ids", number, len(questions))
+    answers = facts.get("answers")
+    given = answers[number] if isinstance(answers, list) and number < len(answers) else []
+    given = [given] if isinstance(given, str) else given
+    if not isinstance(given, list) or not all(isinstance(answer, str) for answer in given):
+        raise BadSampleError(key, "answers that are neither texts nor lists of texts")
+    kind, answer_kind, second = (
+        _beside(facts, key, name, number, len(questions))
+        for name in ("question_types", "answer_types", "second_images")
+    )
+    return Question(
+        text=questions[number],
+        identifier=f"{key}/{number}" if identifier is None else identifier,
+        answers=given,
+        kind=str(kind or ""),
+        answer_kind=str(answer_kind or ""),
+        second_image=second,
+    )
+
+
+def _beside(facts: dict[str, Any], key: str, name: str, number: int, questions: int) -> Any:
+    values = facts.get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != questions:
+        raise BadSampleError(key, f"{name} that are not as many as the questions")
+    return values[number]

@@ -1,0 +1,160 @@
+"""Dual encoders through the commands: training by one process and by two, exact resuming, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vlp
+from data_pipelines.scenes import build_scenes
+from data_pipelines.shards import ShardReader
+from vlp.build import pixel_size
+from vlp.interfaces import Regions
+
+ROOT = Path(__file__).parent.parent
+SIZES = [
+    "model.pixels={size: 32, resize: shortest, random_crop: [0.5, 1.0]}",
+    # without batch norms, whose statistics are those of a process
+    "model.image.name=ViT-B-32",
+    "model.image.settings={image_size: 32, patch_size: 8, width: 64, layers: 1, head_width: 32}",
+    "model.image.embedding_size=16",
+    "model.text.settings={context_length: 62, vocab_size: 300, width: 32, layers: 1, heads: 2}",
+    "model.text.embedding_size=16",
+    "data.micro_batch=4",
+    "data.micro_batches_per_step=2",
+    "data.workers=0",
+    "trainer.max_steps=4",
+    "trainer.accelerator=cpu",
+    "optim.warmup_steps=2",
+    "optim.groups=[{match: '.*', weight_decay: 0.1}]",
+    "validation={every: 3, micro_batches: 3, split: val}",
+    "checkpoint.every=2",
+]
+QUEUES = "objectives.0.objectives=[{type: momentum_contrast, queue_length: 16, momentum: 0.9, temperature: 0.1}]"
+SIGMOID = ["objectives.0.objectives=[{type: sigmoid_contrastive}]", "model.logit_bias=-3"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    build_scenes(folder / "scenes", 20, 6, 0, lambda text: None, processes=1)
+    return folder
+
+
+def train(root: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
+    places = [f"data.root={root}", f"run_dir={run_dir}"]
+    return subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "tools/train.py"),
+            str(ROOT / "configs/clip_small.yaml"),
+            *places,
+            *SIZES,
+            *overrides,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def rows(run_dir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "loss" in k or k in ("step", "group")} for row in lines]
+
+
+def digest(run_dir: Path) -> str:
+    return hashlib.sha256((run_dir / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "queues"
+    result = train(root, run_dir, QUEUES)
+    assert result.returncode == 0, result.stderr
+    assert "8 pairs a step, all compared with one another" in result.stdout
+    return run_dir
+
+
+def test_resuming_is_exact(finished: Path) -> None:
+    """Queues, momentum copy, random crops and all."""
+    before = rows(finished), digest(finished)
+    assert [row["step"] for row in before[0]] == [1, 2, 3, 4]
+    command = [sys.executable, str(ROOT / "tools/train.py"), str(ROOT / "configs/clip_small.yaml")]
+    checkpoint = finished / "checkpoints" / "step-00000002.ckpt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    resumed = subprocess.run(
+        [*command, f"run_dir={finished}", f"resume={checkpoint}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert (rows(finished), digest(finished)) == before
+    queue = load_file(finished / "model.safetensors")["objectives.momentum_contrast.image_queue.keys"]
+    torch.testing.assert_close(queue.norm(dim=0), torch.ones(16))
+
+
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid", "queues"])
+def test_two_processes_train_as_one(root: Path, tmp_path: Path, finished: Path, objective: str) -> None:
+    """The loss spans the pairs of both, so it is that of one process with the whole batch."""
+    overrides = {"softmax": ["model.recompute_chunk=3"], "sigmoid": SIGMOID, "queues": [QUEUES]}[objective]
+    alone = finished
+    if objective != "queues":
+        alone = tmp_path / "one"
+        result = train(root, alone, *overrides)
+        assert result.returncode == 0, result.stderr
+    result = train(root, tmp_path / "two", *overrides, "trainer.devices=2")
+    assert result.returncode == 0, result.stderr
+    for one, two in zip(rows(alone), rows(tmp_path / "two"), strict=True):
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            assert two[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value)
+    first, second = (load_file(path / "model.safetensors") for path in (alone, tmp_path / "two"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=2e-3, rtol=1e-2)
+
+
+def test_embeddings_and_scores_of_a_run(finished: Path, root: Path) -> None:
+    model = vlp.load(finished)
+    reader, size = ShardReader(root / "scenes", "val"), pixel_size(model.config.model)
+    assert size is not None
+    images = [Regions.from_pixels(torch.from_numpy(reader.pixels(n, size))) for n in range(3)]
+    texts = ["two rings", "a red box"]
+    products = model.embed_texts(texts) @ model.embed_images(images).t()
+    scale = math.exp(float(model.model.logit_scale))
+    torch.testing.assert_close(model.score(texts, images), scale * products)
+    with pytest.raises(ValueError, match="no vector of a pair"):
+        model.embed(texts, images[:2])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.micro_batch=null", "data.micro_batch_tokens=100"], "not with micro_batch_tokens"),
+        (["model.text.settings.vocab_size=20"], "model.text.settings.vocab_size is 20, but the vocabulary"),
+        (["objectives.0.objectives.0.type=masked_language"], "no objective of a dual encoder"),
+        (["model.pixels.resize=longest"], "model: pixels.resize is 'longest', but must be one of shortest, squash"),
+        ([QUEUES, "objectives.0.objectives.0.queue_length=12"], "queue_length=12 is not a multiple of the 8 pairs"),
+        (["model.logit_scale=200"], "the loss of contrastive is"),
+    ],
+)
+def test_wrong_settings_are_told(root: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+    result = train(root, tmp_path / "run", *overrides)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()

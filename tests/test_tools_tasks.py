@@ -1,0 +1,129 @@
+"""Fine-tuning on questions, evaluating and answering one, run as their user runs them, on a few scenes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_tools_train import SIZES, run
+
+from data_pipelines.scenes import build_scenes
+from data_pipelines.shards import ShardReader
+from vlp.evaluation.answers import Answered, official_file, summary
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    build_scenes(folder / "scenes", 40, 12, 0, lambda text: None, processes=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on questions that began with the weights of a pretrained one."""
+    runs = tmp_path_factory.mktemp("runs")
+    for config, name, own in (
+        ("uniter_small.yaml", "pretrained", []),
+        (
+            "vqa/uniter_small.yaml",
+            "vqa",
+            [f"init.path={runs / 'pretrained'}", "objectives.0.objectives.0.head.hidden_size=32"],
+        ),
+    ):
+        places = [f"data.root={root}", f"run_dir={runs / name}", "trainer.max_steps=3", "model.initial_std=0.02"]
+        result = run("train.py", str(ROOT / "configs" / config), *SIZES, *places, *own)
+        assert result.returncode == 0, result.stderr
+    assert "tensors begin with the weights of" in result.stdout
+    assert "answer_classification" in result.stdout
+    return runs / "vqa"
+
+
+def test_evaluate(finished: Path, root: Path) -> None:
+    result = run("evaluate.py", str(finished), "split=val")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((finished / "evaluation-val.json").read_text())
+    predictions = json.loads((finished / "predictions-val.json").read_text())
+    reader = ShardReader(root / "scenes", "val")
+    truth = {}
+    for number in range(len(reader)):
+        facts = reader.facts(number)
+        truth |= {f"{reader.key(number)}/{n}": answer for n, answer in enumerate(facts["answers"])}
+    assert {one["question_id"] for one in predictions} == truth.keys()
+    assert report["questions"] == report["known"] == len(truth)
+    right = sum(truth[one["question_id"]] == one["answer"] for one in predictions) / len(truth)
+    assert report["accuracy"] == pytest.approx(right)
+    assert f"{100 * right:.2f}" in result.stdout
+    assert "yes/no" in result.stdout
+    assert sum(count for _, count in report["by_answer_type"].values()) == len(truth)
+
+
+def test_other_forms_and_errors(finished: Path, tmp_path: Path) -> None:
+    result = run("evaluate.py", str(finished), "split=unseen", "form=csv", "most=5")
+    assert result.returncode == 0, result.stderr
+    lines = (finished / "predictions-unseen.csv").read_text().splitlines()
+    assert len(lines) == 5
+    assert all(line.split(",")[0].startswith("scene-unseen-") for line in lines)
+    for arguments, message in (
+        ([str(finished), "split=test"], "no index of a split 'test'"),
+        ([str(finished), "form=vqa2"], "did you mean 'vqa'"),
+        ([str(finished.parent / "pretrained")], "no task that answers questions"),
+        ([str(tmp_path)], "there is no run"),
+    ):
+        refused = run("evaluate.py", *arguments)
+        assert refused.returncode == 1
+        assert message in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_predict(finished: Path, root: Path, tmp_path: Path) -> None:
+    """By a sample's regions and by a file of them, with the same answers; a picture is refused with the reason."""
+    reader = ShardReader(root / "scenes", "val")
+    stored = reader.regions(3)
+    assert stored is not None
+    tensors = {"features": torch.from_numpy(stored.features), "boxes": torch.from_numpy(stored.boxes)}
+    save_file(tensors, tmp_path / "regions.safetensors")
+    asked = ["--text", "what colour is the circle?", "--top", "3"]
+    one = run("predict.py", str(finished), *asked, "--sample", f"val/{reader.key(3)}")
+    other = run("predict.py", str(finished), *asked, "--regions", str(tmp_path / "regions.safetensors"))
+    assert one.returncode == other.returncode == 0, one.stderr + other.stderr
+    assert one.stdout == other.stdout
+    assert "likelihood" in one.stdout
+    save_file({"features": tensors["features"]}, tmp_path / "half.safetensors")
+    for arguments, message in (
+        (["--image", "photo.jpg"], "made so: whitened random convolutions"),
+        (["--sample", "val/none"], "has no sample 'none'"),
+        (["--regions", str(tmp_path / "half.safetensors")], "regions are `features` and `boxes`"),
+        ([], "Give --regions"),
+    ):
+        refused = run("predict.py", str(finished), *asked, *arguments)
+        assert refused.returncode == 1
+        assert message in " ".join(refused.stderr.split())
+
+
+def test_summary_and_files() -> None:
+    answered = [
+        Answered(7, "red", ["red"] * 2 + ["blue"] * 8, "what color", "other"),
+        Answered(8, "2", ["two"] * 9 + ["2"], "how many", "number"),
+        Answered(9, "no", [], "is", "yes/no"),
+    ]
+    found = summary(answered)
+    assert (found["questions"], found["known"]) == (3, 2)
+    assert found["accuracy"] == pytest.approx((0.6 + 1.0) / 2)
+    assert found["by_answer_type"] == {"number": (1.0, 1), "other": (pytest.approx(0.6), 1)}
+    assert found["by_question_type"].keys() == {"how many", "what color"}
+    assert "consistency" not in found
+    rows = [{"question_id": 7, "answer": "red"}, {"question_id": 8, "answer": "2"}, {"question_id": 9, "answer": "no"}]
+    assert json.loads(official_file(answered, "vqa")) == rows
+    assert json.loads(official_file(answered[:1], "gqa")) == [{"questionId": 7, "prediction": "red"}]
+    with pytest.raises(ValueError, match="does not fit in a line"):
+        official_file([Answered("a", "x,y", [])], "csv")
+    statements = [Answered(f"dev-1-{pair}-0", "True", [truth]) for pair, truth in enumerate(("True", "False"))]
+    assert summary([*statements, Answered("dev-1-0-1", "True", ["True"])])["consistency"] == 0.5
+    assert official_file(statements, "csv") == "dev-1-0-0,True\ndev-1-1-0,True\n"
+    assert summary([Answered(1, "x", [])]) == {"questions": 1, "known": 0}

@@ -1,0 +1,110 @@
+"""BERT as a text tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlp.nn.attention import plan_attention
+from vlp.nn.ragged import mean_of_rows, offsets_of
+from vlp.nn.transformer import Transformer, initialise
+
+
+@dataclass(frozen=True)
+class BertSizes:
+    """Sizes and rates of a `BertTrunk`. `positions`: rows of the position table. `types`: rows of the type table."""
+
+    vocab_size: int
+    positions: int
+    hidden_size: int
+    layers: int
+    heads: int
+    mlp_size: int
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    norm_eps: float = 1e-12
+    initial_std: float = 0.02
+    types: int = 2
+
+
+class BertTrunk(nn.Module):
+    """BERT without its pooler: norm(word + position + type), then post-norm blocks. Source: Devlin et al. 2019.
+
+    A text is one sentence, so only row 0 of the type table is read.
+
+    Args:
+        sizes: of the tables and blocks.
+        padding: a token whose vector is not trained, where padding is passed as if it were text.
+
+    Attributes:
+        hidden_size: H.
+    """
+
+    def __init__(self, sizes: BertSizes, padding: int | None = None):
+        super().__init__()
+        self.hidden_size = sizes.hidden_size
+        self.word_table = nn.Embedding(sizes.vocab_size, sizes.hidden_size, padding_idx=padding)
+        self.position_table = nn.Embedding(sizes.positions, sizes.hidden_size)
+        self.type_table = nn.Embedding(sizes.types, sizes.hidden_size)
+        self.norm = nn.LayerNorm(sizes.hidden_size, eps=sizes.norm_eps)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.encoder = Transformer(
+            sizes.layers,
+            sizes.hidden_size,
+            sizes.norm_eps,
+            heads=sizes.heads,
+            mlp_size=sizes.mlp_size,
+            dropout=sizes.dropout,
+            attention_dropout=sizes.attention_dropout,
+        )
+        initialise(self, sizes.initial_std)
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """The word table [V, H]."""
+        return self.word_table.weight
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """States [N, H] of all tokens but padding, text after text; ids int64 [T, L], lengths int64 [T]."""
+        place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        real = place < lengths[:, None]
+        rows = self.word_table(ids[real]) + self.position_table(place[real]) + self.type_table.weight[0]
+        return self.encoder(self.dropout(self.norm(rows)), plan_attention(offsets_of(lengths)))
+
+
+class BertText(nn.Module):
+    """A text's embedding: of BERT's states the first, or the mean of all, projected.
+
+    Args:
+        bert: sizes of the trunk.
+        pooling: `first` (the state of CLS), or `mean` (of all tokens, special ones too).
+        embedding_size: D, by a linear layer without bias; None: as the trunk, without the layer.
+
+    Attributes:
+        context_length: most tokens of a text, special ones included: the positions.
+    """
+
+    def __init__(self, bert: BertSizes, pooling: Literal["first", "mean"], embedding_size: int | None = None):
+        super().__init__()
+        self.pooling = pooling
+        self.context_length = bert.positions
+        self.embedding_size = bert.hidden_size if embedding_size is None else embedding_size
+        self.backbone = BertTrunk(bert)
+        self.projection = None if embedding_size is None else nn.Linear(bert.hidden_size, embedding_size, bias=False)
+        if self.projection is not None:
+            initialise(self.projection, bert.initial_std)
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """The word table [V, H]."""
+        return self.backbone.word_embeddings
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Embeddings [T, D], not normalised; ids int64 [T, L] padded at the end, lengths int64 [T]."""
+        states = self.backbone(ids, lengths)
+        offsets = offsets_of(lengths)
+        pooled = states.index_select(0, offsets[:-1]) if self.pooling == "first" else mean_of_rows(states, offsets)
+        return pooled if self.projection is None else self.projection(pooled)

@@ -1,0 +1,82 @@
+"""Models of timm as image towers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlp.interfaces import Images
+from vlp.nn.backbones.pixels import by_size
+
+
+def timm_backbone(name: str, picture_size: int | None = None, **options: Any) -> tuple[nn.Module, set[str]]:
+    """A model of timm without its classifier, at random, and the tensors of the whole model that it is without.
+
+    Args:
+        name: timm's name.
+        picture_size: side of the pictures, for models that need to know it.
+        options: more that `timm.create_model` takes.
+
+    Raises:
+        ValueError: timm has no such model, or the model takes pictures of any size and can't be told one.
+    """
+    import timm  # only here, since it takes seconds
+
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}; timm.list_models() gives its names")
+    if picture_size is not None:
+        options["img_size"] = picture_size
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except TypeError as error:
+        raise ValueError(f"timm's {name} takes pictures of any size: leave picture_size out ({error})") from error
+    with torch.device("meta"):
+        whole = timm.create_model(name, pretrained=False, **options)
+    return model, whole.state_dict().keys() - model.state_dict().keys()
+
+
+class TimmImage(nn.Module):
+    """An image's embedding: the pooled features of a model of timm, projected. As open_clip's towers of timm models.
+
+    Nothing is downloaded: weights are random, or read from a file as training starts. Batch norms train like other
+    layers, with the statistics of the images that are seen together: unlike a fusion model's (`TimmGrid`), these
+    images are many, and share a loss anyway.
+
+    Args:
+        trunk: timm's name of the model.
+        embedding_size: D, by a linear layer without bias.
+        mean, std: of each channel, subtracted and divided by, pixels being from 0 to 1; those of the weights.
+        picture_size: side of the pictures, for models that need to know it and were made for another (ViT).
+        weights: a safetensors file in timm's layout of this model, with or without its classifier.
+
+    Attributes:
+        left_out: names in such a file that `backbone` is without.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        trunk: str,
+        embedding_size: int,
+        mean: list[float],
+        std: list[float],
+        picture_size: int | None = None,
+        weights: str | None = None,
+    ):
+        super().__init__()
+        self.embedding_size, self.picture_size, self.weights = embedding_size, picture_size, weights
+        self.backbone, self.left_out = timm_backbone(trunk, picture_size)
+        self.projection = nn.Linear(int(self.backbone.head_hidden_size), embedding_size, bias=False)  # type: ignore[arg-type]
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, images: Images) -> Tensor:
+        """Embeddings [I, D], not normalised, of images with pixels."""
+        numbers, pooled = zip(
+            *((own, self.backbone(pixels)) for own, pixels in by_size(images, self.mean, self.std)), strict=True
+        )
+        return self.projection(torch.cat(pooled).index_select(0, torch.cat(numbers).argsort()))

@@ -1,0 +1,74 @@
+"""WenLan's text tower: a text as the set of its tokens' states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlp.nn.ragged import offsets_of
+from vlp.nn.towers.bert_text import BertSizes, BertTrunk
+from vlp.nn.towers.set_head import HeadSizes, SetHead, train_only
+
+
+class WenlanText(nn.Module):
+    """A text's embedding, of the set of BERT's states of its tokens, special ones too.
+
+    Source: WenLan (Huo et al. 2021), models/vl_model.py.
+
+    Args:
+        bert: sizes of BERT.
+        special: ids of special tokens by name; PAD, if padding is seen.
+        embedding_size: D.
+        head: sizes of the `SetHead`.
+        context_length: most tokens of a text, special ones included.
+        see_padding: BERT attends to padding too, which fills every text up to `context_length`; as the original, which
+            gives it no mask. For its weights. The set is of real tokens either way, the vector of padding not trained.
+        trained: regular expressions; parameters of BERT in whose names none is found are frozen. None: all train.
+
+    Attributes:
+        full_length: whether `forward` wants ids padded to `context_length`.
+
+    Raises:
+        ValueError: there are fewer positions than `context_length`, or a pattern of `trained` is found nowhere.
+    """
+
+    def __init__(
+        self,
+        bert: BertSizes,
+        special: dict[str, int],
+        embedding_size: int,
+        head: HeadSizes,
+        context_length: int,
+        see_padding: bool = False,
+        trained: list[str] | None = None,
+    ):
+        super().__init__()
+        if context_length > bert.positions:
+            raise ValueError(f"context_length is {context_length}, but bert.positions only {bert.positions}")
+        self.embedding_size, self.context_length, self.full_length = embedding_size, context_length, see_padding
+        self.backbone = BertTrunk(bert, padding=special["PAD"] if see_padding else None)
+        if trained is not None:
+            train_only(self.backbone, trained)
+        self.head = SetHead(bert.hidden_size, embedding_size, head)
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """The word table [V, H]."""
+        return self.backbone.word_embeddings
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Embeddings [T, D], not normalised; ids int64 [T, L] padded at the end, lengths int64 [T].
+
+        Raises:
+            ValueError: padding is to be seen, and ids are not padded to `context_length`.
+        """
+        return self.head(self.states(ids, lengths), offsets_of(lengths))
+
+    def states(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """BERT's states [N, H] of all tokens but padding."""
+        if not self.full_length:
+            return self.backbone(ids, lengths)
+        if ids.shape[1] != self.context_length:
+            raise ValueError(f"texts are padded to {ids.shape[1]} tokens, not to context_length {self.context_length}")
+        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        return self.backbone(ids, torch.full_like(lengths, ids.shape[1]))[real.flatten()]

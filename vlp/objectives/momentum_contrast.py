@@ -1,0 +1,176 @@
+"""Contrast with a queue of earlier embeddings by a slowly moving copy of the model, as MoCo and WenLan.
+
+Letters: n pairs of this process, N pairs of all processes, D embedding size, K length of the queue.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.distributed import gather_rows, world_size
+from vlp.interfaces import Batch, DualModel, Embedded, Losses, Report
+from vlp.objectives.contrastive import similarities
+
+
+class KeyQueue(nn.Module):
+    """The last K keys: `keys` [D, K], unit columns, random at first, and `pointer`, the column that is written next."""
+
+    keys: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, length: int):
+        super().__init__()
+        self.register_buffer("keys", F.normalize(torch.randn(size, length), dim=0))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Put keys [N, D], N at most K, in the place of the oldest."""
+        length = self.keys.shape[1]
+        columns = (self.pointer + torch.arange(len(keys), device=keys.device)) % length
+        self.keys.index_copy_(1, columns, keys.T.to(self.keys.dtype))
+        self.pointer.add_(len(keys)).remainder_(length)
+
+
+def queue_loss(logits: Tensor, more: Tensor | None = None) -> Tensor:
+    """-log softmax of the positives, summed over them and averaged over rows.
+
+    logits: [n, 1 + K], the first column is the positive; more: bool [n, K], columns of the queue that are so too.
+    """
+    if more is None:
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+    shares = logits.log_softmax(1)
+    return -(shares[:, 0] + (shares[:, 1:] * more).sum(1)).mean()
+
+
+def among_top(keys: Tensor, queue: Tensor, count: int) -> Tensor:
+    """Which columns of the queue [D, K] are among the `count` most similar to each of the keys [n, D]: bool [n, K]."""
+    products = similarities(keys, queue.T, 1.0)
+    return torch.zeros_like(products, dtype=torch.bool).scatter_(1, products.topk(count, 1).indices, True)
+
+
+class MomentumContrast(nn.Module):
+    """Tell the text of an image from texts of earlier steps, and the image of a text from earlier images.
+
+    Queries are the model's embeddings. Keys are those of a copy whose parameters (not its buffers) follow the model's
+    as a moving average; the positive is the key of the pair's other side, negatives are the keys of that side that are
+    in a queue. Cross entropy with a fixed temperature, mean over pairs, summed (not averaged) over both directions. As
+    in the original, the copy is moved before it makes a step's keys, and these enter the queue after the step, from all
+    processes. Negatives are the same for every process, so gradients averaged over processes, as DDP does, equal those
+    of one process with the whole batch. In evaluation neither copy nor queue changes.
+
+    The copy starts as the model is at the first training loss, so that weights loaded into the model after construction
+    count. The model's own scale and bias are not used; their gradient is 0.
+
+    Left out: the original's shuffling of images among processes before keys are made. It keeps batch norms from giving
+    away which negatives are of the same process, and changes nothing in a model without batch norms.
+
+    Source: WenLan (arXiv 2103.06561), section 3; BriVL, models/vl_model.py; MoCo (arXiv 1911.05722), algorithm 1.
+
+    Args:
+        model: the dual encoder to be trained.
+        queue_length: K; the pairs of all processes in one call must divide it.
+        momentum: share of the copy's parameters that stays in a step.
+        temperature: what products are divided by.
+        top_k: also count as positives the entries of the queue that are among the `top_k` most similar to the pair's
+            image key, in the queue of images, and to its text key, in that of texts (`multi_label` of the original);
+            None: only the pair itself.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    started: Tensor
+
+    def __init__(
+        self, model: nn.Module, queue_length: int, momentum: float, temperature: float, top_k: int | None = None
+    ):
+        super().__init__()
+        for name, value, fine in (
+            ("queue_length", queue_length, queue_length >= 1),
+            ("momentum", momentum, 0 <= momentum <= 1),
+            ("temperature", temperature, temperature > 0),
+            ("top_k", top_k, top_k is None or 1 <= top_k <= queue_length),
+        ):
+            if not fine:
+                raise ValueError(f"{name} is {value}, which is out of range")
+        self.momentum, self.temperature, self.top_k = momentum, temperature, top_k
+        self.key_model = copy.deepcopy(model).requires_grad_(False)
+        self.image_queue = KeyQueue(model.embedding_size, queue_length)  # type: ignore[arg-type]
+        self.text_queue = KeyQueue(model.embedding_size, queue_length)  # type: ignore[arg-type]
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.pending: list[Tensor] = []  # keys [N, 2, D] of the micro-batches of this step
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Batch]:
+        """The batch as it is, which is also what keys are made from."""
+        return batch, batch
+
+    @torch.no_grad()
+    def move_copy(self, model: nn.Module) -> None:
+        """Copy the model before the first step, and then let the copy follow, once a step."""
+        if not self.started:
+            self.key_model.load_state_dict(model.state_dict())
+        if self.training and not self.pending:
+            self.started.fill_(True)
+            for old, new in zip(self.key_model.parameters(), model.parameters(), strict=True):
+                old.mul_(self.momentum).add_(new, alpha=1 - self.momentum)
+
+    @torch.no_grad()
+    def make_keys(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Keys of the images and texts of a batch, both [n, D]; in training they will enter the queues.
+
+        Raises:
+            ValueError: the processes hold unequally many pairs, or all their pairs don't divide the queue.
+        """
+        keys: Embedded = self.key_model(batch)
+        if self.training:
+            gathered = gather_rows(torch.stack([keys.images, keys.texts], 1), gradient=False)
+            length = self.image_queue.keys.shape[1]
+            if length % len(gathered):
+                raise ValueError(
+                    f"queue_length={length} is not a multiple of the {len(gathered)} pairs that the {world_size()}"
+                    " process(es) hold together; change it or the size of a batch"
+                )
+            self.pending.append(gathered)
+        return keys.images, keys.texts
+
+    def logits(self, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
+        """Logits [n, 1 + K] of queries [n, D] with their keys [n, D] and with a queue [D, K]."""
+        negatives = similarities(query, queue.T, 1.0)
+        positive = (query.to(negatives.dtype) * key.to(negatives.dtype)).sum(1, keepdim=True)
+        return torch.cat([positive, negatives], 1) / self.temperature
+
+    def loss(self, encoded: Embedded, targets: Batch, model: nn.Module) -> tuple[Losses, Report]:
+        """Losses: `momentum_contrast`. Report: `momentum_contrast_image_accuracy` and
+        `momentum_contrast_text_accuracy`, the shares of images and texts whose own partner ranks before the queue.
+
+        Raises:
+            ValueError: as `make_keys`.
+        """
+        self.move_copy(model)
+        image_keys, text_keys = self.make_keys(targets)
+        image_queue, text_queue = self.image_queue.keys, self.text_queue.keys
+        more = None
+        if self.top_k is not None:
+            more = among_top(image_keys, image_queue, self.top_k) & among_top(text_keys, text_queue, self.top_k)
+        of_images = self.logits(encoded.images, text_keys, text_queue)
+        of_texts = self.logits(encoded.texts, image_keys, image_queue)
+        loss = queue_loss(of_images, more) + queue_loss(of_texts, more)
+        for unused in (encoded.scale, encoded.bias):
+            if unused is not None:  # DDP wants a gradient for every parameter
+                loss = loss + 0.0 * unused
+        return {"momentum_contrast": loss}, {
+            "momentum_contrast_image_accuracy": (of_images.detach().argmax(1) == 0).float().mean(),
+            "momentum_contrast_text_accuracy": (of_texts.detach().argmax(1) == 0).float().mean(),
+        }
+
+    def after_step(self, model: DualModel) -> None:
+        """Put the keys of the step's micro-batches, in their order, into the queues."""
+        for keys in self.pending:
+            self.image_queue.enqueue(keys[:, 0])
+            self.text_queue.enqueue(keys[:, 1])
+        self.pending = []

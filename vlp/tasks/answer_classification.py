@@ -1,0 +1,136 @@
+"""Questions answered by one of a list of answers: VQA, GQA, visual entailment, statements about two images at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.nn.heads import LINEAR, Classifier, HeadShape
+from vlp.nn.ragged import lengths_of
+
+LossKind = Literal["binary", "softmax", "divergence"]
+
+
+@dataclass(frozen=True)
+class AnswerTargets:
+    """`scores` float [P, answers]: how right each answer is. `asked` bool [P]: the pair asks something."""
+
+    scores: Tensor
+    asked: Tensor
+
+
+class AnswerClassification(nn.Module):
+    """Choose the answer to a pair's segment `question` by one vector of the pair.
+
+    It corrupts nothing. The mean of the loss is over the pairs that ask something; a question without a known right
+    answer counts with scores of zero, but not in `softmax`.
+
+    Args:
+        model: the model to be trained.
+        answers: how many answers there are.
+        head: what is between the vector and the answers.
+        read: `pooled`: the vector is `pooled["pair"]`. The name of a special token of the layout: the state of its row,
+            as of a MASK that stands for the answer (VisualBERT, VL-BERT).
+        loss: `binary`: for each answer binary cross entropy with its score, summed over answers (the originals write
+            the mean times their number). `softmax`: cross entropy with the best answer. `divergence`: sum of
+            s (log s - log softmax) over answers, whose scores s need not sum to one (VisualBERT).
+
+    Raises:
+        ValueError: there are no answers, or the model lacks the vector that is to be read.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        answers: int,
+        head: HeadShape = LINEAR,
+        read: str = "pooled",
+        loss: LossKind = "binary",
+    ):
+        super().__init__()
+        check_answers(answers)
+        if read == "pooled" and not model.pooled_size:
+            raise ValueError("it reads the pooled vector; set model.pooler=true, or read the name of a special token")
+        self.read, self.kind = read, loss
+        size = model.pooled_size if read == "pooled" else model.hidden_size
+        self.answers = answers
+        self.classifier = Classifier(size, answers, head, model.norm_eps, model.initial_std)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AnswerTargets]:
+        """The batch as it is.
+
+        Raises:
+            ValueError: its texts are not questions.
+        """
+        return batch, targets_of(batch, self.answers)
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        """Logits float32 [P, answers].
+
+        Raises:
+            ValueError: the sequences don't have the special token that is to be read.
+        """
+        if self.read == "pooled":
+            return self.classifier(encoded.pooled["pair"])
+        if self.read not in encoded.special:
+            there = ", ".join(encoded.special) or "none"
+            raise ValueError(f"answer_classification reads {self.read}, but model.layout has only {there}")
+        return self.classifier(encoded.text.values.index_select(0, encoded.special[self.read].row))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits to numbers between 0 and 1, each by itself for `binary` and summing to one otherwise."""
+        return logits.sigmoid() if self.kind == "binary" else logits.softmax(1)
+
+    def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
+        """Losses: `answer_classification`. Report: `answer_accuracy`, the mean score of the chosen answers."""
+        asked = targets.asked.nonzero()[:, 0]
+        logits, scores = self.logits(encoded).index_select(0, asked), targets.scores.index_select(0, asked)
+        loss, accuracy = loss_and_accuracy(logits, scores, self.kind)
+        return {"answer_classification": loss}, {"answer_accuracy": accuracy}
+
+
+def check_answers(answers: int) -> None:
+    """Refuse a list of answers that is empty.
+
+    Raises:
+        ValueError: it is.
+    """
+    if answers < 1:
+        raise ValueError(
+            "there are no answers to choose from; add the segment question to model.layout and model.max_tokens, with"
+            " data whose manifest lists answers"
+        )
+
+
+def targets_of(batch: Batch, answers: int) -> AnswerTargets:
+    """The targets of a batch with questions.
+
+    Raises:
+        ValueError: its texts are not questions, or their answers were not loaded.
+    """
+    question = batch.texts.segments.get("question")
+    if question is None or batch.answer_scores is None:
+        raise ValueError(f"the pairs of source {batch.source!r} have no segment `question` with answers")
+    texts = batch.pairs[:, 0]
+    asked = (lengths_of(question.offsets) > 0).index_select(0, texts.clamp(min=0)) & (texts != NONE) & batch.matched
+    return AnswerTargets(batch.answer_scores.dense(answers), asked)
+
+
+def loss_and_accuracy(logits: Tensor, scores: Tensor, kind: LossKind) -> tuple[Tensor, Tensor]:
+    """The loss of `AnswerClassification` and the mean score of the chosen answers; logits, scores [n, answers]."""
+    count = max(len(logits), 1)
+    chosen = logits.detach().argmax(1, keepdim=True)
+    accuracy = scores.gather(1, chosen).sum() / count
+    if kind == "binary":
+        return F.binary_cross_entropy_with_logits(logits, scores, reduction="sum") / count, accuracy
+    if kind == "divergence":
+        return F.kl_div(logits.log_softmax(1), scores, reduction="sum") / count, accuracy
+    best, labels = scores.max(1)
+    labels = torch.where(best > 0, labels, NONE)
+    known = (best > 0).sum().clamp(min=1)
+    return F.cross_entropy(logits, labels, ignore_index=NONE, reduction="sum") / known, accuracy

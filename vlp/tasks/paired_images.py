@@ -1,0 +1,131 @@
+"""Statements about two images (NLVR2), each image read beside the statement by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.nn.heads import LINEAR, Classifier, HeadShape
+from vlp.nn.ragged import lengths_of, padded_index
+from vlp.tasks.answer_classification import AnswerTargets, check_answers, loss_and_accuracy, targets_of
+
+
+class PairedImages(nn.Module):
+    """Answer a question about two images by the vectors of two sequences: the question with either image.
+
+    Without `attention_heads` the vectors are the two `pooled["pair"]`. With them, the rows of each sequence attend to
+    those of the other and are pooled by learned weights (`PairedAttention`). The loss is cross entropy with the best
+    answer, mean over questions.
+
+    Args:
+        model: the model to be trained.
+        answers: how many answers there are.
+        head: what is between the two vectors, end to end, and the answers.
+        shown: `first`: either image is shown as `regions` of the layout. `own`: the second as `regions_2`, which may
+            have another type.
+        attention_heads: heads of the attention between the sequences.
+        dropout: on its weights and states.
+
+    Raises:
+        ValueError: there are no answers, or the model has no pooled vector.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        answers: int,
+        head: HeadShape = LINEAR,
+        shown: Literal["first", "own"] = "first",
+        attention_heads: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        check_answers(answers)
+        if attention_heads is None and not model.pooled_size:
+            raise ValueError("it reads the pooled vector; set model.pooler=true, or give attention_heads")
+        self.answers, self.shown = answers, shown
+        self.attention = (
+            None if attention_heads is None else PairedAttention(model.hidden_size, attention_heads, dropout)
+        )
+        size = model.pooled_size if self.attention is None else model.hidden_size
+        self.classifier = Classifier(2 * size, answers, head, model.norm_eps, model.initial_std)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AnswerTargets]:
+        """A batch of two pairs for each, with the first and with the second image.
+
+        Raises:
+            ValueError: its texts are not questions, or some have not two images.
+        """
+        pairs = batch.pairs
+        if pairs.shape[1] < 3 or bool((pairs[:, 1:3] == NONE).any()):
+            raise ValueError(
+                f"paired_images needs two images for each question, and source {batch.source!r} has not; the second is"
+                " named by the samples' fact second_images"
+            )
+        targets = targets_of(batch, self.answers)
+        text, one, other = pairs[:, :3].unbind(1)
+        none = torch.full_like(text, NONE)
+        second = [text, other, none] if self.shown == "first" else [text, none, other]
+        both = torch.stack([torch.stack([text, one, none], 1), torch.stack(second, 1)], 1).flatten(0, 1)
+        matched = batch.matched.repeat_interleave(2)
+        return replace(batch, pairs=both, matched=matched, answers=None, answer_scores=None), targets
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        """Logits float32 [P, answers] of 2 P sequences, those of a question side by side."""
+        pooled = encoded.pooled["pair"] if self.attention is None else self.attention(encoded)
+        return self.classifier(pooled.reshape(len(pooled) // 2, -1))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits to numbers that sum to one."""
+        return logits.softmax(1)
+
+    def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
+        """Losses: `paired_images`. Report: `answer_accuracy`."""
+        asked = targets.asked.nonzero()[:, 0]
+        logits, scores = self.logits(encoded).index_select(0, asked), targets.scores.index_select(0, asked)
+        loss, accuracy = loss_and_accuracy(logits, scores, "softmax")
+        return {"paired_images": loss}, {"answer_accuracy": accuracy}
+
+
+class PairedAttention(nn.Module):
+    """Pooled vectors of sequences that read one another, two by two.
+
+    The rows x of a sequence attend to all rows of the other, giving a; then relu(linear([a, x])). Their mean, weighted
+    by the softmax of relu(linear(row)), is the sequence's vector.
+    Source: UNITER (Chen et al. 2020), appendix A.3 and model/nlvr2.py (pair-biattn).
+
+    Args:
+        size: width of the rows. heads: of the attention. dropout: on attention, states and pooling weights.
+    """
+
+    def __init__(self, size: int, heads: int, dropout: float):
+        super().__init__()
+        self.first = nn.MultiheadAttention(size, heads, dropout, batch_first=True)
+        self.second = nn.MultiheadAttention(size, heads, dropout, batch_first=True)
+        self.merge = nn.Linear(2 * size, size)
+        self.weigh = nn.Linear(size, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        """Pooled vectors [2 P, size] of 2 P sequences.
+
+        Raises:
+            ValueError: text and regions are not in one stream.
+        """
+        if encoded.text is not encoded.visual:
+            raise ValueError("paired_images.attention_heads needs a model of one stream")
+        stream = encoded.text
+        index, real = padded_index(stream.offsets, int(lengths_of(stream.offsets).max()))
+        rows = stream.values.index_select(0, index.flatten()).view(*index.shape, -1)
+        one, other, one_real, other_real = rows[0::2], rows[1::2], real[0::2], real[1::2]
+        into_one, _ = self.first(one, other, other, key_padding_mask=~other_real, need_weights=False)
+        into_other, _ = self.second(other, one, one, key_padding_mask=~one_real, need_weights=False)
+        attended = torch.stack([into_one, into_other], 1).view_as(rows)
+        merged = self.dropout(F.relu(self.merge(torch.cat([attended, rows], 2))))
+        weights = F.relu(self.weigh(merged)).squeeze(2).masked_fill(~real, -torch.inf).softmax(1)
+        return (self.dropout(weights)[:, None] @ merged).squeeze(1)
