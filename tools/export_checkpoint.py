@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import vlp
 from vlp.build import IMPORTERS
 from vlp.checkpoints.importers import lxmert, visualbert
-from vlp.checkpoints.importers.clip import open_clip_config
 from vlp.checkpoints.key_map import KeyMismatchError, export_state
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError
 from vlp.inference import TrainedModel
+from vlp.nn.towers.open_clip import open_clip_config
 from vlp.run_folder import RunFolder
 from vlp.text.choose import CLIP
 

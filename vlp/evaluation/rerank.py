@@ -43,8 +43,10 @@ def reranked(
     every = torch.arange(images)
 
     def propose(score: Callable[[Tensor], Tensor], queries: Tensor, candidates: Tensor, count: int) -> Tensor:
-        parts = torch.arange(len(queries)).split(max(scores_per_chunk // len(candidates), 1))
-        return torch.cat([best(score(own), queries[own, None] == candidates, count) for own in parts])
+        found = torch.zeros(len(queries), min(count, len(candidates)), dtype=torch.int64)
+        for own in torch.arange(len(queries)).split(max(scores_per_chunk // len(candidates), 1)):
+            found[own] = best(score(own), queries[own, None] == candidates, count)
+        return found
 
     best_images = propose(cosines.of_texts, image_of_text, every, top)  # [T, top]
     best_texts = propose(cosines.of_images, every, image_of_text, texts if top >= images else top)  # [I, top]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlp.interfaces import Batch, Images, Regions, Segment, Texts, Tokens
@@ -59,10 +58,12 @@ def both_directions(
     every = torch.arange(images)
 
     def metrics(score: Callable[[Tensor], Tensor], queries: Tensor, candidates: Tensor) -> RetrievalMetrics:
-        chunks = torch.arange(len(queries)).split(max(scores_per_chunk // len(candidates), 1))
-        found = [places(score(own), queries[own, None] == candidates) for own in chunks]
-        most = max(own.shape[1] for own in found)
-        return retrieval_metrics(torch.cat([F.pad(own, (0, most - own.shape[1])) for own in found]))
+        # one tensor for all, since small ones kept between large ones that are freed would scatter the memory
+        found = torch.zeros(len(queries), int(candidates.bincount().max()), dtype=torch.int64)
+        for own in torch.arange(len(queries)).split(max(scores_per_chunk // len(candidates), 1)):
+            part = places(score(own), queries[own, None] == candidates)
+            found[own, : part.shape[1]] = part
+        return retrieval_metrics(found)
 
     return {
         "text_to_image": metrics(scores.of_texts, image_of_text, every),

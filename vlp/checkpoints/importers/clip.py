@@ -6,11 +6,7 @@ transformers, models/clip/modeling_clip.py.
 
 from __future__ import annotations
 
-from copy import deepcopy
-from typing import Any
-
 from vlp.checkpoints.key_map import KeyMap, Rule
-from vlp.nn.towers.open_clip import settings_of, text_settings
 
 IMAGE, TEXT = "model.image.trunk.", "model.text.trunk."
 SCALE = [
@@ -91,42 +87,3 @@ TRANSFORMERS = KeyMap(
     ],
     unused={r".*\.embeddings\.position_ids": "a table of numbers, of older versions of transformers"},
 )
-
-
-def open_clip_config(model: dict[str, Any], special: dict[str, int]) -> dict[str, Any]:
-    """What open_clip needs beside the weights: `open_clip_config.json` of a folder that it opens as `local-dir:`.
-
-    Args:
-        model: our `model` block, with two towers of open_clip.
-        special: the tokenizer's special tokens.
-
-    Raises:
-        ValueError: the towers are not open_clip's, or of different open_clip models.
-    """
-    image, text = model["image"], model["text"]
-    if (image["type"], text["type"]) != ("open_clip_image", "open_clip_text"):
-        raise ValueError("open_clip can open models alone of which both towers are its own")
-    settings = deepcopy(settings_of(image["name"]))
-    of_text = settings_of(text["name"])
-    if (settings.get("quick_gelu"), settings.get("custom_text")) != (
-        of_text.get("quick_gelu"),
-        of_text.get("custom_text"),
-    ):
-        raise ValueError(f"the towers of {image['name']} and {text['name']} can't be one model of open_clip")
-    settings["embed_dim"] = image.get("embedding_size") or settings["embed_dim"]
-    settings["vision_cfg"] |= image.get("settings") or {}
-    settings["text_cfg"] = (
-        of_text["text_cfg"] | text_settings(of_text["text_cfg"], special) | (text.get("settings") or {})
-    )
-    if model.get("logit_bias") is not None:
-        settings["init_logit_bias"] = model["logit_bias"]
-    size = model["pixels"]["size"]
-    pictures = {
-        "size": [size, size],
-        "mode": "RGB",
-        "mean": image["mean"],
-        "std": image["std"],
-        "interpolation": "bicubic",
-        "resize_mode": model["pixels"].get("resize", "shortest"),
-    }
-    return {"model_cfg": settings, "preprocess_cfg": pictures}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -166,3 +167,42 @@ class OpenClipText(nn.Module):
             shorter = {"attn_mask": mask[: ids.shape[1], : ids.shape[1]]}
             embedded = functional_call(self.trunk, shorter, (ids,))
         return embedded
+
+
+def open_clip_config(model: dict[str, Any], special: dict[str, int]) -> dict[str, Any]:
+    """What open_clip needs beside the weights: `open_clip_config.json` of a folder that it opens as `local-dir:`.
+
+    Args:
+        model: our `model` block, with two towers of open_clip.
+        special: the tokenizer's special tokens.
+
+    Raises:
+        ValueError: the towers are not open_clip's, or of different open_clip models.
+    """
+    image, text = model["image"], model["text"]
+    if (image["type"], text["type"]) != ("open_clip_image", "open_clip_text"):
+        raise ValueError("open_clip can open models alone of which both towers are its own")
+    settings = deepcopy(settings_of(image["name"]))
+    of_text = settings_of(text["name"])
+    if (settings.get("quick_gelu"), settings.get("custom_text")) != (
+        of_text.get("quick_gelu"),
+        of_text.get("custom_text"),
+    ):
+        raise ValueError(f"the towers of {image['name']} and {text['name']} can't be one model of open_clip")
+    settings["embed_dim"] = image.get("embedding_size") or settings["embed_dim"]
+    settings["vision_cfg"] |= image.get("settings") or {}
+    settings["text_cfg"] = (
+        of_text["text_cfg"] | text_settings(of_text["text_cfg"], special) | (text.get("settings") or {})
+    )
+    if model.get("logit_bias") is not None:
+        settings["init_logit_bias"] = model["logit_bias"]
+    size = model["pixels"]["size"]
+    pictures = {
+        "size": [size, size],
+        "mode": "RGB",
+        "mean": image["mean"],
+        "std": image["std"],
+        "interpolation": "bicubic",
+        "resize_mode": model["pixels"].get("resize", "shortest"),
+    }
+    return {"model_cfg": settings, "preprocess_cfg": pictures}
