@@ -133,10 +133,10 @@ def small_overrides(path: Path) -> list[str]:
 
 
 def shortened(schedule: list[str]) -> list[str]:
-    """No more than two layers of a kind in a row, twelve in all."""
+    """No more than two layers of a kind in a row and five in all, and twelve of all kinds."""
     short: list[str] = []
     for layer in schedule:
-        if short[-2:] != [layer, layer]:
+        if short[-2:] != [layer, layer] and short.count(layer) < 5:
             short.append(layer)
     return short[:12]
 
