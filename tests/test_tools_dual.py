@@ -84,6 +84,7 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = train(root, run_dir, QUEUES)
     assert result.returncode == 0, result.stderr
     assert "8 pairs a step, all compared with one another" in result.stdout
+    assert "are not as many as the configuration says, and are used as they are: train 20" in result.stdout
     return run_dir
 
 
@@ -95,7 +96,7 @@ def test_resuming_is_exact(finished: Path) -> None:
     checkpoint = finished / "checkpoints" / "step-00000002.ckpt"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     resumed = subprocess.run(
-        [*command, f"run_dir={finished}", f"resume={checkpoint}"],
+        [*command, f"run_dir={finished}", f"resume={checkpoint}", "checkpoint.keep=5"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -104,6 +105,7 @@ def test_resuming_is_exact(finished: Path) -> None:
     )
     assert resumed.returncode == 0, resumed.stderr
     assert (rows(finished), digest(finished)) == before
+    assert "keep: 5" in (finished / "config.yaml").read_text()  # the folder tells how the run went on
     queue = load_file(finished / "model.safetensors")["objectives.momentum_contrast.image_queue.keys"]
     torch.testing.assert_close(queue.norm(dim=0), torch.ones(16))
 

@@ -126,7 +126,9 @@ def small_overrides(path: Path) -> list[str]:
     overrides = [f"model.{key}={value}" for key, value in SMALL.items() if key in config.model]
     overrides.append("model.embedder.vocab_size=1000")
     if config.model.get("backbone", {}).get("type") == "timm_grid":
-        overrides.append("model.backbone.name=test_efficientnet_gn")  # without batch norms, which would want trained weights
+        overrides.append(
+            "model.backbone.name=test_efficientnet_gn"
+        )  # without batch norms, which would want trained weights
     if "schedule" in config.model:
         overrides.append(f"model.schedule={json.dumps(shortened(config.model['schedule']))}")
     return [*overrides, *MORE]

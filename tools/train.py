@@ -38,7 +38,7 @@ from vlp.run_folder import DataFacts, RunFolder
 from vlp.text.choose import open_tokenizer
 from vlp.text.wordpiece import VocabularyError
 from vlp.training.callbacks import TooManyBrokenSamplesError
-from vlp.training.fit import CheckpointError, build_module, fit, print_estimate, resolve_hardware
+from vlp.training.fit import CheckpointError, build_module, checkpoint_fits, fit, print_estimate, resolve_hardware
 from vlp.training.module import NonFiniteLossError
 from vlp.training.plot import plot_losses
 
@@ -146,6 +146,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     validation = validation_batches(held_out, *sizes, config.validation.micro_batches)
     module = build_module(config, tokenizer, facts)
     start = folder.checkpoint_to_resume(resume) if resume else None
+    checkpoint_fits(start, module)
     if start is None:
         load_start_weights(module.model)
         if config.init is not None:
@@ -171,6 +172,8 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))
     held = folder.hold() if launching else nullcontext()
     with held:
+        if launching and resume is not None:  # with what was changed, so that the folder tells how the run goes on
+            folder.write_config(config)
         try:
             feed = DataModule(load, per_step, data.workers)
             stopped_at = fit(config, module, folder, feed, validation, console, start, per_step)

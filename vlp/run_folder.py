@@ -57,6 +57,10 @@ class RunFolder:
         else:
             write_atomically(self.path / "vocabulary.txt", ("\n".join(tokenizer.tokens) + "\n").encode())
         write_atomically(self.path / "data.json", json.dumps(asdict(facts), indent=1).encode())
+        self.write_config(config)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the run's configuration."""
         write_atomically(self.path / "config.yaml", dump_config(config).encode())
 
     def refuse_if_used(self) -> None:

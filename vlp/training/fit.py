@@ -79,13 +79,13 @@ def fit(
 
     per_step: micro-batches of a step, over all processes.
 
+    resume_from: a checkpoint that fits, see `checkpoint_fits`.
+
     Raises:
-        CheckpointError: `resume_from` cannot be read or is another model's.
         NonFiniteLossError: a loss is NaN or infinite.
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
-    checkpoint_fits(resume_from, module)
     step_end = StepEnd(
         folder,
         Screen(console, config.trainer.max_steps, is_launching_process()),
