@@ -15,6 +15,7 @@ from vlp.interfaces import NONE, AnswerScores, Batch, Images, Regions, Segment, 
 from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream
 from vlp.objectives.matching import Matching
+from vlp.objectives.segment_matching import SegmentMatching
 from vlp.run_folder import DataFacts, RunFolder, build_run, weights_file
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.pair_ranking import PairRanking
@@ -45,7 +46,7 @@ class TrainedModel(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def matching(self) -> Matching | PairRanking:
+    def matching(self) -> Matching | PairRanking | SegmentMatching:
         """The objective that scores pairs of texts and images.
 
         Raises:
@@ -54,7 +55,12 @@ class TrainedModel(nn.Module):
         for objective in self.objectives.values():
             if isinstance(objective, Matching | PairRanking):
                 return objective
-        raise ConfigError("this run trained neither `matching` nor `pair_ranking`, so it can't score pairs")
+            if isinstance(objective, SegmentMatching) and "caption" in objective.shares:
+                return objective
+        raise ConfigError(
+            "this run can't score pairs: it trained neither `matching` nor `pair_ranking`, nor `segment_matching` of"
+            " captions"
+        )
 
     def task(self) -> Task:
         """The task that the run was trained on.
