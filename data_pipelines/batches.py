@@ -72,6 +72,7 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
         slots.append(torch.tensor([NONE if pair.second is None else rows[pair.second[0]] for pair in loaded]))
     segments = loaded[0].segments if loaded else {}
     asked = "question" in segments
+    boxes = any(pair.box is not None for pair in loaded)
     return Batch(
         texts=Texts(
             segments={name: Segment.from_tokens([pair.segments[name] for pair in loaded]) for name in segments},
@@ -82,6 +83,7 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
         matched=torch.ones(len(loaded), dtype=torch.bool),
         answers=torch.tensor([pair.answer for pair in loaded]) if asked else None,
         answer_scores=AnswerScores.from_dicts([pair.answers for pair in loaded]) if asked else None,
+        target_boxes=torch.tensor([pair.box or (0.0,) * 4 for pair in loaded]) if boxes else None,
         source=source,
         step=step,
         micro_batch=micro_batch,

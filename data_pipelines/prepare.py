@@ -15,12 +15,18 @@ from vlp.interfaces import Batch, PixelSize, SquareSize, Tokenizer
 
 
 def ensure_scenes(
-    folder: Path, train: int, val: int, seed: int, say: Callable[[str], None], statements: bool = False
+    folder: Path,
+    train: int,
+    val: int,
+    seed: int,
+    say: Callable[[str], None],
+    statements: bool = False,
+    expressions: bool = False,
 ) -> None:
     """Make the embedded scenes if the folder is not there yet; say so if those that are there are not as many."""
     if not folder.exists():
         say(f"making the embedded scenes in {folder} ({train} images for training; about a minute for 20,000)")
-        build_scenes(folder, train, val, seed, say, statements=statements)
+        build_scenes(folder, train, val, seed, say, statements=statements, expressions=expressions)
     elif (folder / "manifest.json").is_file():
         there = read_manifest(folder).samples
         if (there.get("train"), there.get("val")) != (train, val):

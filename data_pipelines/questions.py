@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.segments import list_of_texts
+from data_pipelines.segments import asked_texts
 from data_pipelines.shards import BadSampleError
 from vlp.text.answers import answer_scores, normalise_answer
 
@@ -15,7 +15,8 @@ from vlp.text.answers import answer_scores, normalise_answer
 class Question:
     """One question. `identifier`: the benchmark's, or `KEY/NUMBER`. `answers`: as people gave them, one or several;
     none where they are not known. `kind`, `answer_kind`: types that the benchmark tells apart, or empty.
-    `second_image`: the key of the sample whose image is asked about beside the sample's own.
+    `second_image`: the key of the sample whose image is asked about beside the sample's own. `box`: what an expression
+    refers to, corners as shares of the image. `size`: width and height of the image in pixels, where they are known.
     """
 
     text: str
@@ -24,6 +25,8 @@ class Question:
     kind: str = ""
     answer_kind: str = ""
     second_image: str | None = None
+    box: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
 
     def scores(self, numbers: Mapping[str, int]) -> dict[int, float]:
         """How right the answers are that a model can choose from, by their numbers; the best comes first."""
@@ -37,15 +40,17 @@ class Question:
 
 
 def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
-    """Question `number` of a sample; its text is empty if there is no such one.
+    """Question `number` of a sample, or its expression of that number; its text is empty if there is no such one.
 
     Raises:
-        BadSampleError: the fact `answers` holds neither texts nor lists of texts, or a fact beside `questions` is not
-            as long as those.
+        BadSampleError: the fact `answers` holds neither texts nor lists of texts, a fact beside `questions` is not as
+            long as those, or the box of an expression is none.
     """
-    questions = list_of_texts(facts, "questions")
+    questions = asked_texts(facts)
     if number >= len(questions):
         return Question("", f"{key}/{number}", [])
+    if "questions" not in facts:
+        return _expression(facts, key, number)
     identifier = _beside(facts, key, "question_ids", number, len(questions))
     answers = facts.get("answers")
     given = answers[number] if isinstance(answers, list) and number < len(answers) else []
@@ -63,6 +68,22 @@ def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
         kind=str(kind or ""),
         answer_kind=str(answer_kind or ""),
         second_image=second,
+    )
+
+
+def _expression(facts: dict[str, Any], key: str, number: int) -> Question:
+    expression = facts["expressions"][number]
+    box, size = expression.get("box"), (facts.get("width"), facts.get("height"))
+    numbers = [v for v in box if isinstance(v, int | float)] if isinstance(box, list) else []
+    if box is not None and not (len(numbers) == 4 and 0 <= numbers[0] < numbers[2] and 0 <= numbers[1] < numbers[3]):
+        raise BadSampleError(key, "expression whose box is not x1 y1 x2 y2 as shares of the image")
+    return Question(
+        text=expression["text"],
+        identifier=expression.get("sent_id", f"{key}/{number}"),
+        answers=[],
+        kind=str(expression.get("kind", "")),
+        box=tuple(map(float, numbers)) or None,
+        size=size if all(isinstance(side, int) for side in size) else None,  # type: ignore[arg-type]
     )
 
 

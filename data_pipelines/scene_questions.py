@@ -45,13 +45,13 @@ def ask(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
 
 def _colour(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     o = _any(scene.objects, rng)
-    the = _unique(scene, o, ("shape", "size", "texture"), rng)
+    the = unique(scene, o, ("shape", "size", "texture"), rng)
     return None if the is None else (f"what colour is the {said(the, rng)}?", o.colour)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     o = _any(scene.objects, rng)
-    the = _unique(scene, o, ("colour", "size", "texture"), rng)
+    the = unique(scene, o, ("colour", "size", "texture"), rng)
     return None if the is None else (f"what shape is the {said(the, rng)}?", o.shape)
 
 
@@ -62,7 +62,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
         return None
     noun = said(entity, rng)
     plural = noun + ("es" if noun.endswith(("s", "x")) else "s")
-    return f"how many {plural} are there?", str(_fitting(scene, entity))
+    return f"how many {plural} are there?", str(fitting(scene, entity))
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
@@ -76,13 +76,13 @@ def _existence(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None
 
 def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     a, b = (scene.objects[k] for k in rng.permutation(len(scene.objects))[:2])
-    one, other = (_unique(scene, o, ("colour", "shape"), rng) for o in (a, b))
+    one, other = (unique(scene, o, ("colour", "shape"), rng) for o in (a, b))
     true = [r for r in RELATIONS if related(a, r, b)]
     if one is None or other is None or not true:
         return None
     yes = rng.random() < 0.5
     relation = true[0] if yes else OPPOSITE[true[0]]
-    text = f"is the {said(one, rng)} {_word(relation, rng)} the {said(other, rng)}?"
+    text = f"is the {said(one, rng)} {word_for(relation, rng)} the {said(other, rng)}?"
     return text, "yes" if yes else "no"
 
 
@@ -102,10 +102,10 @@ def _neighbour(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None
     if not possible:
         return None
     a, relation, b = possible[int(rng.integers(len(possible)))]
-    the = _unique(scene, b, ("colour", "shape"), rng)
+    the = unique(scene, b, ("colour", "shape"), rng)
     if the is None:
         return None
-    where = f"{_word(relation, rng)} the {said(the, rng)}?"
+    where = f"{word_for(relation, rng)} the {said(the, rng)}?"
     if rng.random() < 0.5:
         return f"what colour is the {_any(GENERAL, rng)} {where}", a.colour
     return f"what shape is {where}", a.shape
@@ -117,32 +117,34 @@ def _mixed(scene: Scene, rng: np.random.Generator, there: bool) -> Entity | None
     Never a held-out combination that is not there: where they don't occur at all, the answer would always be no.
     """
     every = [Entity(a.colour, b.shape) for a in scene.objects for b in scene.objects]
-    fit = [e for e in every if (_fitting(scene, e) > 0) == there and (there or (e.colour, e.shape) not in HELD_OUT)]
+    fit = [e for e in every if (fitting(scene, e) > 0) == there and (there or (e.colour, e.shape) not in HELD_OUT)]
     return _any(fit, rng) if fit else None
 
 
-def _unique(scene: Scene, o: SceneObject, names: tuple[str, ...], rng: np.random.Generator) -> Entity | None:
+def unique(scene: Scene, o: SceneObject, names: tuple[str, ...], rng: np.random.Generator) -> Entity | None:
     """The first of these attributes, in a drawn order, that tell an object from all others; None if all don't."""
     entity = Entity()
     for name in rng.permutation(names):
         if getattr(o, name) != "plain":
             entity = replace(entity, **{str(name): getattr(o, name)})
-        if _fitting(scene, entity) == 1:
+        if fitting(scene, entity) == 1:
             return entity
     return None
 
 
-def _fitting(scene: Scene, entity: Entity) -> int:
+def fitting(scene: Scene, entity: Entity) -> int:
+    """How many objects of a scene an entity fits."""
     return sum(entity.fits(o) for o in scene.objects)
 
 
 def said(entity: Entity, rng: np.random.Generator) -> str:
     """The words for an entity, without article, in the singular; synonyms are drawn."""
-    attributes = [_word(name, rng) for name in (entity.size, entity.texture, entity.colour) if name is not None]
-    return " ".join([*attributes, _any(GENERAL, rng) if entity.shape is None else _word(entity.shape, rng)])
+    attributes = [word_for(name, rng) for name in (entity.size, entity.texture, entity.colour) if name is not None]
+    return " ".join([*attributes, _any(GENERAL, rng) if entity.shape is None else word_for(entity.shape, rng)])
 
 
-def _word(name: str, rng: np.random.Generator) -> str:
+def word_for(name: str, rng: np.random.Generator) -> str:
+    """The words for an attribute or a relation; synonyms are drawn."""
     return _any(SYNONYMS.get(name, (name,)), rng)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data_pipelines.scene_expressions import refer
 from data_pipelines.scene_features import RegionFeatures
 from data_pipelines.scene_language import describe, vocabulary
 from data_pipelines.scene_model import (
@@ -256,11 +257,29 @@ def sample_key(split: str, number: int) -> str:
     return f"scene-{split}-{number:06d}"
 
 
-def make_samples(seed: int, split: str, numbers: range, statements_among: int = 0) -> list[Sample]:
+def make_expressions(scene: Scene, boxes: np.ndarray, key: str, rng: np.random.Generator) -> list[dict[str, object]]:
+    """Expressions that refer to objects of a scene, as the fact of its sample."""
+    return [
+        {
+            "ref_id": f"{key}-{number}",
+            "sent_id": f"{key}/{k}",
+            "text": text,
+            "box": [float(share) for share in boxes[number]],
+            "category": scene.objects[number].shape,
+            "box_number": number,
+            "kind": kind,
+        }
+        for k, (text, number, kind) in enumerate(refer(scene, rng))
+    ]
+
+
+def make_samples(
+    seed: int, split: str, numbers: range, statements_among: int = 0, expressions: bool = False
+) -> list[Sample]:
     """Samples of scenes, complete with picture, captions and region features.
 
     statements_among: if not 0, how many scenes the split has; then samples have statements about two scenes in the
-    place of questions about one.
+    place of questions about one. expressions: they have expressions that refer to objects in the place of questions.
     """
     scores = class_scores()
     scenes = [make_scene(seed, split, number) for number in numbers]
@@ -297,6 +316,10 @@ def make_samples(seed: int, split: str, numbers: range, statements_among: int = 
         }
         if statements_among:
             facts |= make_statements(seed, split, number, statements_among)
+        if expressions:
+            facts = {k: v for k, v in facts.items() if k not in ("questions", "answers", "question_types")}
+            rng = _rng(seed, split, number, "expressions")
+            facts["expressions"] = make_expressions(scene, boxes, sample_key(split, number), rng)
         samples.append(
             Sample(
                 sample_key(split, number),
@@ -310,13 +333,15 @@ def make_samples(seed: int, split: str, numbers: range, statements_among: int = 
     return samples
 
 
-def _make_chunk(task: tuple[int, str, range, int]) -> list[Sample]:
+def _make_chunk(task: tuple[int, str, range, int, bool]) -> list[Sample]:
     return make_samples(*task)
 
 
-def _all_samples(seed: int, split: str, count: int, statements: bool, processes: int) -> Iterator[Sample]:
+def _all_samples(
+    seed: int, split: str, count: int, statements: bool, expressions: bool, processes: int
+) -> Iterator[Sample]:
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
-    tasks = [(seed, split, chunk, count if statements else 0) for chunk in chunks]
+    tasks = [(seed, split, chunk, count if statements else 0, expressions) for chunk in chunks]
     if processes == 1 or len(tasks) == 1:
         for task in tasks:
             yield from _make_chunk(task)
@@ -341,10 +366,12 @@ def build_scenes(
     say: Callable[[str], None],
     processes: int | None = None,
     statements: bool = False,
+    expressions: bool = False,
 ) -> None:
     """Make the data set: splits `train`, `val` and `unseen` (as large as `val`), vocabulary and manifest.
 
-    With `statements` its questions are statements about two scenes, to be answered by True or False.
+    With `statements` its questions are statements about two scenes, to be answered by True or False;
+    with `expressions` expressions that refer to objects take their place.
 
     It is built in a hidden folder beside `folder` and renamed at the end, so `folder` is whole or absent. A build that
     is killed leaves the hidden folder behind; it may be removed.
@@ -360,13 +387,13 @@ def build_scenes(
     try:
         for split, count in (("train", train), ("val", val), ("unseen", val)):
             say(f"scenes: {count} for {split}")
-            samples = _all_samples(seed, split, count, statements, processes or os.cpu_count() or 1)
+            samples = _all_samples(seed, split, count, statements, expressions, processes or os.cpu_count() or 1)
             write_split(temporary, split, samples)
         write_bytes(temporary / "vocabulary.txt", "\n".join([*vocabulary([*WORDS, *STATEMENT_WORDS]), ""]).encode())
         counts = {"train": train, "val": val, "unseen": val}
         extractor = f"whitened random convolutions on {SIDE} px scenes"
         manifest = Manifest("scenes", RegionFeatures.size, CLASS_NAMES, extractor, "CC0", counts)
-        answers = TRUTHS if statements else ANSWERS
+        answers = TRUTHS if statements else [] if expressions else ANSWERS
         write_manifest(temporary, replace(manifest, attribute_names=ATTRIBUTE_NAMES, answer_names=answers))
         os.rename(temporary, folder)
     finally:

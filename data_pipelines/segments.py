@@ -77,6 +77,16 @@ def list_of_texts(facts: dict[str, Any], name: str) -> list[str]:
     return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else []
 
 
+def asked_texts(facts: dict[str, Any]) -> list[str]:
+    """What is asked of a sample's image: the fact `questions`, or the texts of `expressions` where there is no such
+    fact; none if it is not of that form.
+    """
+    expressions = facts.get("expressions")
+    if "questions" in facts or not isinstance(expressions, list):
+        return list_of_texts(facts, "questions")
+    return list_of_texts({"texts": [e.get("text") if isinstance(e, dict) else None for e in expressions]}, "texts")
+
+
 def word_regions(facts: dict[str, Any]) -> dict[str, list[int]]:
     """For captions and foils, by text, the region that each word refers to, or NONE; words stand between blanks.
 

@@ -16,6 +16,7 @@ from data_pipelines.questions import Question, question_of
 from data_pipelines.segments import (
     SEGMENTS,
     TextMaterial,
+    asked_texts,
     foils,
     list_of_texts,
     most_tokens,
@@ -34,7 +35,8 @@ class LoadedPair:
     """One pair, ready for a batch. `sample` and `text` are numbers within the source; `segments` by name.
 
     A text without an image has no region. `answers`: how right those answers of the manifest's list are that are known
-    for its question, by number, the best first. `second`: the other image that it is about, with its sample.
+    for its question, by number, the best first. `second`: the other image that it is about, with its sample. `box`:
+    what its question speaks of, corners as shares of the image.
     """
 
     sample: int
@@ -43,6 +45,7 @@ class LoadedPair:
     regions: Regions
     answers: dict[int, float] = field(default_factory=dict)
     second: tuple[int, Regions] | None = None
+    box: tuple[float, ...] | None = None
 
     @property
     def answer(self) -> int:
@@ -202,7 +205,7 @@ class Source:
                 lengths = [len(t.ids) for t in tokenizer.encode(foils(facts))] if "foil" in segments else []
                 of_foils = np.zeros_like(captions)
                 of_foils[: len(lengths)] = lengths[: len(captions)]
-                asked = list_of_texts(facts, "questions") if "question" in segments else []
+                asked = asked_texts(facts) if "question" in segments else []
                 of_questions = np.array([len(t.ids) for t in tokenizer.encode(asked)], dtype=np.int64)
                 of_tags = self._most_tag_tokens(int(sample), facts, longest_class) if "tags" in segments else 0
                 if self.pixels is not None:
@@ -225,7 +228,7 @@ class Source:
     def _second_lengths(self, facts: dict[str, Any], captions: int) -> np.ndarray:
         """Rows of the second image of each pair of a sample, int64 [pairs]; captions come first and have none."""
         numbers = [self._number_of(key) for key in list_of_texts(facts, "second_images")]
-        lengths = np.zeros(int(captions + len(list_of_texts(facts, "questions"))), dtype=np.int64)
+        lengths = np.zeros(int(captions + len(asked_texts(facts))), dtype=np.int64)
         for place, number in enumerate(numbers[: len(lengths) - captions], captions):
             if number is None:
                 continue  # a pair that can't be loaded is replaced when its turn comes
@@ -279,9 +282,8 @@ class Source:
         segments = dict(zip(self.max_tokens, encoded, strict=True))
         if question is None:
             return LoadedPair(sample, pair, segments, regions)
-        return LoadedPair(
-            sample, pair, segments, regions, question.scores(self.answer_numbers), self._second(sample, question, crop)
-        )
+        scores, second = question.scores(self.answer_numbers), self._second(sample, question, crop)
+        return LoadedPair(sample, pair, segments, regions, scores, second, question.box)
 
     def question(self, pair: int) -> Question | None:
         """The question of a pair; None if it is a caption.

@@ -3,7 +3,7 @@
 RUN is the folder of a run that was fine-tuned on questions, or one of its weight files. Prints the accuracy, by type of
 question and answer; writes predictions-SPLIT.json (or .csv) in the benchmark's own form and evaluation-SPLIT.json
 beside the run's weights. A split without answers, as a benchmark's test, gives predictions alone. `most`: the first N
-questions alone, for a quick look.
+questions alone, for a quick look. Of a run on referring expressions, the share of boxes that are right.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError, unknown_key
 from vlp.evaluation.answers import Answered, Form, official_file, summary
+from vlp.evaluation.regions import Located, predictions_file
+from vlp.evaluation.regions import summary as summary_of_boxes
 from vlp.inference import TrainedModel
+from vlp.tasks.region_choice import RegionChoice
 
 PAIRS = 64  # of a batch, if the run's batches were not of so many pairs
 
 
 def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     """The run and the options."""
-    options = {"split": "val", "data": "", "form": "vqa", "most": ""}
+    options = {"split": "val", "data": "", "form": "", "most": ""}
     if not arguments or "=" in arguments[0]:
         raise ConfigError(__doc__ or "")
     for argument in arguments[1:]:
@@ -47,7 +50,7 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
         if name not in options:
             raise unknown_key("options", name, options)
         options[name] = value
-    if options["form"] not in get_args(Form):
+    if options["form"] and options["form"] not in get_args(Form):
         raise unknown_key("form", options["form"], get_args(Form))
     if options["most"] and not options["most"].isdigit():
         raise ConfigError(f"most={options['most']} is not a whole number")
@@ -82,9 +85,19 @@ def open_source(model: TrainedModel, data: str, split: str) -> Source:
     return source
 
 
-def answer_all(model: TrainedModel, source: Source, most: int | None, console: Console) -> tuple[list[Answered], int]:
+def read_answer(model: TrainedModel, question: Question, loaded: LoadedPair, number: int) -> Answered | Located:
+    """The answer or region of that number, beside the truth."""
+    q = question
+    if isinstance(model.task(), RegionChoice):
+        return Located(q.identifier, tuple(loaded.regions.boxes[number].tolist()), q.box, q.kind, q.size)
+    return Answered(q.identifier, model.facts.answer_names[number], q.answers, q.kind, q.answer_kind)
+
+
+def answer_all(
+    model: TrainedModel, source: Source, most: int | None, console: Console
+) -> tuple[list[Answered | Located], int]:
     """What the model answers to the questions of a source, in order; and how many broken ones were left out."""
-    answered: list[Answered] = []
+    answered: list[Answered | Located] = []
     left_out = 0
     size = model.config.data.micro_batch or PAIRS
     pairs = range(len(source))
@@ -102,9 +115,8 @@ def answer_all(model: TrainedModel, source: Source, most: int | None, console: C
                     console.print(f"left out: {error}", style="yellow", soft_wrap=True)
             if batch:
                 likely = model.answer_batch(collate([loaded for _, loaded in batch], source.name, 0, 0, []))
-                for (q, _), number in zip(batch, likely.argmax(1).tolist(), strict=True):
-                    name = model.facts.answer_names[number]
-                    answered.append(Answered(q.identifier, name, q.answers, q.kind, q.answer_kind))
+                chosen = zip(batch, likely.argmax(1).tolist(), strict=True)
+                answered += [read_answer(model, *asked, number) for asked, number in chosen]
             progress.advance(bar, size)
             if most is not None and len(answered) >= most:
                 break
@@ -131,13 +143,17 @@ def table_of(found: dict[str, Any], title: str) -> Table:
 def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
     """Answer, print, write."""
     model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu")
-    model.task()  # before anything is read
-    folder, split, form = run if run.is_dir() else run.parent, options["split"], options["form"]
+    task = model.task()  # before anything is read
+    folder, split, form = run if run.is_dir() else run.parent, options["split"], options["form"] or "vqa"
+    if options["form"] and isinstance(task, RegionChoice):
+        raise ConfigError("form: predictions of boxes have one form alone; leave the option out")
     source = open_source(model, options["data"], split)
     answered, left_out = answer_all(model, source, int(options["most"]) if options["most"] else None, console)
     if not answered:
         raise ConfigError(f"split {split!r} of {source.reader.folder} has no question that can be read")
-    found = summary(answered)
+    boxes = [one for one in answered if isinstance(one, Located)]
+    texts = [one for one in answered if isinstance(one, Answered)]
+    found = summary_of_boxes(boxes) if boxes else summary(texts)
     if found["known"]:
         console.print(table_of(found, f"{run.name}, split {split} of {source.reader.folder}"))
     else:
@@ -145,7 +161,8 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
     if left_out:
         console.print(f"{left_out} questions could not be read and have no prediction", style="yellow")
     predictions = folder / f"predictions-{split}.{'csv' if form == 'csv' else 'json'}"
-    write_atomically(predictions, official_file(answered, form).encode())  # type: ignore[arg-type]
+    content = predictions_file(boxes) if boxes else official_file(texts, form)  # type: ignore[arg-type]
+    write_atomically(predictions, content.encode())
     report = {
         "run": run.name,
         "data": str(source.reader.folder),

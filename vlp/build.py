@@ -43,7 +43,10 @@ from vlp.objectives.segment_matching import SegmentMatching
 from vlp.objectives.sigmoid_contrastive import SigmoidContrastive
 from vlp.objectives.word_region import WordRegionAlignment
 from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.multiple_choice import MultipleChoice
+from vlp.tasks.pair_ranking import PairRanking
 from vlp.tasks.paired_images import PairedImages
+from vlp.tasks.region_choice import RegionChoice
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream, "two_stream": TwoStream}
 EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
@@ -68,7 +71,10 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "masked_region_regression": MaskedRegionRegression,
     "matching": Matching,
     "momentum_contrast": MomentumContrast,
+    "multiple_choice": MultipleChoice,
+    "pair_ranking": PairRanking,
     "paired_images": PairedImages,
+    "region_choice": RegionChoice,
     "region_prediction": RegionPrediction,
     "segment_matching": SegmentMatching,
     "sigmoid_contrastive": SigmoidContrastive,
@@ -85,12 +91,19 @@ TEXT_TOWERS: dict[str, Callable[..., nn.Module]] = {
     "wenlan_text": WenlanText,
 }
 READ_EMBEDDINGS = {"contrastive", "momentum_contrast", "sigmoid_contrastive"}  # those of dual encoders alone
-READ_POOLED = {"matching", "segment_matching", "answering"}  # objectives that need a pooled vector
+READ_POOLED = {
+    "matching",
+    "segment_matching",
+    "answering",
+    "multiple_choice",
+    "pair_ranking",
+}  # objectives that need a pooled vector
 READ_REGION_ROWS = {  # objectives that a model without region rows can't be trained with
     "masked_region_class",
     "masked_region_contrast",
     "masked_region_distribution",
     "masked_region_regression",
+    "region_choice",
     "region_prediction",
     "word_region_alignment",
 }
@@ -127,6 +140,10 @@ IMPORTERS: dict[str, KeyMap] = {
     "uniter_nlvr2": uniter.PAIRS,
     "uniter_nlvr2_attention": uniter.PAIRS_WITH_ATTENTION,
     "uniter_nlvr2_triplet": uniter.TRIPLETS,
+    "uniter_referring": uniter.REGIONS,
+    "uniter_referring_mlp": uniter.REGIONS_MLP,
+    "uniter_retrieval": uniter.RANKING,
+    "uniter_vcr": uniter.CHOICES,
     "uniter_vqa": uniter.ANSWERS,
     "vilbert": vilbert.KEY_MAP,
     "vilbert_contrast": vilbert.CONTRAST,

@@ -39,13 +39,14 @@ class GroupConfig:
 @dataclass
 class ScenesConfig:
     """Embedded scenes to be made at first use: numbers of images a split, and the seed. `statements`: with statements
-    about two scenes in the place of questions about one.
+    about two scenes in the place of questions about one. `expressions`: with expressions that refer to objects.
     """
 
     train: int
     val: int
     seed: int
     statements: bool = False
+    expressions: bool = False
 
 
 @dataclass

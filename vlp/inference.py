@@ -15,9 +15,12 @@ from vlp.interfaces import NONE, AnswerScores, Batch, Images, Regions, Segment, 
 from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream
 from vlp.objectives.matching import Matching
+from vlp.objectives.segment_matching import SegmentMatching
 from vlp.run_folder import DataFacts, RunFolder, build_run, weights_file
 from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.pair_ranking import PairRanking
 from vlp.tasks.paired_images import PairedImages
+from vlp.tasks.region_choice import RegionChoice
 
 EMBED_BATCH = 64  # images or texts that a dual encoder embeds at a time
 
@@ -43,16 +46,21 @@ class TrainedModel(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def matching(self) -> Matching:
-        """The image-text matching objective.
+    def matching(self) -> Matching | PairRanking | SegmentMatching:
+        """The objective that scores pairs of texts and images.
 
         Raises:
             ConfigError: the run trained none.
         """
         for objective in self.objectives.values():
-            if isinstance(objective, Matching):
+            if isinstance(objective, Matching | PairRanking):
                 return objective
-        raise ConfigError("this run trained no `matching` objective, so it can't score pairs")
+            if isinstance(objective, SegmentMatching) and "caption" in objective.shares:
+                return objective
+        raise ConfigError(
+            "this run can't score pairs: it trained neither `matching` nor `pair_ranking`, nor `segment_matching` of"
+            " captions"
+        )
 
     def task(self) -> Task:
         """The task that the run was trained on.
@@ -60,7 +68,8 @@ class TrainedModel(nn.Module):
         Raises:
             ConfigError: it was trained on none, or on several.
         """
-        tasks = {name: o for name, o in self.objectives.items() if isinstance(o, AnswerClassification | PairedImages)}
+        kinds = AnswerClassification | PairedImages | RegionChoice
+        tasks = {name: o for name, o in self.objectives.items() if isinstance(o, kinds)}
         if len(tasks) != 1:
             trained = f"several tasks ({', '.join(tasks)})" if tasks else "no task that answers questions"
             raise ConfigError(f"this run trained {trained}; its objectives are {', '.join(self.objectives)}")
@@ -68,13 +77,19 @@ class TrainedModel(nn.Module):
 
     @torch.no_grad()
     def answer_batch(self, batch: Batch) -> Tensor:
-        """How likely each answer of `facts.answer_names` is, float32 [questions, answers], of a clean batch."""
+        """How likely each answer of `facts.answer_names` is, float32 [questions, answers], of a clean batch.
+
+        Of `region_choice`, how likely each region of the image is, float32 [questions, most regions].
+        """
         task = self.task()
         batch, _ = task.corrupt(batch.to(self.device), torch.Generator(self.device))
         return task.probabilities(task.logits(self.model(batch)))
 
     def answer(self, question: str, images: Sequence[Regions]) -> list[tuple[str, float]]:
-        """All answers to a question about one image or two, the likeliest first, with how likely each is."""
+        """All answers to a question about one image or two, the likeliest first, with how likely each is.
+
+        Of `region_choice` they are the regions: `NUMBER: X1 Y1 X2 Y2`, corners as shares of the image.
+        """
         segment = Segment.from_tokens(self.tokenizer.encode([question]))
         batch = Batch(
             texts=Texts({"question": segment}, torch.zeros(1, dtype=torch.int64)),
@@ -82,11 +97,16 @@ class TrainedModel(nn.Module):
             pairs=torch.tensor([[0, *range(len(images))]]),
             matched=torch.ones(1, dtype=torch.bool),
             answer_scores=AnswerScores.from_dicts([{}]),
+            target_boxes=torch.zeros(1, 4),
             source="of this question",
         )
         likely = self.answer_batch(batch)[0].cpu()
         order = likely.argsort(descending=True).tolist()
-        return [(self.facts.answer_names[number], float(likely[number])) for number in order]
+        names = self.facts.answer_names
+        if isinstance(self.task(), RegionChoice):
+            boxes = enumerate(images[0].boxes.tolist())
+            names = [f"{number}: {' '.join(f'{side:.3f}' for side in box)}" for number, box in boxes]
+        return [(names[number], float(likely[number])) for number in order]
 
     @property
     def dual(self) -> bool:

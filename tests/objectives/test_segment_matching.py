@@ -200,3 +200,10 @@ def test_wrong_shares_in_a_config_are_told_with_their_place(model, tmp_path: Pat
     group = GroupConfig("pretraining", 1.0, [{"type": "segment_matching", "shares": {"matched": 0.5, "tags": 1}}])
     with pytest.raises(ConfigError, match=r"objectives\.0\.objectives\.0: .*add up to 1"):
         build_objectives([group], model, samples.tokenizer(tmp_path), FeatureFacts(samples.FEATURES, samples.CLASSES))
+
+
+def test_score_is_how_likely_a_pair_matches(model) -> None:
+    task = SegmentMatching(model, {"caption": 0.5, "matched": 0.5})
+    encoded = model(made(3))
+    logits = task.classify(encoded.pooled["pair"])
+    torch.testing.assert_close(task.score(encoded).exp(), logits.softmax(1)[:, 1])

@@ -16,7 +16,11 @@ from vlp.build import IMPORTERS
 from vlp.interfaces import Batch, Encoded
 from vlp.nn.heads import HeadShape
 from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.pair_ranking import PairRanking, RankingTargets
 from vlp.tasks.paired_images import PairedImages
+from vlp.tasks.region_choice import RegionChoice, RegionTargets
+
+_CHOICES = ("vil_logit", "vision_logit")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,14 +66,20 @@ def test_tasks(path) -> None:
         tasks["entailment"] = AnswerClassification(model, len(w["vil_tri_prediction.bias"]), loss="softmax")
         pair = HeadShape(len(w["vil_binary_prediction.logit_fc.0.bias"]))
         tasks["paired_images"] = PairedImages(model, len(w["vil_binary_prediction.logit_fc.3.bias"]), pair)
+        tasks["pair_ranking"] = PairRanking(model, loss="softmax")
+        tasks["region_choice"] = RegionChoice(model, loss="binary")
     key_map = IMPORTERS["vilbert_vqa" if beta else "twelve_in_one_tasks"]
     parts = load(golden, model, tasks, key_map)
     encoded = encode(golden, model)
 
-    own = {name: w[name].clone().requires_grad_() for name in w if name.startswith(("vil_logit", "vision_logit"))}
-    vil = nn.functional.linear(encoded.pooled["pair"], own["vil_logit.weight"], own["vil_logit.bias"])
-    vision = nn.functional.linear(encoded.visual.values, own["vision_logit.weight"], own["vision_logit.bias"])
     rows = g["image_attention_mask"].bool()
+    own = {} if not beta else {name: w[name].clone().requires_grad_() for name in w if name.startswith(_CHOICES)}
+    if beta:
+        vil = nn.functional.linear(encoded.pooled["pair"], own["vil_logit.weight"], own["vil_logit.bias"])
+        vision = nn.functional.linear(encoded.visual.values, own["vision_logit.weight"], own["vision_logit.bias"])
+    else:
+        vil = tasks["pair_ranking"].score(encoded)[:, None]
+        vision = tasks["region_choice"].classifier(encoded.visual.values)
     golden.check("vil_logit", vil, **STATES)
     golden.check("vision_logit", vision, rows, **STATES)
     for name in ("linguistic_prediction", "vision_prediction", "linguistic_logit"):
@@ -86,11 +96,31 @@ def test_tasks(path) -> None:
     for name, label, logits in (("entailment", "tri", "vil_tri"), ("paired_images", "binary", "vil_binary")):
         truth = hard(g[f"{label}_label"], tasks[name].answers)
         loss = loss + check_task(golden, tasks[name], encoded, truth, f"{logits}_prediction", f"{label}_loss")
-    assert not g["grounding_target"][~rows].any()
+    target = g["grounding_target"][..., 0]
+    assert not target[~rows].any()
+    # their choice of a region has one more, the whole image in row 0; ours has not, so its part of the loss comes here
+    of_regions = torch.where(rows, target, -1.0)[:, 1:]
+    asked, keys = torch.ones(len(rows), dtype=torch.bool), torch.zeros_like(of_regions)
+    choice, _ = tasks["region_choice"].loss(encoded, RegionTargets(of_regions, asked, keys, asked), model)
+    logits = tasks["region_choice"].logits(encoded)
+    assert torch.equal(
+        logits[rows[:, 1:]], vision.new_zeros(rows.shape).masked_scatter(rows, vision)[:, 1:][rows[:, 1:]]
+    )
+    whole = vision.index_select(0, encoded.visual.offsets[:-1])[:, 0]
     binary = nn.functional.binary_cross_entropy_with_logits
-    grounding = binary(vision, g["grounding_target"][rows], reduction="sum") / len(rows)
+    grounding = choice["region_choice"] + binary(whole, target[:, 0], reduction="sum") / len(rows)
     golden.check("grounding_loss", grounding, **LOSSES)
-    retrieval = nn.functional.cross_entropy(vil.view(len(g["retrieval_label"]), -1), g["retrieval_label"])
+    # the first of each two pairs is the right one where the label is 0
+    order = torch.arange(len(vil)).view(len(g["retrieval_label"]), -1)
+    right = order.gather(1, g["retrieval_label"][:, None])
+    wrong = order[order != right]
+    owner = torch.arange(len(order)).repeat_interleave(order.shape[1] - 1)
+    chosen = torch.cat([right[:, 0], wrong])
+    pooled = {"pair": encoded.pooled["pair"].index_select(0, chosen)}
+    ranking, _ = tasks["pair_ranking"].loss(
+        replace(encoded, pooled=pooled), RankingTargets(len(order), owner, owner), model
+    )
+    retrieval = ranking["pair_ranking"]
     golden.check("retrieval_loss", retrieval, **LOSSES)
     loss = loss + grounding + retrieval
     golden.check("total_loss", loss, **LOSSES)

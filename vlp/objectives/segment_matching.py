@@ -97,3 +97,8 @@ class SegmentMatching(nn.Module):
         loss = F.cross_entropy(logits, targets.labels, ignore_index=NONE, reduction="sum") / count
         correct = (logits.detach().argmax(1) == targets.labels).sum() / count
         return {"segment_matching": loss}, {"segment_matching_accuracy": correct}
+
+    def score(self, encoded: Encoded) -> Tensor:
+        """How well text and image match, float32 [P], for ranking: the logarithm of how likely `matched` is."""
+        logits = self.classify(encoded.pooled["pair"]).float()
+        return logits.log_softmax(1)[:, list(self.shares).index(MATCHED)]

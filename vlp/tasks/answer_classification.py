@@ -116,17 +116,28 @@ def check_answers(answers: int) -> None:
         )
 
 
+def asked_of(batch: Batch) -> Tensor:
+    """Which pairs ask something, bool [P]: they have a text with a question, and match.
+
+    Raises:
+        ValueError: the texts of the batch are not questions.
+    """
+    question = batch.texts.segments.get("question")
+    if question is None:
+        raise ValueError(f"the pairs of source {batch.source!r} have no segment `question`")
+    texts = batch.pairs[:, 0]
+    return (lengths_of(question.offsets) > 0).index_select(0, texts.clamp(min=0)) & (texts != NONE) & batch.matched
+
+
 def targets_of(batch: Batch, answers: int) -> AnswerTargets:
     """The targets of a batch with questions.
 
     Raises:
         ValueError: its texts are not questions, or their answers were not loaded.
     """
-    question = batch.texts.segments.get("question")
-    if question is None or batch.answer_scores is None:
+    asked = asked_of(batch)
+    if batch.answer_scores is None:
         raise ValueError(f"the pairs of source {batch.source!r} have no segment `question` with answers")
-    texts = batch.pairs[:, 0]
-    asked = (lengths_of(question.offsets) > 0).index_select(0, texts.clamp(min=0)) & (texts != NONE) & batch.matched
     return AnswerTargets(batch.answer_scores.dense(answers), asked)
 
 

@@ -64,3 +64,13 @@ PAIRS_WITH_ATTENTION = KeyMap(
         *both("objectives.paired_images.attention.weigh", "attn_pool.fc.0"),
     ]
 )
+
+# UniterForReferringExpressionComprehension with mlp 1 and 2, UniterForImageTextRetrieval (and its HardNeg), whose head
+# of matching begins that of ranking and is not trained, and UniterForVisualCommonsenseReasoning
+REGIONS = KeyMap([*_MODEL, *linear_head("region_choice", "re_output")])
+REGIONS_MLP = KeyMap([*_MODEL, *mlp_head("region_choice", "re_output")])
+RANKING = KeyMap(
+    [*_MODEL, *both("objectives.pair_ranking.classify", "rank_output")],
+    unused={r"itm_output\.(weight|bias)": "the head of matching, which ranking doesn't train"},
+)
+CHOICES = KeyMap([*_MODEL, *mlp_head("multiple_choice", "vcr_output")])

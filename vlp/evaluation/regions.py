@@ -1,0 +1,64 @@
+"""What regions a model chose for the expressions of a benchmark: accuracy by kind, and the predictions as a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlp.metrics.boxes import RIGHT, overlaps
+from vlp.metrics.vqa_accuracy import means_by_kind
+
+Box = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Located:
+    """One expression: the benchmark's identifier, the box that the model chose and the true one (None: not known), as
+    shares of the image, the kind of expression (empty: nothing is said of it), and the image's width and height.
+    """
+
+    identifier: int | str
+    prediction: Box
+    box: Box | None
+    kind: str = ""
+    size: tuple[int, int] | None = None
+
+    @property
+    def score(self) -> float:
+        """1 if the two boxes overlap by half of their union or more, else 0."""
+        if self.box is None:
+            return 0.0
+        return float(overlaps(torch.tensor(self.prediction), torch.tensor(self.box)) >= RIGHT)
+
+
+def summary(located: Sequence[Located]) -> dict[str, Any]:
+    """The share of right boxes among those that are known: `accuracy`, and by kind with the numbers of expressions."""
+    known = [one for one in located if one.box is not None]
+    if not known:
+        return {"questions": len(located), "known": 0}
+    scores = [one.score for one in known]
+    found: dict[str, Any] = {
+        "questions": len(located),
+        "known": len(known),
+        "accuracy": sum(scores) / len(scores),
+    }
+    if any(one.kind for one in known):
+        found["by_question_type"] = means_by_kind(scores, (one.kind for one in known))
+    return found
+
+
+def predictions_file(located: Sequence[Located]) -> str:
+    """JSON list of `sent_id` and `pred_box`: left, top, width and height in pixels, or in shares of the image whose
+    size is not known. The benchmark's own code takes no file; so UNITER's is followed (train_re.py).
+    """
+    rows = []
+    for one in located:
+        width, height = one.size or (1, 1)
+        x1, y1, x2, y2 = one.prediction
+        box = [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height]
+        rows.append({"sent_id": one.identifier, "pred_box": [round(side, 4) for side in box]})
+    return json.dumps(rows, indent=0)

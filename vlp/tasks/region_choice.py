@@ -1,0 +1,139 @@
+"""Referring expressions: the region of the image that a text speaks of (RefCOCO, RefCOCO+, RefCOCOg)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.metrics.boxes import RIGHT, overlaps
+from vlp.nn.heads import LINEAR, Classifier, HeadShape
+from vlp.nn.ragged import lengths_of, offsets_of, padded_index
+from vlp.tasks.answer_classification import asked_of
+
+LossKind = Literal["softmax", "ranking", "binary"]
+
+
+@dataclass(frozen=True)
+class RegionTargets:
+    """`overlaps` float [P, most regions]: of each region of a pair's image with the true box, NONE where there is no
+    region. `asked` bool [P]: the pair asks something, and the box is known. `keys` float of the same size and `hard`
+    bool [P]: what ranking draws its negatives by.
+    """
+
+    overlaps: Tensor
+    asked: Tensor
+    keys: Tensor
+    hard: Tensor
+
+
+class RegionChoice(nn.Module):
+    """Choose among the regions of a pair's image that which its segment `question` speaks of, by their rows.
+
+    It corrupts nothing. The true region is that which overlaps most with the true box; one is right if the overlap
+    (intersection over union) is at least 0.5. Where no region is, the pair counts as a mistake, and in `binary` alone
+    has a loss.
+    Source: UNITER, model/re.py; 12-in-1 (Lu et al. 2020), vilbert/datasets/refer_expression_dataset.py.
+
+    Args:
+        model: the model to be trained; it must have rows of regions.
+        head: what is between the row of a region and its score.
+        loss: `softmax`: cross entropy of the true region among all. `ranking`: max(0, margin + s(negative) - s(true)),
+            with the sigmoid s of the score. Both are means over pairs. `binary`: for each region binary cross entropy
+            with its overlap if it is right, and otherwise with 0; summed over regions, mean over pairs (12-in-1, where
+            the whole image is a choice too).
+        margin: of `ranking`.
+        hard_share: share of the pairs whose negative, in `ranking`, is the wrong region with the highest score; that of
+            the others is drawn.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        head: HeadShape = LINEAR,
+        loss: LossKind = "softmax",
+        margin: float = 0.2,
+        hard_share: float = 1.0,
+    ):
+        super().__init__()
+        self.kind, self.margin, self.hard_share = loss, margin, hard_share
+        self.classifier = Classifier(model.visual_size, 1, head, model.norm_eps, model.initial_std)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, RegionTargets]:
+        """The batch as it is.
+
+        Raises:
+            ValueError: its texts are not expressions with boxes.
+        """
+        asked = asked_of(batch)
+        if batch.target_boxes is None:
+            raise ValueError(
+                f"the questions of source {batch.source!r} have no boxes; region_choice needs data whose samples have"
+                " the fact expressions"
+            )
+        image = batch.pairs[:, 1]
+        counts = torch.where(image != NONE, lengths_of(batch.images.offsets).index_select(0, image.clamp(min=0)), 0)
+        starts = batch.images.offsets.index_select(0, image.clamp(min=0))
+        place = torch.arange(int(counts.max()) if len(counts) else 0, device=counts.device)
+        real = place < counts[:, None]
+        index = torch.where(real, starts[:, None] + place, 0)
+        boxes = batch.images.boxes.index_select(0, index.flatten()).view(*index.shape, 4)
+        found = overlaps(boxes, batch.target_boxes[:, None].to(boxes.dtype)).masked_fill(~real, NONE)
+        known = (batch.target_boxes[:, 2:] > batch.target_boxes[:, :2]).all(1)
+        keys = torch.rand(found.shape, generator=generator, device=found.device)
+        draw = torch.rand(len(found), generator=generator, device=found.device)
+        return batch, RegionTargets(found, asked & known & (counts > 0), keys, draw < self.hard_share)
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        """Scores of regions, float32 [P, most regions], in the order of the images; -inf where there is none."""
+        assert encoded.regions is not None
+        rows = encoded.regions
+        scores = self.classifier(encoded.visual.values.index_select(0, rows.row))[:, 0]
+        counts = torch.bincount(rows.pair, minlength=len(encoded.visual.offsets) - 1)
+        if not len(scores):
+            return scores.new_zeros(len(counts), 0)
+        index, real = padded_index(offsets_of(counts), int(counts.max()))
+        table = scores.index_select(0, index.flatten()).view(index.shape)
+        return table.masked_fill(~real, -torch.inf)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Scores to numbers between 0 and 1, which sum to one for `softmax`."""
+        return logits.softmax(1) if self.kind == "softmax" else logits.sigmoid()
+
+    def loss(self, encoded: Encoded, targets: RegionTargets, model: Model) -> tuple[Losses, Report]:
+        """Losses: `region_choice`. Report: `region_accuracy`."""
+        asked = targets.asked.nonzero()[:, 0]
+        scores, found = (table.index_select(0, asked) for table in (self.logits(encoded), targets.overlaps))
+        if not len(asked):
+            return {"region_choice": encoded.visual.values.sum() * 0}, {"region_accuracy": found.new_zeros(())}
+        right = found.gather(1, scores.detach().argmax(1, keepdim=True)) >= RIGHT
+        if self.kind == "binary":
+            each = F.binary_cross_entropy_with_logits(
+                scores.masked_fill(found < 0, 0.0), found.masked_fill(found < RIGHT, 0.0), reduction="none"
+            )
+            loss = each.masked_fill(found < 0, 0.0).sum() / len(asked)
+        else:
+            best, labels = found.max(1)
+            known = best >= RIGHT
+            if self.kind == "softmax":
+                labels = torch.where(known, labels, NONE)
+                loss = F.cross_entropy(scores, labels, ignore_index=NONE, reduction="sum") / known.sum().clamp(min=1)
+            else:
+                keys, hard = (t.index_select(0, asked) for t in (targets.keys, targets.hard))
+                loss = self._ranking(scores, labels, known, found, torch.where(hard[:, None], scores.detach(), keys))
+        return {"region_choice": loss}, {"region_accuracy": right.float().mean()}
+
+    def _ranking(self, scores: Tensor, labels: Tensor, known: Tensor, found: Tensor, keys: Tensor) -> Tensor:
+        """The loss `ranking`: of wrong regions that is taken whose key is highest; a lone region has no negative."""
+        places = torch.arange(scores.shape[1], device=scores.device)
+        wrong = (found >= 0) & (places != labels[:, None])
+        negative = keys.masked_fill(~wrong, -torch.inf).argmax(1, keepdim=True)
+        counted = known & wrong.any(1)
+        chosen = torch.cat([negative, labels[:, None]], 1)
+        worse, true = scores.gather(1, chosen).sigmoid().unbind(1)
+        each = torch.where(counted, F.relu(self.margin + worse - true), 0)
+        return each.sum() / counted.sum().clamp(min=1)
