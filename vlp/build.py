@@ -229,13 +229,14 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         backbone = construct("model.backbone", settings["backbone"], BACKBONES)
         facts = replace(facts, feature_size=backbone.feature_size)
         settings = {key: value for key, value in settings.items() if key not in ("pixels", "backbone")}
-    settings = {"regions_share_position": False, "token_region": False, **settings}
+    settings = {"regions_share_position": False, "token_region": False, "layout_causal": [], **settings}
     parts = {}
     for key, kind in (
         ("embedder", dict[str, Any]),
         ("layout", list[str]),
         ("layout_types", list[int]),
         ("max_tokens", dict[str, int]),
+        ("layout_causal", list[str]),
         ("regions_share_position", bool),
         ("token_region", bool),  # what the data is asked for; the embedder takes it where it comes
     ):
@@ -262,6 +263,7 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
             special_tokens | getattr(embedder, "special", {}),  # the tokenizer's, and those the embedder adds
             parts["max_tokens"],
             parts["regions_share_position"],
+            causal=parts["layout_causal"],
         )
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
