@@ -211,7 +211,7 @@ def test_causal_texts() -> None:
     batch = replace(batch, texts=texts)
     s = Layout(*CAUSAL, causal=["CLS", "caption"]).assemble(batch)
     assert s.causal is not None
-    expected = [1, 1, 1, 0, 0, 0] + [0, 0, 0, 0, 0] + [1, 1, 1, 1, 1, 0, 0] + [0]
+    expected = [1, 1, 1, 0, 0, 0, *[0] * 5, 1, 1, 1, 1, 1, 0, 0, 0]
     assert s.causal.long().tolist() == expected
     tag_position = dict(zip(s.text.row.tolist(), s.positions.tolist(), strict=True))
     assert [tag_position[row] for row in s.tokens["tags"].row.tolist()] == [5, 2, 5]
