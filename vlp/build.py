@@ -43,6 +43,7 @@ from vlp.objectives.segment_matching import SegmentMatching
 from vlp.objectives.sigmoid_contrastive import SigmoidContrastive
 from vlp.objectives.word_region import WordRegionAlignment
 from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.captioning import Captioning
 from vlp.tasks.paired_images import PairedImages
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"single_stream": SingleStream, "two_stream": TwoStream}
@@ -60,6 +61,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches, "timm_grid
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "answer_classification": AnswerClassification,
     "answering": Answering,
+    "captioning": Captioning,
     "contrastive": Contrastive,
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,
@@ -112,8 +114,10 @@ IMPORTERS: dict[str, KeyMap] = {
     "open_clip": clip.KEY_MAP,  # and OpenAI's
     "open_clip_custom_text": clip.CUSTOM_TEXT,
     "oscar": oscar.KEY_MAP,
+    "oscar_captioning": oscar.CAPTIONS,
     "oscar_nlvr2": oscar.PAIRS,
     "oscar_plus": oscar.KEY_MAP_PLUS,
+    "oscar_plus_captioning": oscar.CAPTIONS_PLUS,
     "oscar_plus_nlvr2": oscar.PAIRS_PLUS,
     "oscar_plus_retrieval": oscar.KEY_MAP_PLUS_RETRIEVAL,
     "oscar_plus_vqa": oscar.ANSWERS_PLUS,
@@ -316,7 +320,7 @@ def build_objectives(
                 )
             if kind in READ_REGION_ROWS and not model.region_rows:
                 raise ConfigError(f"{where}: {kind} needs region rows, and model.layout has no `regions`")
-            if kind == "masked_language" and "MASK" not in tokenizer.special:
+            if kind in ("masked_language", "captioning") and "MASK" not in tokenizer.special:
                 raise ConfigError(f"{where}: {kind} needs a mask token, and the tokenizer {tokenizer.path} has none")
             if kind in READ_POOLED and not model.pooled_size:
                 raise ConfigError(f"{where}: {kind} needs a pooled vector; set model.pooler=true")
@@ -329,6 +333,7 @@ def build_objectives(
                 OBJECTIVES,
                 model=model,
                 mask_id=tokenizer.special.get("MASK"),
+                end_id=tokenizer.special.get("SEP"),
                 word_ids=tokenizer.word_ids,
                 classes=facts.classes,
                 attributes=facts.attributes,
