@@ -57,6 +57,9 @@ def test_verdicts() -> None:
 def test_schedules_are_shortened() -> None:
     assert shortened(["text"] * 9 + ["visual"] * 5 + ["cross"] * 5) == ["text"] * 2 + ["visual"] * 2 + ["cross"] * 2
     assert len(shortened(["cross", "text", "visual"] * 6)) == 12
+    # layers of one kind that others interrupt don't crowd out those that come last
+    interleaved = ["text", "visual"] * 5 + ["text"] * 4 + ["cross"] * 5
+    assert shortened(interleaved) == ["text", "visual"] * 5 + ["cross"] * 2
 
 
 @pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 from test_tools_train import SIZES, run
 
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import ShardReader
+from tools.extract_features import described, grid_extractor, open_trunk
+from vlp.config import ConfigError
 from vlp.evaluation.answers import Answered, official_file, summary
 
 ROOT = Path(__file__).parent.parent
@@ -97,13 +100,45 @@ def test_predict(finished: Path, root: Path, tmp_path: Path) -> None:
     save_file({"features": tensors["features"]}, tmp_path / "half.safetensors")
     for arguments, message in (
         (["--image", "photo.jpg"], "made so: whitened random convolutions"),
+        (["--sample", "val/x", "--sample", "val/y"], "has no sample 'x'"),
         (["--sample", "val/none"], "has no sample 'none'"),
         (["--regions", str(tmp_path / "half.safetensors")], "regions are `features` and `boxes`"),
-        ([], "Give --regions"),
+        ([], "give the picture"),
     ):
         refused = run("predict.py", str(finished), *asked, *arguments)
         assert refused.returncode == 1
         assert message in " ".join(refused.stderr.split())
+
+
+def test_predict_from_pixels(root: Path, tmp_path: Path) -> None:
+    """A model that sees pixels takes the picture itself."""
+    layout = ["model.layout=[CLS, question, SEP, whole, regions]", "model.max_tokens={question: 20}"]
+    task = "objectives=[{name: vqa, sampling_ratio: 1, objectives: [{type: answer_classification}]}]"
+    places = [f"data.root={root}", f"run_dir={tmp_path / 'run'}", "trainer.max_steps=2"]
+    result = run("train.py", str(ROOT / "configs" / "vilt_base.yaml"), *SIZES, *places, *layout, task)
+    assert result.returncode == 0, result.stderr
+    reader = ShardReader(root / "scenes", "val")
+    picture = reader.read_member(3, "image")
+    assert picture is not None
+    (tmp_path / "scene.png").write_bytes(picture)
+    answered = run("predict.py", str(tmp_path / "run"), "--text", "how many?", "--image", str(tmp_path / "scene.png"))
+    assert answered.returncode == 0, answered.stderr
+    assert "likelihood" in answered.stdout
+    refused = run("predict.py", str(tmp_path / "run"), "--text", "how many?", "--sample", "val/x")
+    assert "this model sees pixels" in refused.stderr
+
+
+def test_regions_of_a_picture_as_those_of_the_data() -> None:
+    console = Console(quiet=True)
+    trunk, made = open_trunk("timm:test_resnet", None, console)
+    text = described(made, 96, (2, 3))
+    extractor, grid = grid_extractor(text, None, console)
+    assert (grid, extractor.image_size) == ((2, 3), 96)
+    assert all(torch.equal(a, b) for a, b in zip(extractor.trunk.parameters(), trunk.parameters(), strict=True))
+    with pytest.raises(ConfigError, match="as in a grid alone"):
+        grid_extractor(described(made, 96, None), None, console)
+    with pytest.raises(ConfigError, match="give --weights with that file"):
+        grid_extractor(text.replace("random weights of seed 0", "weights a.pt (sha256 12)"), None, console)
 
 
 def test_summary_and_files() -> None:

@@ -67,7 +67,7 @@ def test_tars_are_indexed_trained_on_and_evaluated(tmp_path: Path, capsys: pytes
     assert losses
     assert all(map(math.isfinite, losses))
     assert eval_retrieval.main([str(tmp_path / "run"), "split=train", "pictures=1"]) == 0
-    report = json.loads((tmp_path / "run" / "retrieval.json").read_text())
+    report = json.loads((tmp_path / "run" / "retrieval-train-8.json").read_text())
     assert (report["captions"], report["images"]) == (8, 8)
     assert inspect_data.main([str(folder)]) == 0
     assert "No split is damaged and no sample is broken." in capsys.readouterr().out

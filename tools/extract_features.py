@@ -127,6 +127,30 @@ def open_trunk(option: str, weights: Path | None, console: Console) -> tuple[nn.
     return trunk, f"timm:{name}, weights {weights.name} (sha256 {digest})"
 
 
+def described(made: str, image_size: int, grid: tuple[int, int] | None) -> str:
+    """What a manifest says of its extractor: the trunk, as `open_trunk` tells how it was made, and the boxes."""
+    boxes = "annotated boxes" if grid is None else f"grid {grid[0]}x{grid[1]}"
+    return f"RoIAlign over {made}; image size {image_size}; whole image, then {boxes}"
+
+
+def grid_extractor(text: str, weights: Path | None, console: Console) -> tuple[RegionExtractor, tuple[int, int]]:
+    """The extractor that a manifest describes, and its grid, to make regions of another picture as its data's were.
+
+    weights: the trunk's file, where it had one.
+
+    Raises:
+        ConfigError: it is no extractor of this program, its boxes were annotated, or the weights are another file.
+    """
+    found = re.fullmatch(r"RoIAlign over (timm:[^,;]+), .*; image size (\d+); whole image, then grid (\d+)x(\d+)", text)
+    if found is None:
+        raise ConfigError(f"regions of a picture can be made as in a grid alone, but the data's were made so: {text}")
+    grid = int(found[3]), int(found[4])
+    trunk, made = open_trunk(found[1], weights, console)
+    if described(made, int(found[2]), grid) != text:
+        raise ConfigError(f"the data's regions were made so: {text}; give --weights with that file, not: {made}")
+    return RegionExtractor(trunk, int(found[2]), "cuda" if torch.cuda.is_available() else "cpu"), grid
+
+
 def extract(options: argparse.Namespace, console: Console) -> None:
     """Add the features and say what became of the samples."""
     folder, grid = options.shards, options.boxes
@@ -135,8 +159,7 @@ def extract(options: argparse.Namespace, console: Console) -> None:
     trunk, made = open_trunk(options.trunk, options.weights, console)
     extractor = RegionExtractor(trunk, options.image_size, "cuda" if torch.cuda.is_available() else "cpu")
     class_names = manifest.class_names if grid is None else []
-    boxes = "annotated boxes" if grid is None else f"grid {grid[0]}x{grid[1]}"
-    text = f"RoIAlign over {made}; image size {extractor.image_size}; whole image, then {boxes}"
+    text = described(made, extractor.image_size, grid)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
         task = progress.add_task("samples", total=sum(manifest.samples.values()))
         added = add_features(

@@ -64,6 +64,7 @@ def parity_cases() -> dict[str, set[str]]:
 def parity_of(name: str, cases: dict[str, set[str]]) -> list[str]:
     """The cases of the system that a config's name begins with; if some are of the variant that follows, only those."""
     name = re.sub("^wenlan", "brivl", name)  # the name of its code
+    name = re.sub("^siglip", "clip_losses", name)  # its loss was recorded beside CLIP's
     systems = sorted((s for s in cases if name == s or name.startswith(f"{s}_")), key=len)
     if not systems:
         return []

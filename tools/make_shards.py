@@ -1,14 +1,15 @@
-"""Make a data set of shards: the embedded scenes, COCO's pictures and annotations, plain text, or tars that you have.
+"""Make a data set of shards: the embedded scenes, a benchmark's official files, plain text, or tars that you have.
 
 python tools/make_shards.py scenes --out data/scenes
 python tools/make_shards.py coco --images DIR --captions captions.json --instances instances.json --out data/coco
+python tools/make_shards.py nlvr2 --images DIR --statements dev.json --split dev --out data/nlvr2
 python tools/make_shards.py text --files books.txt wikipedia.txt --out data/books
 python tools/make_shards.py webdataset --tars data/cc3m
 python tools/make_shards.py webdataset --tars 'data/cc3m/{00000..00331}.tar' --split train --out data/cc3m
 
-A data set appears whole or not at all, and nothing is overwritten. `coco` and `text` make one split; run it again with
+A data set appears whole or not at all, and nothing is overwritten. All but `scenes` make one split; run it again with
 another --split and the same --out to add one. What could not be used is counted by reason and listed in
-SPLIT.left_out.jsonl beside the shards.
+SPLIT.left_out.jsonl beside the shards. `SOURCE --help` shows a source's own options and an example.
 
 `webdataset` indexes tars in webdataset's layout (pictures with KEY.txt or KEY.json, as img2dataset writes them) where
 they lie: no tar is copied or changed. Run again, it reads the tars alone that are new or have changed.
@@ -19,21 +20,42 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data_pipelines.annotations import (
+    conceptual_captions,
+    gqa,
+    karpathy,
+    nlvr2,
+    refcoco,
+    sbu,
+    snli_ve,
+    vcr,
+    visual_genome,
+    vqa_v2,
+)
 from data_pipelines.annotations.build import build_split
-from data_pipelines.annotations.coco import AnnotationError, CocoReader, LeftOut
+from data_pipelines.annotations.coco import CocoReader
+from data_pipelines.annotations.files import AnnotationError, LeftOut
+from data_pipelines.annotations.pictures import Annotations, read_samples
 from data_pipelines.annotations.tars import find_tars, index_tars
 from data_pipelines.annotations.text import TextReader
+from data_pipelines.annotations.web_pictures import NAMINGS
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import Manifest, Sample, ShardError
 
+MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
+# facts that are lists of what a sample holds, and what to call it
+RECORDS = {name: name for name in ("captions", "questions", "expressions")} | {"vcr": "questions with four answers"}
 USER_ERRORS = (AnnotationError, ShardError, OSError)  # OSError: a missing file, a folder that is there, a full disk
 
 
@@ -42,6 +64,159 @@ def whole_number(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A source that is read from a benchmark's official files and a folder of pictures.
+
+    `module`: of the reader; its docstring is the help. `example`: its options but --images and --out. `options`: of its
+    own, as `argparse` takes them.
+    """
+
+    module: ModuleType
+    example: str
+    options: dict[str, dict[str, Any]]
+    read: Callable[[argparse.Namespace], Annotations]
+
+
+def a_file(text: str, required: bool = True, **others: Any) -> dict[str, Any]:
+    """The settings of an option that names a file."""
+    return {"type": Path, "required": required, "help": text, "metavar": "FILE", **others}
+
+
+def some_files(text: str, **others: Any) -> dict[str, Any]:
+    """The settings of an option that names one file or more."""
+    return a_file(text, nargs="+", **others)
+
+
+def vocabulary_files(options: argparse.Namespace, own: list[Path]) -> list[Path]:
+    """The files whose answers a model is to choose from; none if the data set is there and keeps its own.
+
+    Raises:
+        AnnotationError: a new data set would take the answers of a split that is not for training.
+    """
+    if options.vocabulary:
+        return options.vocabulary
+    if (options.out / "manifest.json").is_file():
+        return []
+    if options.split != "train":
+        raise AnnotationError(
+            f"the answers to choose from are those of the training split, and {options.out} has none yet;"
+            " make the split train first, or name its files with --vocabulary"
+        )
+    if not own:
+        raise AnnotationError("a split to train on needs --annotations, which have the answers; or name --vocabulary")
+    return own
+
+
+def read_vqa(options: argparse.Namespace) -> Annotations:
+    """VQA v2's files."""
+    own = options.annotations or []
+    return vqa_v2.read_vqa_v2(options.questions, own, vocabulary_files(options, own), options.at_least)
+
+
+TAKE = {"nargs": "+", "metavar": "SPLIT", "help": "splits of the file (default: the one of --split)"}
+NAMING = {"choices": NAMINGS, "required": True, "help": "of the pictures, as above"}
+VOCABULARY = {
+    "nargs": "+",
+    "type": Path,
+    "metavar": "FILE",
+    "help": "files whose (frequent) answers a model can choose from (default: those of the split train)",
+}
+
+BENCHMARKS = {
+    "conceptual_captions": Benchmark(
+        conceptual_captions,
+        "--captions Train_GCC-training.tsv --naming img2dataset --split train",
+        {
+            "--captions": a_file("Train_GCC-training.tsv or Validation_GCC-1.1.0-Validation.tsv"),
+            "--naming": NAMING,
+        },
+        lambda options: conceptual_captions.read_conceptual_captions(options.captions, options.images, options.naming),
+    ),
+    "gqa": Benchmark(
+        gqa,
+        "--questions train_balanced_questions.json --split train",
+        {
+            "--questions": some_files("train_balanced_questions.json or another of the questions' files"),
+            "--vocabulary": VOCABULARY,
+        },
+        lambda options: gqa.read_gqa(options.questions, vocabulary_files(options, options.questions)),
+    ),
+    "karpathy": Benchmark(
+        karpathy,
+        "--file dataset_coco.json --split train --take train restval",
+        {
+            "--file": a_file("dataset_flickr30k.json or dataset_coco.json"),
+            "--take": TAKE,
+        },
+        lambda options: karpathy.read_karpathy(options.file, options.take or [options.split]),
+    ),
+    "nlvr2": Benchmark(
+        nlvr2,
+        "--statements nlvr2/data/train.json --split train",
+        {"--statements": a_file("train.json, dev.json or test1.json (JSON lines)")},
+        lambda options: nlvr2.read_nlvr2(options.statements),
+    ),
+    "refcoco": Benchmark(
+        refcoco,
+        "--name refcoco+ --refs refs_unc.json --instances refcoco+/instances.json --split testA",
+        {
+            "--name": {"choices": refcoco.NAMES, "required": True, "help": "of the data set"},
+            "--refs": a_file("what tools/convert_refcoco.py made of refs(unc).p, refs(umd).p or refs(google).p"),
+            "--instances": a_file("instances.json of the same folder"),
+            "--take": TAKE,
+        },
+        lambda options: refcoco.read_refcoco(
+            options.name, options.refs, options.instances, options.take or [options.split]
+        ),
+    ),
+    "sbu": Benchmark(
+        sbu,
+        "--captions sbu-captions-all.json --naming img2dataset --split train",
+        {
+            "--captions": a_file("sbu-captions-all.json or SBU_captioned_photo_dataset_captions.txt"),
+            "--urls": a_file("SBU_captioned_photo_dataset_urls.txt, beside captions as text", required=False),
+            "--naming": NAMING,
+        },
+        lambda options: sbu.read_sbu(options.captions, options.urls, options.images, options.naming),
+    ),
+    "snli_ve": Benchmark(
+        snli_ve,
+        "--hypotheses snli_ve_train.jsonl --split train",
+        {"--hypotheses": a_file("snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl")},
+        lambda options: snli_ve.read_snli_ve(options.hypotheses),
+    ),
+    "vcr": Benchmark(
+        vcr,
+        "--questions vcr1annots/train.jsonl --split train",
+        {"--questions": a_file("train.jsonl, val.jsonl or test.jsonl; --images is vcr1images, with its metadata")},
+        lambda options: vcr.read_vcr(options.questions, options.images),
+    ),
+    "visual_genome": Benchmark(
+        visual_genome,
+        "--regions region_descriptions.json --image-data image_data.json --split train",
+        {
+            "--regions": a_file("region_descriptions.json (1 GB; it takes 6 GB of memory)"),
+            "--image-data": a_file("image_data.json"),
+        },
+        lambda options: visual_genome.read_visual_genome(options.regions, options.image_data),
+    ),
+    "vqa_v2": Benchmark(
+        vqa_v2,
+        "--questions v2_OpenEnded_mscoco_train2014_questions.json \\\n"
+        "    --annotations v2_mscoco_train2014_annotations.json \\\n"
+        "    --vocabulary v2_mscoco_train2014_annotations.json v2_mscoco_val2014_annotations.json --split train",
+        {
+            "--questions": some_files("v2_OpenEnded_mscoco_*_questions.json"),
+            "--annotations": some_files("v2_mscoco_*_annotations.json; none for test splits", required=False),
+            "--vocabulary": VOCABULARY,
+            "--at-least": {"type": whole_number, "default": 9, "help": "occurrences of such an answer (%(default)s)"},
+        },
+        read_vqa,
+    ),
+}
 
 
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -63,6 +238,20 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     coco.add_argument("--instances", type=Path, help="COCO's instances JSON of the same pictures, for boxes")
     coco.add_argument("--out", type=Path, required=True, help="folder of the data set, new or with other splits")
     coco.add_argument("--split", default="train", help="name of the split (default %(default)s)")
+    for name, benchmark in BENCHMARKS.items():
+        example = f"example:\n  python tools/make_shards.py {name} --images DIR --out data/{name} \\\n    "
+        command = commands.add_parser(
+            name,
+            help=(benchmark.module.__doc__ or "").splitlines()[0],
+            description=benchmark.module.__doc__,
+            epilog=example + benchmark.example,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("--images", type=Path, required=True, help="folder of the pictures")
+        for option, settings in benchmark.options.items():
+            command.add_argument(option, **settings)
+        command.add_argument("--out", type=Path, required=True, help="folder of the data set, new or with other splits")
+        command.add_argument("--split", default="train", help="name of the split (default %(default)s)")
     text = commands.add_parser("text", help="plain text without images, to train on beside captions")
     text.add_argument("--files", type=Path, nargs="+", required=True, help="UTF-8; empty lines separate documents")
     text.add_argument("--words", type=whole_number, default=50, help="words of a passage (default %(default)s)")
@@ -107,6 +296,38 @@ def make_coco(options: argparse.Namespace, console: Console) -> None:
     report_left_out(reader.left_out, options, console)
 
 
+def make_benchmark(options: argparse.Namespace, console: Console) -> None:
+    """One split from a benchmark's files."""
+    if not options.images.is_dir():  # before files are read that take minutes
+        raise FileNotFoundError(f"no folder of pictures {options.images}")
+    with console.status("reading the annotations"):
+        annotations = BENCHMARKS[options.command].read(options)
+    counts: Counter[str] = Counter()
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("pictures", total=None)
+
+        def counted() -> Iterator[Sample]:
+            for sample in read_samples(options.images, annotations):
+                progress.advance(task)
+                for name in RECORDS:
+                    counts[name] += len(sample.captions if name == "captions" else sample.facts.get(name, []))
+                yield sample
+
+        samples = build_split(options.out, options.split, counted(), annotations.manifest, annotations.left_out)
+    records = ", ".join(f"{number} {RECORDS[name]}" for name, number in counts.items() if number)
+    made = f"{options.out}, split {options.split}: {samples} samples with {records or 'no texts'}"
+    for line in [made, *annotations.remarks]:
+        console.print(line, soft_wrap=True)
+    report_left_out(annotations.left_out, options, console)
+    share = len(annotations.left_out) / (len(annotations.left_out) + samples + counts.total())
+    if share > MUCH:
+        console.print(
+            f"WARNING: {share:.0%} of what the files hold was left out; do --images and the files belong together?",
+            style="bold red",
+            soft_wrap=True,
+        )
+
+
 def make_text(options: argparse.Namespace, console: Console) -> None:
     """One split of passages."""
     reader = TextReader(options.files, options.words)
@@ -148,8 +369,8 @@ def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     options = read_arguments(arguments)
     try:
-        make = {"scenes": make_scenes, "coco": make_coco, "text": make_text, "webdataset": make_webdataset}
-        make[options.command](options, Console(highlight=False, markup=False))
+        makers = {"scenes": make_scenes, "coco": make_coco, "text": make_text, "webdataset": make_webdataset}
+        makers.get(options.command, make_benchmark)(options, Console(highlight=False, markup=False))
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; nothing was added", style="yellow")
         return 130

@@ -1,9 +1,10 @@
 """Answer one question: python tools/predict.py RUN --image photo.jpg --text "what colour is the bus?".
 
 RUN is the folder of a run that was fine-tuned on questions, or one of its weight files. A statement about two images
-takes --image twice. A model that reads regions takes, in the place of each image, --regions FILE.safetensors with the
-tensors `features` [R, F] and `boxes` [R, 4], corners as shares of width and height, made as its data's were; or
---sample SPLIT/KEY, a sample of the data that it was trained on.
+takes --image twice. For a model that reads regions they are made of the picture as those of its data were, if that was
+by tools/extract_features.py in a grid (--weights: the same file as there). Else it takes --regions FILE.safetensors
+with the tensors `features` [R, F] and `boxes` [R, 4], corners as shares of width and height; or --sample SPLIT/KEY, a
+sample of its data.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import vlp
 from data_pipelines.images import ImageError, sized_pixels
-from data_pipelines.shards import BadSampleError, ShardError, ShardReader, read_manifest
+from data_pipelines.shards import BadSampleError, Sample, ShardError, ShardReader, read_manifest
 from vlp.build import pixel_size
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import read_weights
@@ -42,32 +43,42 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--text", required=True, help="the question")
     for name, what in (("image", "a picture"), ("regions", "a file of regions"), ("sample", "SPLIT/KEY")):
         parser.add_argument(f"--{name}", action="append", default=[], help=what)
+    parser.add_argument("--weights", type=Path, help="of the trunk that makes regions")
     parser.add_argument("--top", type=int, default=5, help="how many answers to show")
     return parser.parse_args(arguments)
 
 
-def read_images(model: TrainedModel, options: argparse.Namespace) -> list[Regions]:
+def read_images(model: TrainedModel, options: argparse.Namespace, console: Console) -> list[Regions]:
     """The images, as the model sees them.
 
     Raises:
         ConfigError: there is none, or the model can't see those that are given.
     """
+    if not options.image + options.regions + options.sample:
+        raise ConfigError("give the picture: --image FILE (or --regions or --sample, see --help)")
     size, data = pixel_size(model.config.model), Path(model.config.data.root) / model.config.data.sources[0].path
     if size is not None:
-        if not options.image or options.regions or options.sample:
+        if options.regions or options.sample:
             raise ConfigError("this model sees pixels; give --image FILE, once or twice")
         pixels = [sized_pixels(Path(path).read_bytes(), size) for path in options.image]
         return [Regions.from_pixels(torch.from_numpy(one)) for one in pixels]
-    if options.image or not options.regions + options.sample:
-        try:
-            made = f"; its data's were made so: {read_manifest(data).extractor}"
-        except ShardError:
-            made = ""
-        raise ConfigError(
-            f"this model reads regions of {model.facts.feature_size} numbers, not pictures{made}. Give --regions"
-            " FILE.safetensors, or --sample SPLIT/KEY (tools/extract_features.py makes regions of a data set)"
-        )
-    return [*map(_regions_file, options.regions), *(_sample(data, name) for name in options.sample)]
+    made = _from_pictures(data, options, console) if options.image else []
+    return [*made, *map(_regions_file, options.regions), *(_sample(data, name) for name in options.sample)]
+
+
+def _from_pictures(data: Path, options: argparse.Namespace, console: Console) -> list[Regions]:
+    """Regions of pictures, made as those of the data set."""
+    from data_pipelines.features.regions import with_regions  # with timm, which takes seconds
+    from tools.extract_features import grid_extractor
+
+    extractor, grid = grid_extractor(read_manifest(data).extractor, options.weights, console)
+    found = []
+    for path in map(Path, options.image):
+        sample = with_regions(Sample(path.name, [], image=path.read_bytes()), extractor, grid, [])
+        if sample.regions is None:
+            raise ConfigError(f"{path} can't be used: {sample.facts}")
+        found.append(Regions(torch.from_numpy(sample.regions.features), torch.from_numpy(sample.regions.boxes)))
+    return found
 
 
 def _regions_file(name: str) -> Regions:
@@ -99,7 +110,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     """Answer and print."""
     model = vlp.load(options.run, "cuda" if torch.cuda.is_available() else "cpu")
     model.task()  # before anything is read
-    images = read_images(model, options)
+    images = read_images(model, options, console)
     table = Table("answer", "likelihood", title=options.text, title_justify="left")
     for answer, likelihood in model.answer(options.text, images)[: options.top]:
         table.add_row(answer, f"{likelihood:.3f}")

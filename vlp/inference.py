@@ -82,6 +82,7 @@ class TrainedModel(nn.Module):
             pairs=torch.tensor([[0, *range(len(images))]]),
             matched=torch.ones(1, dtype=torch.bool),
             answer_scores=AnswerScores.from_dicts([{}]),
+            source="of this question",
         )
         likely = self.answer_batch(batch)[0].cpu()
         order = likely.argsort(descending=True).tolist()

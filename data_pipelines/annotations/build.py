@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from data_pipelines.annotations.coco import LeftOut
+from data_pipelines.annotations.files import LeftOut
 from data_pipelines.shards import Manifest, Sample, ShardError, read_manifest, write_bytes, write_manifest, write_split
 
 
@@ -22,18 +22,19 @@ def build_split(
     """Write samples as one split of a new data set, or add the split to one of the same kind; returns their number.
 
     All is written beside `folder` first. `left_out` may grow while `samples` are read; it is stored as
-    `SPLIT.left_out.jsonl`. The counts of `manifest` are filled in here.
+    `SPLIT.left_out.jsonl`. The counts of `manifest` are filled in here. A data set that is there keeps its answer
+    names, whose numbers a model may have learned; a `manifest` with none says nothing of them.
 
     Raises:
         ShardError: no sample is usable, the split is there already, or the data set there is another one, has other
-            classes or has features already.
+            classes or answers or has features already.
     """
     if not re.fullmatch(r"[A-Za-z0-9_]+", split):
         raise ShardError(f"the split's name {split!r} may hold letters, digits and underscores only")
     folder = folder.resolve()  # `.` has no name
     there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if there:
-        manifest = replace(manifest, samples=_check_fits(folder, split, manifest).samples)
+        manifest = _check_fits(folder, split, manifest)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -41,7 +42,8 @@ def build_split(
         ordered = iter(samples)
         first = next(ordered, None)
         if first is None:
-            reasons = ", ".join(f"{n} x {reason}" for reason, n in Counter(e.reason for e in left_out).most_common(5))
+            counted = Counter(e.reason for e in left_out).most_common(5)
+            reasons = ", ".join(f"{n} x {reason}" for reason, n in counted)
             raise ShardError(f"no sample for split {split!r} can be used; left out: {reasons or 'nothing'}")
         count = write_split(temporary, split, chain([first], ordered))
         manifest = replace(manifest, samples={**manifest.samples, split: count})
@@ -87,5 +89,10 @@ def _check_fits(folder: Path, split: str, manifest: Manifest) -> Manifest:
         raise ShardError(
             f"{folder} has {len(there.class_names)} classes and the new split {len(manifest.class_names)}, or in"
             " another order; make both from files with the same categories"
+        )
+    if manifest.answer_names and there.answer_names != manifest.answer_names:
+        raise ShardError(
+            f"{folder} has {len(there.answer_names)} answers to choose from and the new split"
+            f" {len(manifest.answer_names)}, or others; leave out --vocabulary, and those of the data set are kept"
         )
     return there

@@ -7,30 +7,17 @@ shares of the image, in the file's order) and `box_names` (the class of each box
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from data_pipelines.images import ImageError, decode_image
+from data_pipelines.annotations.boxes import BACKGROUND, corners, read_categories, read_sizes, shares
+from data_pipelines.annotations.files import AnnotationError, LeftOut, entries, read_json
+from data_pipelines.annotations.pictures import check_shape, image_format, read_picture
+from data_pipelines.images import ImageError
 from data_pipelines.shards import Sample
 
-BACKGROUND = "background"
 IMAGE_ID_OF_TWO_FILES = "image id stands for two files"
-# what a picture's bytes begin with, after `decode_image` has taken them
-BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp"}
-
-
-class AnnotationError(ValueError):
-    """An annotation file cannot be used as a whole; the message names the file and the entry."""
-
-
-class LeftOut(NamedTuple):
-    """What was left out (a picture's file name, or a caption or box by its picture) and why, a phrase to count by."""
-
-    what: str
-    reason: str
 
 
 class CocoReader:
@@ -59,8 +46,8 @@ class CocoReader:
             raise FileNotFoundError(f"no folder of pictures {images}")
         self.images, self.left_out, self.clipped_boxes = images, list[LeftOut](), 0
         self.class_names: list[str] = []
-        values = _read_json(captions)
-        listed = _entries(captions, values, "images", {"id": int, "file_name": str})
+        values = read_json(captions)
+        listed = entries(captions, values, "images", {"id": int, "file_name": str})
         self._entries = self._without_repeats(listed)
         self._files = {entry["id"]: entry["file_name"] for entry in self._entries}
         self._licences = {
@@ -86,10 +73,10 @@ class CocoReader:
             except ImageError as error:
                 self.left_out.append(LeftOut(entry["file_name"], str(error)))
 
-    def _without_repeats(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _without_repeats(self, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
         first: dict[int, dict[str, Any]] = {}
         ambiguous: set[int] = set()
-        for entry in entries:
+        for entry in listed:
             kept = first.setdefault(entry["id"], entry)
             if kept["file_name"] != entry["file_name"]:
                 ambiguous.add(entry["id"])  # whose captions are they?
@@ -101,7 +88,7 @@ class CocoReader:
 
     def _read_captions(self, path: Path, values: dict[str, Any]) -> dict[int, list[str]]:
         captions: dict[int, list[str]] = {}
-        for entry in _entries(path, values, "annotations", {"image_id": int, "caption": str}):
+        for entry in entries(path, values, "annotations", {"image_id": int, "caption": str}):
             if entry["image_id"] not in self._files:
                 self.left_out.append(LeftOut(f"image id {entry['image_id']}", "caption of a picture that is not used"))
             elif not entry["caption"].strip():
@@ -113,24 +100,17 @@ class CocoReader:
         return captions
 
     def _read_boxes(self, path: Path) -> None:
-        values = _read_json(path)
-        categories = _entries(path, values, "categories", {"id": int, "name": str})
-        names = {entry["id"]: entry["name"] for entry in categories}
-        self.class_names = [BACKGROUND, *(names[number] for number in sorted(names))]
-        if len(names) < len(categories) or len(set(self.class_names)) < len(self.class_names):
-            raise AnnotationError(f"{path}: two categories share an id or a name, or one is named {BACKGROUND!r}")
-        kinds = {"id": int, "file_name": str, "width": int, "height": int}
-        for entry in _entries(path, values, "images", kinds):
-            number = entry["id"]
-            if number in self._files and self._files[number] != entry["file_name"]:
+        values = read_json(path, drop=["segmentation"])  # most of the file, not used
+        names = read_categories(path, values)
+        self.class_names = [BACKGROUND, *names.values()]
+        for number, (file_name, width, height) in read_sizes(path, values).items():
+            if number in self._files and self._files[number] != file_name:
                 raise AnnotationError(
-                    f"{path}: image {number} is {entry['file_name']}, but {self._files[number]} in the captions file;"
+                    f"{path}: image {number} is {file_name}, but {self._files[number]} in the captions file;"
                     " the two files do not belong together"
                 )
-            if entry["width"] <= 0 or entry["height"] <= 0:
-                raise AnnotationError(f"{path}: image {number} is {entry['width']} x {entry['height']} pixels")
-            self._sizes[number] = (entry["width"], entry["height"])
-        boxes = _entries(path, values, "annotations", {"image_id": int, "category_id": int, "bbox": list})
+            self._sizes[number] = (width, height)
+        boxes = entries(path, values, "annotations", {"image_id": int, "category_id": int, "bbox": list})
         for entry in boxes:
             what = self._files.get(entry["image_id"], f"image id {entry['image_id']}")
             reason = self._take_box(entry, names.get(entry["category_id"]))
@@ -148,28 +128,20 @@ class CocoReader:
             return "box around a crowd"
         if name is None:
             return "box of an unknown class"
-        if len(box) != 4 or not all(type(v) in (int, float) and math.isfinite(v) for v in box):
-            return "box is not four numbers"
-        (left, top, box_width, box_height), (width, height) = box, self._sizes[number]
-        corners = [left / width, top / height, (left + box_width) / width, (top + box_height) / height]
-        # six decimals, so that the corners stay apart as float32
-        inside = [round(min(max(corner, 0.0), 1.0), 6) for corner in corners]
-        if inside[2] <= inside[0] or inside[3] <= inside[1]:
-            return "box without area"
-        self.clipped_boxes += min(corners) < 0 or max(corners) > 1
+        found = shares(corners(box), self._sizes[number])
+        if isinstance(found, str):
+            return found
+        inside, clipped = found
+        self.clipped_boxes += clipped
         self._boxes.setdefault(number, []).append((inside, name))
         return None
 
     def _sample(self, entry: dict[str, Any]) -> Sample:
         number = entry["id"]
-        data = self._read_picture(entry["file_name"])
-        width, height = decode_image(data).size
+        name, data, width, height = read_picture(self.images, [entry["file_name"]])
         boxes = self._boxes.get(number, [])
         if boxes:
-            # a copy at another scale will do, but not one that was turned or cropped; scaling rounds by a pixel
-            listed_width, listed_height = self._sizes[number]
-            if abs(width * listed_height - height * listed_width) > max(width, height, listed_width, listed_height):
-                raise ImageError("image has another shape than the JSON says")
+            check_shape((width, height), self._sizes[number])
         licence = self._licences.get(entry.get("license"), {})
         facts = {
             "width": width,
@@ -180,54 +152,9 @@ class CocoReader:
             "licence_url": licence.get("url"),
             "url": entry.get("flickr_url") or entry.get("coco_url"),
             "image_id": number,
-            "file_name": entry["file_name"],
+            "file_name": name,
         }
         facts = {key: value for key, value in facts.items() if value is not None}
         if self._with_boxes:
-            facts.update(boxes=[corners for corners, _ in boxes], box_names=[name for _, name in boxes])
-        kind = next(kind for beginning, kind in BEGINNINGS.items() if data.startswith(beginning))
-        return Sample(f"coco-{number:012d}", self._captions.get(number, []), None, data, kind, facts)
-
-    def _read_picture(self, name: str) -> bytes:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ImageError("file name leads out of the folder")
-        path = self.images / name
-        if not path.is_file():
-            raise ImageError("file is missing")
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ImageError("file cannot be read") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no annotation file {path}")
-    try:
-        # outlines are most of an instances file and are not used; a byte order mark is some editors' habit
-        values = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_outline)
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is not JSON in UTF-8 ({error}); it may be cut short") from error
-    if not isinstance(values, dict):
-        raise AnnotationError(f"{path} is not in COCO's layout: it holds a {type(values).__name__}, not an object")
-    return values
-
-
-def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
-    entry.pop("segmentation", None)
-    return entry
-
-
-def _entries(path: Path, values: dict[str, Any], name: str, kinds: dict[str, type]) -> list[dict[str, Any]]:
-    """A list of the file whose entries have the keys of `kinds`."""
-    entries = values.get(name)
-    if not isinstance(entries, list):
-        raise AnnotationError(f"{path} is not in COCO's layout: it has no list {name!r}; is it another of its files?")
-    for number, entry in enumerate(entries):
-        for key, kind in kinds.items():
-            value = entry.get(key) if isinstance(entry, dict) else None
-            if type(value) is not kind:
-                raise AnnotationError(f"{path}: {name}[{number}] has no {key!r} of type {kind.__name__}")
-            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-                raise AnnotationError(f"{path}: {key!r} of {name}[{number}] is not valid Unicode (half a pair)")
-    return entries
+            facts.update(boxes=[inside for inside, _ in boxes], box_names=[name for _, name in boxes])
+        return Sample(f"coco-{number:012d}", self._captions.get(number, []), None, data, image_format(data), facts)

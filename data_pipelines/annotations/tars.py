@@ -28,7 +28,7 @@ import pyarrow.parquet
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
-from data_pipelines.annotations.coco import LeftOut
+from data_pipelines.annotations.files import LeftOut
 from data_pipelines.facts import FactsError, facts_of_tars
 from data_pipelines.images import ImageError, picture_size
 from data_pipelines.shards import Manifest, ShardError, index_schema, read_manifest, write_bytes, write_manifest

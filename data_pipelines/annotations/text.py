@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.annotations.coco import AnnotationError, LeftOut
+from data_pipelines.annotations.files import AnnotationError, LeftOut
 from data_pipelines.shards import Sample
 
 

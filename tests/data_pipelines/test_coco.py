@@ -14,7 +14,8 @@ from made_up_coco import CLASSES, LICENCES, MadeUpCoco, box_entry, caption_entry
 
 from data_pipelines.annotations import build
 from data_pipelines.annotations.build import build_split
-from data_pipelines.annotations.coco import AnnotationError, CocoReader, LeftOut
+from data_pipelines.annotations.coco import CocoReader
+from data_pipelines.annotations.files import AnnotationError, LeftOut
 from data_pipelines.shards import Manifest, Sample, ShardError, ShardReader, read_manifest, write_manifest
 
 MANIFEST = Manifest("coco", 0, CLASSES, "", "each picture's own")
@@ -162,7 +163,7 @@ def change(values: dict[str, Any], *path: Any, to: Any) -> None:
         (("captions", "images", 1, "id"), True, r"images\[1\] has no 'id' of type int"),
         (("captions", "images", 0, "file_name"), None, r"images\[0\] has no 'file_name' of type str"),
         (("captions", "annotations", 2, "caption"), ["a"], r"annotations\[2\] has no 'caption' of type str"),
-        (("captions", "annotations", 2, "caption"), "half \ud83d", r"'caption' of annotations\[2\] is not valid"),
+        (("captions", "annotations", 2, "caption"), "half \ud83d", r"annotations\[2\]: 'caption' is not valid"),
         (("instances", "categories"), None, "no list 'categories'"),
         (("instances", "categories", 0, "name"), "car", "share an id or a name"),
         (("instances", "categories", 0, "id"), 3, "share an id or a name"),

@@ -9,7 +9,7 @@ import pytest
 from made_up_shards import CLASSES, FEATURES, make_data_set, make_sample, write_vocabulary
 
 from data_pipelines.annotations.build import build_split
-from data_pipelines.annotations.coco import AnnotationError
+from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.text import TextReader
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.plan import Plan

@@ -96,7 +96,7 @@ def test_two_images(path) -> None:
     task: nn.Module = (
         PairedImages(model, answers, shown="own", attention_heads=heads)
         if paired
-        else AnswerClassification(model, answers, loss="softmax")
+        else AnswerClassification(model, answers, loss="softmax", images=2)
     )
     name = "uniter_nlvr2_attention" if attention else "uniter_nlvr2" if paired else "uniter_nlvr2_triplet"
     parts = load(golden, model, {"paired_images" if paired else "answer_classification": task}, IMPORTERS[name])

@@ -79,7 +79,7 @@ def test_without_questions_the_loss_is_a_connected_zero() -> None:
     assert not targets.asked.any()
     loss = task.loss(model(batch), targets, model)[0]["answer_classification"]
     loss.backward()
-    assert float(loss) == 0.0
+    assert float(loss.detach()) == 0.0
 
 
 def test_two_images_are_two_pairs() -> None:
@@ -124,6 +124,12 @@ def test_refusals() -> None:
         PairedImages(model, 2).corrupt(asking([[0, 1, NONE]], [{}]), generator())
     with pytest.raises(ValueError, match="no segment `question`"):
         AnswerClassification(model, 2).corrupt(samples.batch([[7]], [1], [[0, 0]]), generator())
+    for images, pair, message in ((1, [0, 1, 2], "about two images"), (2, [0, 1, NONE], "about one image")):
+        with pytest.raises(ValueError, match=message):
+            AnswerClassification(model, 2, images=images).corrupt(asking([pair], [{}]), generator())
+    with pytest.raises(ValueError, match="about one image"):
+        AnswerClassification(model, 2, images=2).corrupt(asking([[0, 1]], [{}]), generator())
+    AnswerClassification(model, 2).corrupt(asking([[0, 1, NONE]], [{}]), generator())
     task = AnswerClassification(model, 2, read="END")
     with pytest.raises(ValueError, match="has only CLS, MASK, SEP"):
         task.logits(model(asking([[0, 0]], [{}])))

@@ -39,6 +39,7 @@ class AnswerClassification(nn.Module):
         loss: `binary`: for each answer binary cross entropy with its score, summed over answers (the originals write
             the mean times their number). `softmax`: cross entropy with the best answer. `divergence`: sum of
             s (log s - log softmax) over answers, whose scores s need not sum to one (VisualBERT).
+        images: how many each question is about. With 2 the layout shows them as `regions` and `regions_2`.
 
     Raises:
         ValueError: there are no answers, or the model lacks the vector that is to be read.
@@ -51,12 +52,13 @@ class AnswerClassification(nn.Module):
         head: HeadShape = LINEAR,
         read: str = "pooled",
         loss: LossKind = "binary",
+        images: Literal[1, 2] = 1,
     ):
         super().__init__()
         check_answers(answers)
         if read == "pooled" and not model.pooled_size:
             raise ValueError("it reads the pooled vector; set model.pooler=true, or read the name of a special token")
-        self.read, self.kind = read, loss
+        self.read, self.kind, self.images = read, loss, images
         size = model.pooled_size if read == "pooled" else model.hidden_size
         self.answers = answers
         self.classifier = Classifier(size, answers, head, model.norm_eps, model.initial_std)
@@ -65,8 +67,15 @@ class AnswerClassification(nn.Module):
         """The batch as it is.
 
         Raises:
-            ValueError: its texts are not questions.
+            ValueError: its texts are not questions, or about more images or fewer.
         """
+        others = batch.pairs[:, 2:] != NONE
+        if bool(others.any()) if self.images == 1 else not (others.shape[1] and bool(others[:, 0].all())):
+            raise ValueError(
+                f"questions of source {batch.source!r} are about {'two images' if self.images == 1 else 'one image'};"
+                " either answer_classification with images: 2 and the layout's regions and regions_2 takes two, or"
+                " paired_images"
+            )
         return batch, targets_of(batch, self.answers)
 
     def logits(self, encoded: Encoded) -> Tensor:

@@ -1,0 +1,134 @@
+"""Pairs what a benchmark's files say with the pictures, which lie in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.annotations.files import LeftOut
+from data_pipelines.images import ImageError, decode_image
+from data_pipelines.shards import Manifest, Sample
+
+# what a picture's bytes begin with, after `decode_image` has taken them
+BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp"}
+
+
+@dataclass
+class Picture:
+    """One picture and what the files say of it: a sample to be.
+
+    `files`: where it may lie within the folder of pictures; the first that is there is taken. `records`: names of the
+    questions, expressions ... that are lost if it cannot be used. `size`: width and height of which its boxes are
+    shares, or None if it has no boxes. `partner`: another picture, without records; both are used or neither.
+    """
+
+    key: str
+    files: list[str]
+    captions: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    records: list[str] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    partner: Picture | None = None
+
+    def ask(self, identifier: int | str, question: str, **others: Any) -> None:
+        """Add a question, and what else stands in lists parallel to the fact `questions`: answers, question_types."""
+        for name, value in {"questions": question, "question_ids": identifier, **others}.items():
+            self.facts.setdefault(name, []).append(value)
+        self.records.append(f"question {identifier}")
+
+
+@dataclass
+class Annotations:
+    """All that the files of one split say.
+
+    `pictures` can be read once; `left_out` may grow while they are. `manifest`: of a data set of such splits.
+    `remarks`: lines to tell the user.
+    """
+
+    manifest: Manifest
+    pictures: Iterable[Picture]
+    left_out: list[LeftOut]
+    remarks: list[str] = field(default_factory=list)
+
+
+def read_samples(folder: Path, annotations: Annotations) -> Iterator[Sample]:
+    """A sample of each picture that can be used; the others, and their records, are added to what is left out.
+
+    Facts of each, beside its own: `width`, `height` and `file_name`.
+
+    Raises:
+        FileNotFoundError: there is no folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder of pictures {folder}")
+    for picture in annotations.pictures:
+        together = [picture, picture.partner] if picture.partner else [picture]
+        made: list[Sample] = []
+        failed: list[LeftOut] = []
+        for one in together:
+            try:
+                made.append(_sample(folder, one))
+            except ImageError as error:
+                failed.append(LeftOut(one.files[0], str(error)))
+        if not failed:
+            yield from made
+            continue
+        annotations.left_out += failed
+        names = {entry.what for entry in failed}
+        others = [one.files[0] for one in together if one.files[0] not in names]
+        annotations.left_out += [LeftOut(name, "picture whose partner is not used") for name in others]
+        for record in picture.records:
+            kind = record.split(maxsplit=1)[0]
+            annotations.left_out.append(LeftOut(record, f"{kind} of a picture that is not used"))
+
+
+def _sample(folder: Path, picture: Picture) -> Sample:
+    name, data, width, height = read_picture(folder, picture.files)
+    if picture.size:
+        check_shape((width, height), picture.size)
+    facts = {**picture.facts, "width": width, "height": height, "file_name": name}
+    try:
+        json.dumps([picture.captions, facts], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ImageError("picture with a text that is not valid Unicode") from error
+    return Sample(picture.key, picture.captions, None, data, image_format(data), facts)
+
+
+def read_picture(folder: Path, names: list[str]) -> tuple[str, bytes, int, int]:
+    """The name, bytes, width and height of the first of some files that is there.
+
+    Raises:
+        ImageError: none is there, or it cannot be used.
+    """
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise ImageError("file name leads out of the folder")
+        path = folder / name
+        try:
+            if path.is_file():
+                data = path.read_bytes()
+                return name, data, *decode_image(data).size
+        except OSError as error:  # a name that is too long, too
+            raise ImageError("file cannot be read") from error
+    raise ImageError("file is missing")
+
+
+def image_format(data: bytes) -> str:
+    """What kind of picture it is, whatever its name says."""
+    return next(kind for beginning, kind in BEGINNINGS.items() if data.startswith(beginning))
+
+
+def check_shape(size: tuple[int, int], listed: tuple[int, int]) -> None:
+    """Check that a picture of `size` can have boxes that were drawn on one of size `listed` (width, height).
+
+    A copy at another scale will do, but not one that was turned or cropped; scaling rounds by a pixel.
+
+    Raises:
+        ImageError: it cannot.
+    """
+    (width, height), (listed_width, listed_height) = size, listed
+    if abs(width * listed_height - height * listed_width) > max(*size, *listed):
+        raise ImageError("image has another shape than the JSON says")
