@@ -93,7 +93,7 @@ def test_captioning(path) -> None:
 
     if "decode_input_ids" in g:
         batch, _, _ = read_batch(golden, "decode_")
-        texts = task.write(model, batch, most)
+        texts = task.write(model, batch)
         golden.check("decode_greedy_ids", in_rows(texts, most + 1), rtol=0, atol=0)
         golden.check("decode_greedy_logprob", scores(texts), **STATES)
         for name, keep in (("beam3", 1), ("beam3_keep2", 2)):

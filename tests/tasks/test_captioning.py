@@ -12,6 +12,7 @@ from samples import MASK, SEP, WORD_IDS, WORDS
 
 from vlp.interfaces import NONE, Batch
 from vlp.models.single_stream import SingleStream
+from vlp.objectives.masked_language import MaskedLanguage
 from vlp.tasks.captioning import Captioning, CaptionTargets, smoothed_divergence
 
 LAYOUT = {
@@ -109,7 +110,7 @@ def test_loss_written_out() -> None:
     assert float(report["captioning_accuracy"]) == pytest.approx(correct)
     for after, expected in ((6, sum(each) / 4), (5, sum(sorted(each)[:2]) / 2)):
         own.drop_worst, own.drop_worst_after = 0.4, after
-        assert float(own.loss(encoded, targets, of)[0]["captioning"]) == pytest.approx(expected, rel=1e-5)
+        assert float(own.loss(encoded, targets, of)[0]["captioning"].detach()) == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(
         smoothed_divergence(logits, labels, 0.0), torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     )
@@ -131,9 +132,9 @@ def test_without_captions_the_loss_is_a_connected_zero() -> None:
 def test_what_is_written_is_what_training_predicts(beams: int) -> None:
     """The score of a written caption is that of its words, each masked in turn beside the words before it."""
     of = model().eval()
-    own = task(of)
+    own = task(of, most_written=5)
     batch = captions([[7, 8], [9], [12]], [[2, 1], [0, 0]])
-    for pair, (best,) in enumerate(own.write(of, batch, most=5, beams=beams)):
+    for pair, (best,) in enumerate(own.write(of, batch, beams)):
         assert set(best.tokens) <= set(WORD_IDS)
         assert len(best.tokens) < 5
         alone = replace(batch, pairs=batch.pairs[pair : pair + 1])
@@ -149,6 +150,13 @@ def test_what_is_written_is_what_training_predicts(beams: int) -> None:
             # the last place ends a caption whatever its word was
             total += float(log[word] if place < 4 else log[[*WORD_IDS, SEP]].max())
         assert best.score == pytest.approx(total / len(words), abs=1e-4) or (beams > 1 and len(words) == 5)
+
+
+def test_the_head_of_masked_words_fits() -> None:
+    """So a pretrained run's head is loaded where the task bears the objective's name."""
+    of = model()
+    theirs = MaskedLanguage(of, MASK, WORD_IDS, 0.15, ["caption"])
+    task(of).load_state_dict(theirs.state_dict())
 
 
 def test_a_model_without_causal_captions_is_refused() -> None:

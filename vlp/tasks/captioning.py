@@ -48,6 +48,7 @@ class Captioning(nn.Module):
         word_ids: ids that are written, and from which random replacements are drawn.
         probability: share of a caption's tokens to mask, at least one; its end and the start before it are counted.
         most_masked: but no more than so many.
+        most_written: words of a written caption, its end included; None: as many as the model takes.
         label_smoothing: what the other words share of a label.
         drop_worst: share of the masked words, those of the largest losses, that don't count.
         drop_worst_after: the step of the run after which that is so.
@@ -67,6 +68,7 @@ class Captioning(nn.Module):
         word_ids: list[int],
         probability: float = 0.15,
         most_masked: int = 3,
+        most_written: int | None = None,
         label_smoothing: float = 0.0,
         drop_worst: float = 0.0,
         drop_worst_after: int = 0,
@@ -80,6 +82,7 @@ class Captioning(nn.Module):
             )
         self.mask_id, self.end_id = mask_id, end_id
         self.max_tokens = layout.max_tokens["caption"]  # the end included
+        self.most_written = min(most_written or self.max_tokens, self.max_tokens)
         self.probability, self.most_masked = probability, most_masked
         self.label_smoothing, self.drop_worst, self.drop_worst_after = label_smoothing, drop_worst, drop_worst_after
         words = len(model.tied("word_embeddings"))
@@ -155,7 +158,7 @@ class Captioning(nn.Module):
 
     @torch.no_grad()
     def write(
-        self, model: Model, batch: Batch, most: int, beams: int = 1, length_penalty: float = 1.0, keep: int = 1
+        self, model: Model, batch: Batch, beams: int = 1, length_penalty: float = 1.0, keep: int = 1
     ) -> list[list[Written]]:
         """Captions of the P pairs of a clean batch, whose own captions are not looked at; the best of a pair first.
 
@@ -163,18 +166,17 @@ class Captioning(nn.Module):
 
         Args:
             model: in evaluation mode.
-            most: words of a caption, its end included; no more than the model takes.
             beams: how many beginnings are followed; 1 takes the likeliest word each time.
             length_penalty, keep: see `beam_search`; of one beam there is one caption.
         """
-        most, device = min(most, self.max_tokens), batch.pairs.device
+        count, most, device = len(batch.pairs), self.most_written, batch.pairs.device
 
         def next_words(chosen: Tensor, written: Tensor) -> Tensor:
             return self.next_words(model, batch, chosen, written)
 
         if beams == 1:
-            return [[one] for one in greedy(next_words, len(batch.pairs), most, self.end_id, device)]
-        return beam_search(next_words, len(batch.pairs), beams, most, self.end_id, device, length_penalty, keep)
+            return [[one] for one in greedy(next_words, count, most, self.end_id, device)]
+        return beam_search(next_words, count, beams, most, self.end_id, device, length_penalty, keep)
 
     def next_words(self, model: Model, batch: Batch, chosen: Tensor, written: Tensor) -> Tensor:
         """Logarithms of the probabilities of the next word, float32 [n, vocabulary]; -inf of what is never written.
