@@ -175,7 +175,8 @@ def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], c
         found = caption_metrics(captioned)
     except ImportError as error:
         raise ConfigError(f"{error}; the captions are written, but not measured") from error
-    table = Table("", "score", title=f"{run.name}, split {split} of {source.reader.folder}", title_justify="left")
+    console.print(f"{run.name}, split {split} of {source.reader.folder}", soft_wrap=True)
+    table = Table("", "score")
     for name, score in found.items():
         if isinstance(score, float):
             table.add_row(name, f"{100 * score:.2f}")
