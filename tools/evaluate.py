@@ -1,9 +1,12 @@
-"""Answer the questions of a split: python tools/evaluate.py RUN [split=val] [data=DIR] [form=vqa|gqa|csv] [most=N].
+"""Evaluate a task: python tools/evaluate.py RUN [split=val] [data=DIR] [form=vqa|gqa|csv] [beams=1] [most=N].
 
 RUN is the folder of a run that was fine-tuned on questions, or one of its weight files. Prints the accuracy, by type of
 question and answer; writes predictions-SPLIT.json (or .csv) in the benchmark's own form and evaluation-SPLIT.json
 beside the run's weights. A split without answers, as a benchmark's test, gives predictions alone. `most`: the first N
 questions alone, for a quick look. Of a run on referring expressions, the share of boxes that are right.
+
+A run that was trained on captioning writes a caption of each image of the split, following so many `beams` (1: the
+likeliest word each time; the papers report 5), in COCO's result format, and measures them by those of the split.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -32,6 +36,7 @@ from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError, unknown_key
 from vlp.evaluation.answers import Answered, Form, official_file, summary
+from vlp.evaluation.captions import Captioned, caption_metrics, official_captions
 from vlp.evaluation.regions import Located, predictions_file
 from vlp.evaluation.regions import summary as summary_of_boxes
 from vlp.inference import TrainedModel
@@ -42,7 +47,7 @@ PAIRS = 64  # of a batch, if the run's batches were not of so many pairs
 
 def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     """The run and the options."""
-    options = {"split": "val", "data": "", "form": "", "most": ""}
+    options = {"split": "val", "data": "", "form": "", "beams": "1", "most": ""}
     if not arguments or "=" in arguments[0]:
         raise ConfigError(__doc__ or "")
     for argument in arguments[1:]:
@@ -52,8 +57,9 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
         options[name] = value
     if options["form"] and options["form"] not in get_args(Form):
         raise unknown_key("form", options["form"], get_args(Form))
-    if options["most"] and not options["most"].isdigit():
-        raise ConfigError(f"most={options['most']} is not a whole number")
+    for name in ("most", "beams"):
+        if (options[name] and not options[name].isdigit()) or options[name] == "0":
+            raise ConfigError(f"{name}={options[name]} is not a whole number above 0")
     return Path(arguments[0]), options
 
 
@@ -140,9 +146,75 @@ def table_of(found: dict[str, Any], title: str) -> Table:
     return table
 
 
+def caption_all(
+    model: TrainedModel, source: Source, most: int | None, beams: int, console: Console
+) -> tuple[list[Captioned], int]:
+    """Captions of the images of a source, in order; and how many broken ones were left out."""
+    captioned: list[Captioned] = []
+    left_out = 0
+    size = model.config.data.micro_batch or PAIRS
+    samples, first_pairs = np.unique(source.sample_of, return_index=True)
+    images = list(zip(samples.tolist(), first_pairs.tolist(), strict=True))[:most]
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("writing", total=len(images))
+        for first in range(0, len(images), size):
+            batch: list[tuple[dict[str, Any], str, LoadedPair]] = []
+            for sample, pair in images[first : first + size]:
+                try:
+                    batch.append((source.reader.facts(sample), source.reader.key(sample), source.load(pair)))
+                except BadSampleError as error:
+                    left_out += 1
+                    console.print(f"left out: {error}", style="yellow", soft_wrap=True)
+            if batch:
+                written = model.caption_batch(collate([loaded for *_, loaded in batch], source.name, 0, 0, []), beams)
+                for (facts, key, _), [(caption, _)] in zip(batch, written, strict=True):
+                    captioned.append(Captioned(facts.get("image_id", key), caption, facts["captions"]))
+            progress.advance(bar, size)
+    return captioned, left_out
+
+
+def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], console: Console) -> None:
+    """Write captions, write them down, measure and print."""
+    folder, split, beams = run if run.is_dir() else run.parent, options["split"], int(options["beams"])
+    source = open_source(model, options["data"], split)
+    captioned, left_out = caption_all(model, source, int(options["most"]) if options["most"] else None, beams, console)
+    if not captioned:
+        raise ConfigError(f"split {split!r} of {source.reader.folder} has no image that can be read")
+    predictions = folder / f"captions-{split}.json"
+    write_atomically(predictions, official_captions(captioned).encode())
+    console.print(f"written: {predictions}", soft_wrap=True)
+    try:
+        found = caption_metrics(captioned)
+    except ImportError as error:
+        raise ConfigError(f"{error}; the captions are written, but not measured") from error
+    console.print(f"{run.name}, split {split} of {source.reader.folder}", soft_wrap=True)
+    table = Table("", "score")
+    for name, score in found.items():
+        if isinstance(score, float):
+            table.add_row(name, f"{100 * score:.2f}")
+    console.print(table)
+    console.print(f"{found['known']} images, {beams} beams; tokenizer: {found.get('tokenizer')}", soft_wrap=True)
+    if left_out:
+        console.print(f"{left_out} images could not be read and have no caption", style="yellow")
+    report = {
+        "run": run.name,
+        "data": str(source.reader.folder),
+        "fingerprint": source.reader.fingerprint,
+        "split": split,
+        "beams": beams,
+        "left_out": left_out,
+        **found,
+    }
+    write_atomically(folder / f"evaluation-{split}.json", json.dumps(report, indent=1).encode())
+    console.print(f"written: {folder}/evaluation-{split}.json", soft_wrap=True)
+
+
 def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
     """Answer, print, write."""
     model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu")
+    if model.captioning is not None:
+        evaluate_captions(model, run, options, console)
+        return
     task = model.task()  # before anything is read
     folder, split, form = run if run.is_dir() else run.parent, options["split"], options["form"] or "vqa"
     if options["form"] and isinstance(task, RegionChoice):

@@ -1,10 +1,10 @@
-"""Answer one question: python tools/predict.py RUN --image photo.jpg --text "what colour is the bus?".
+"""Answer a question, or describe a picture: python tools/predict.py RUN --image photo.jpg --text "what colour is it?".
 
-RUN is the folder of a run that was fine-tuned on questions, or one of its weight files. A statement about two images
-takes --image twice. For a model that reads regions they are made of the picture as those of its data were, if that was
-by tools/extract_features.py in a grid (--weights: the same file as there). Else it takes --regions FILE.safetensors
-with the tensors `features` [R, F] and `boxes` [R, 4], corners as shares of width and height; or --sample SPLIT/KEY, a
-sample of its data.
+RUN is the folder of a run that was fine-tuned on questions, or one of its weight files; or on captioning, which takes
+no --text. A statement about two images takes --image twice. For a model that reads regions they are made of the picture
+as those of its data were, if that was by tools/extract_features.py in a grid (--weights: the same file as there). Else
+it takes --regions FILE.safetensors with the tensors `features` [R, F] and `boxes` [R, 4], corners as shares of width
+and height; or --sample SPLIT/KEY, a sample of its data.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import vlp
 from data_pipelines.images import ImageError, sized_pixels
+from data_pipelines.segments import region_names
 from data_pipelines.shards import BadSampleError, Sample, ShardError, ShardReader, read_manifest
 from vlp.build import pixel_size
 from vlp.checkpoints.key_map import KeyMismatchError
@@ -40,7 +41,9 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--text", required=True, help="the question")
+    parser.add_argument("--text", help="the question; a run that was trained on captioning takes none")
+    parser.add_argument("--tags", default="", help="names of the picture's objects, for captions; a sample has its own")
+    parser.add_argument("--beams", type=int, default=5, help="beginnings of a caption that are followed")
     for name, what in (("image", "a picture"), ("regions", "a file of regions"), ("sample", "SPLIT/KEY")):
         parser.add_argument(f"--{name}", action="append", default=[], help=what)
     parser.add_argument("--weights", type=Path, help="of the trunk that makes regions")
@@ -94,22 +97,56 @@ def _regions_file(name: str) -> Regions:
     return Regions(features, boxes)
 
 
-def _sample(data: Path, name: str) -> Regions:
+def _stored(data: Path, name: str) -> tuple[ShardReader, int]:
+    """The reader of a sample's split, and its number there."""
     split, _, key = name.partition("/")
     reader = ShardReader(data, split)
     keys = reader.index["key"].to_pylist()
     if key not in keys:
         raise ConfigError(f"split {split!r} of {data} has no sample {key!r}; the first is {keys[0]}")
-    stored = reader.regions(keys.index(key))
+    return reader, keys.index(key)
+
+
+def _sample(data: Path, name: str) -> Regions:
+    reader, number = _stored(data, name)
+    stored = reader.regions(number)
     if stored is None:
         raise ConfigError(f"the sample {name} has no regions")
     return Regions(torch.from_numpy(stored.features), torch.from_numpy(stored.boxes))
 
 
+def _tags(data: Path, name: str) -> str:
+    """The names of a sample's regions, as the model read them in training."""
+    reader, number = _stored(data, name)
+    stored = reader.regions(number)
+    assert stored is not None, "it was read before"
+    return " ".join(region_names(reader.facts(number), stored, reader.manifest.class_names, len(stored.boxes)))
+
+
+def describe(model: TrainedModel, options: argparse.Namespace, console: Console) -> None:
+    """Write captions and print them."""
+    if options.text is not None:
+        raise ConfigError("this run was trained to write captions, not to answer: leave --text out")
+    images = read_images(model, options, console)
+    if len(images) != 1:
+        raise ConfigError(f"{len(images)} pictures were given; a caption is about one")
+    data = Path(model.config.data.root) / model.config.data.sources[0].path
+    tags = _tags(data, options.sample[0]) if options.sample and not options.tags else options.tags
+    table = Table("caption", "score")
+    for caption, score in model.caption(images[0], tags, options.beams, min(options.top, options.beams)):
+        table.add_row(caption, f"{score:.3f}")
+    console.print(table)
+
+
 def predict(options: argparse.Namespace, console: Console) -> None:
-    """Answer and print."""
+    """Answer or describe, and print."""
     model = vlp.load(options.run, "cuda" if torch.cuda.is_available() else "cpu")
+    if model.captioning is not None:
+        describe(model, options, console)
+        return
     model.task()  # before anything is read
+    if options.text is None:
+        raise ConfigError('give the question: --text "what colour is the bus?"')
     images = read_images(model, options, console)
     table = Table("answer", "likelihood", title=options.text, title_justify="left")
     for answer, likelihood in model.answer(options.text, images)[: options.top]:

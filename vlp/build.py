@@ -43,6 +43,7 @@ from vlp.objectives.segment_matching import SegmentMatching
 from vlp.objectives.sigmoid_contrastive import SigmoidContrastive
 from vlp.objectives.word_region import WordRegionAlignment
 from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.captioning import Captioning
 from vlp.tasks.multiple_choice import MultipleChoice
 from vlp.tasks.pair_ranking import PairRanking
 from vlp.tasks.paired_images import PairedImages
@@ -63,6 +64,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches, "timm_grid
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "answer_classification": AnswerClassification,
     "answering": Answering,
+    "captioning": Captioning,
     "contrastive": Contrastive,
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,
@@ -125,8 +127,10 @@ IMPORTERS: dict[str, KeyMap] = {
     "open_clip": clip.KEY_MAP,  # and OpenAI's
     "open_clip_custom_text": clip.CUSTOM_TEXT,
     "oscar": oscar.KEY_MAP,
+    "oscar_captioning": oscar.CAPTIONS,
     "oscar_nlvr2": oscar.PAIRS,
     "oscar_plus": oscar.KEY_MAP_PLUS,
+    "oscar_plus_captioning": oscar.CAPTIONS_PLUS,
     "oscar_plus_nlvr2": oscar.PAIRS_PLUS,
     "oscar_plus_retrieval": oscar.KEY_MAP_PLUS_RETRIEVAL,
     "oscar_plus_vqa": oscar.ANSWERS_PLUS,
@@ -246,13 +250,14 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         backbone = construct("model.backbone", settings["backbone"], BACKBONES)
         facts = replace(facts, feature_size=backbone.feature_size)
         settings = {key: value for key, value in settings.items() if key not in ("pixels", "backbone")}
-    settings = {"regions_share_position": False, "token_region": False, **settings}
+    settings = {"regions_share_position": False, "token_region": False, "layout_causal": [], **settings}
     parts = {}
     for key, kind in (
         ("embedder", dict[str, Any]),
         ("layout", list[str]),
         ("layout_types", list[int]),
         ("max_tokens", dict[str, int]),
+        ("layout_causal", list[str]),
         ("regions_share_position", bool),
         ("token_region", bool),  # what the data is asked for; the embedder takes it where it comes
     ):
@@ -279,6 +284,7 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
             special_tokens | getattr(embedder, "special", {}),  # the tokenizer's, and those the embedder adds
             parts["max_tokens"],
             parts["regions_share_position"],
+            causal=parts["layout_causal"],
         )
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
@@ -331,7 +337,7 @@ def build_objectives(
                 )
             if kind in READ_REGION_ROWS and not model.region_rows:
                 raise ConfigError(f"{where}: {kind} needs region rows, and model.layout has no `regions`")
-            if kind == "masked_language" and "MASK" not in tokenizer.special:
+            if kind in ("masked_language", "captioning") and "MASK" not in tokenizer.special:
                 raise ConfigError(f"{where}: {kind} needs a mask token, and the tokenizer {tokenizer.path} has none")
             if kind in READ_POOLED and not model.pooled_size:
                 raise ConfigError(f"{where}: {kind} needs a pooled vector; set model.pooler=true")
@@ -344,6 +350,7 @@ def build_objectives(
                 OBJECTIVES,
                 model=model,
                 mask_id=tokenizer.special.get("MASK"),
+                end_id=tokenizer.special.get("SEP"),
                 word_ids=tokenizer.word_ids,
                 classes=facts.classes,
                 attributes=facts.attributes,

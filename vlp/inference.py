@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +13,26 @@ from torch import Tensor, nn
 from vlp.checkpoints.load import load_strictly, read_weights
 from vlp.config import ConfigError, RunConfig
 from vlp.evaluation.retrieval import score_all_pairs
-from vlp.interfaces import NONE, AnswerScores, Batch, Images, Regions, Segment, Task, Texts, Tokenizer, map_tensors
+from vlp.interfaces import (
+    NONE,
+    AnswerScores,
+    Batch,
+    Images,
+    Model,
+    Regions,
+    Segment,
+    Task,
+    Texts,
+    Tokenizer,
+    map_tensors,
+)
 from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream
 from vlp.objectives.matching import Matching
 from vlp.objectives.segment_matching import SegmentMatching
 from vlp.run_folder import DataFacts, RunFolder, build_run, weights_file
 from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.captioning import Captioning
 from vlp.tasks.pair_ranking import PairRanking
 from vlp.tasks.paired_images import PairedImages
 from vlp.tasks.region_choice import RegionChoice
@@ -74,6 +89,49 @@ class TrainedModel(nn.Module):
             trained = f"several tasks ({', '.join(tasks)})" if tasks else "no task that answers questions"
             raise ConfigError(f"this run trained {trained}; its objectives are {', '.join(self.objectives)}")
         return next(iter(tasks.values()))
+
+    @property
+    def captioning(self) -> Captioning | None:
+        """The task of writing captions, if the run was trained on it."""
+        tasks = [objective for objective in self.objectives.values() if isinstance(objective, Captioning)]
+        return tasks[0] if tasks else None
+
+    @torch.no_grad()
+    def caption_batch(self, batch: Batch, beams: int = 1, keep: int = 1) -> list[list[tuple[str, float]]]:
+        """Captions of the pairs of a clean batch, whose own are not looked at: the best of each first, with its score.
+
+        Args:
+            beams, keep: see `vlp.tasks.captioning.Captioning.write`.
+
+        Raises:
+            ConfigError: the run was not trained to write captions, or its tokenizer can't put words together.
+        """
+        task, decode = self.captioning, getattr(self.tokenizer, "decode", None)
+        if task is None:
+            raise ConfigError(f"this run trained no captioning; its objectives are {', '.join(self.objectives)}")
+        if decode is None:
+            raise ConfigError(f"the tokenizer {self.tokenizer.path} can't make a text of tokens; WordPiece can")
+        batch = batch.to(self.device)
+        batch = replace(batch, images=self.see(batch.images))
+        written = task.write(cast(Model, self.model), batch, beams, keep=keep)
+        return [[(decode(one.tokens), one.score) for one in best] for best in written]
+
+    def caption(self, image: Regions, tags: str = "", beams: int = 1, keep: int = 1) -> list[tuple[str, float]]:
+        """Captions of an image, the best first, each with the mean logarithm of its words' probabilities.
+
+        Args:
+            tags: the names of its objects, for a model that reads them.
+            beams: how many beginnings of a caption are followed. keep: how many captions, of several beams, come back.
+        """
+        segments = {"caption": "", "tags": tags} if "tags" in self.config.model["max_tokens"] else {"caption": ""}
+        texts = {name: Segment.from_tokens(self.tokenizer.encode([text])) for name, text in segments.items()}
+        batch = Batch(
+            texts=Texts(texts, torch.zeros(1, dtype=torch.int64)),
+            images=Images.from_regions([image], [0]),
+            pairs=torch.zeros(1, 2, dtype=torch.int64),
+            matched=torch.ones(1, dtype=torch.bool),
+        )
+        return self.caption_batch(batch, beams, keep)[0]
 
     @torch.no_grad()
     def answer_batch(self, batch: Batch) -> Tensor:

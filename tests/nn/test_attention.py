@@ -36,7 +36,14 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def naive(layer: SelfAttention, rows: Tensor, lengths: list[int]) -> Tensor:
+def sees(causal: Tensor, query: int, key: int) -> bool:
+    """Whether a row of a sequence sees another; `causal` bool [length]."""
+    if not causal[key]:
+        return True
+    return bool(causal[query]) and key <= query
+
+
+def naive(layer: SelfAttention, rows: Tensor, lengths: list[int], causal: Tensor | None = None) -> Tensor:
     """Softmax attention, one sequence and one head at a time."""
     size = HIDDEN // HEADS
     query, key, value = (rows @ layer.qkv.weight.t() + layer.qkv.bias).split(HIDDEN, dim=1)
@@ -47,6 +54,9 @@ def naive(layer: SelfAttention, rows: Tensor, lengths: list[int]) -> Tensor:
         for head in range(HEADS):
             columns = slice(head * size, (head + 1) * size)
             scores = query[part, columns] @ key[part, columns].t() / size**0.5
+            if causal is not None:
+                seen = [[sees(causal[part], i, j) for j in range(length)] for i in range(length)]
+                scores = scores.masked_fill(~torch.tensor(seen, dtype=torch.bool).view(length, length), -torch.inf)
             heads.append(scores.softmax(1) @ value[part, columns])
         out.append(torch.cat(heads, 1))
         first += length
@@ -57,13 +67,13 @@ def with_gradients(layer: SelfAttention, rows: Tensor, out: Tensor, weights: Ten
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), [rows, *layer.parameters()])]
 
 
-def assert_equals_naive(lengths: list[int], plan: AttentionPlan) -> None:
+def assert_equals_naive(lengths: list[int], plan: AttentionPlan, causal: Tensor | None = None) -> None:
     torch.manual_seed(sum(lengths))
     layer = SelfAttention(HIDDEN, HEADS, dropout=0.0).double()
     rows = torch.randn(sum(lengths), HIDDEN, dtype=torch.float64, requires_grad=True)
     weights = torch.randn_like(rows)
     actual = with_gradients(layer, rows, layer(rows, plan), weights)
-    expected = with_gradients(layer, rows, naive(layer, rows, lengths), weights)
+    expected = with_gradients(layer, rows, naive(layer, rows, lengths, causal), weights)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
 
@@ -77,6 +87,24 @@ def test_bucketed_attention_is_the_naive_one(lengths: list[int]) -> None:
 @given(st.lists(st.integers(0, 25), min_size=1, max_size=10).filter(any), st.sampled_from([0.0, 0.2, 1.0]))
 def test_any_mix_and_any_slack(lengths: list[int], slack: float) -> None:
     assert_equals_naive(lengths, plan_attention(offsets_of(torch.tensor(lengths)), slack))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any), st.integers(0, 9), st.sampled_from([0.3, 1.0]))
+def test_causal_rows_anywhere(lengths: list[int], seed: int, share: float) -> None:
+    """Any rows may be causal, all of a sequence too, so that rows before them see nothing but themselves."""
+    causal = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(seed)) < share
+    plan = plan_attention(offsets_of(torch.tensor(lengths)), causal=causal)
+    assert_equals_naive(lengths, plan, causal)
+
+
+def test_causal_rows_do_not_change_what_is_computed() -> None:
+    lengths = torch.tensor([6, 6, 9, 1])
+    full = plan_attention(offsets_of(lengths))
+    causal = plan_attention(offsets_of(lengths), causal=torch.zeros(22, dtype=torch.bool))
+    assert causal.computed_rows == full.computed_rows
+    rows, layer = torch.randn(22, HIDDEN), SelfAttention(HIDDEN, HEADS, 0.0)
+    torch.testing.assert_close(layer(rows, causal), layer(rows, full))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import samples
@@ -198,3 +198,28 @@ def test_index_arithmetic(lengths: list[int], data: st.DataObject) -> None:
         assert mask[number].tolist() == [n < length for n in range(max(lengths))]
         first = sum(lengths[:number])
         assert index[number].tolist() == [first + n if n < length else 0 for n in range(max(lengths))]
+
+
+CAUSAL = (["CLS", "caption", "tags", "SEP", "regions"], [0, 0, 1, 1, 0], SPECIAL, {"caption": 4, "tags": 9})
+
+
+def test_causal_texts() -> None:
+    """The named items of causal texts are marked, and text after a segment of them is placed as after its longest."""
+    batch = samples.batch([[7, 8], [9], [5, 6, 7, 8, 9]], [1, 1], [[0, 0], [1, 1], [2, NONE], [NONE, 1]])
+    tags = samples.segment([[11], [12], [13]])
+    texts = replace(batch.texts, segments={**batch.texts.segments, "tags": tags}, causal=torch.tensor([1, 0, 1]) == 1)
+    batch = replace(batch, texts=texts)
+    s = Layout(*CAUSAL, causal=["CLS", "caption"]).assemble(batch)
+    assert s.causal is not None
+    expected = [1, 1, 1, 0, 0, 0, *[0] * 5, 1, 1, 1, 1, 1, 0, 0, 0]
+    assert s.causal.long().tolist() == expected
+    tag_position = dict(zip(s.text.row.tolist(), s.positions.tolist(), strict=True))
+    assert [tag_position[row] for row in s.tokens["tags"].row.tolist()] == [5, 2, 5]
+    assert [tag_position[row] for row in s.special["SEP"].row.tolist()] == [6, 3, 6]
+    plain = Layout(*CAUSAL, causal=["caption"]).assemble(replace(batch, texts=replace(texts, causal=None)))
+    assert plain.causal is None
+    with pytest.raises(ValueError, match="layout_causal"):
+        Layout(*CAUSAL).assemble(batch)
+    for item in ("question", "regions"):
+        with pytest.raises(ValueError, match=f"layout_causal: {item} is no text of the layout"):
+            Layout(*CAUSAL, causal=[item])

@@ -105,7 +105,7 @@ class SingleStream(nn.Module):
                 f"region features have {width} numbers, the model was built for {self.embedder.feature_size}"
             )
         sequences = self.layout.assemble(batch)
-        plan = plan_attention(sequences.offsets)
+        plan = plan_attention(sequences.offsets, causal=sequences.causal)
         rows = self.encoder(self.embedder(batch, sequences), plan)
         stream = Ragged(rows, sequences.offsets)
         return Encoded(

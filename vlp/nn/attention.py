@@ -17,7 +17,8 @@ class Bucket:
     """Sequences of similar length, computed together.
 
     `index` int64 [B * L]: the row at each place, 0 where there is padding; None if the bucket is all
-    rows in order. `mask` bool [B, 1, 1, L], None if nothing is padded.
+    rows in order. `mask` bool: the keys that are seen, [B, 1, 1, L] by every row, or [B, 1, L, L] by each row where
+    some are causal; None if every row sees all.
     """
 
     sequences: int
@@ -35,17 +36,19 @@ class AttentionPlan:
     computed_rows: int
 
 
-def plan_attention(offsets: Tensor, slack: float = 0.2, least: int = 4) -> AttentionPlan:
+def plan_attention(offsets: Tensor, slack: float = 0.2, least: int = 4, causal: Tensor | None = None) -> AttentionPlan:
     """Group sequences so that in each bucket the shortest is no more than `slack` below the longest.
 
     A difference of up to `least` rows is always accepted. Made once per forward pass, used by every layer.
 
     Args:
         offsets: int64 [B + 1], starting at 0.
+        causal: bool [N], rows that are written from left to right: such a row sees the causal rows of its sequence up
+            to itself and all others, and no other row sees it (Dong et al. 2019, UniLM). None: every row sees all.
     """
     lengths = (offsets[1:] - offsets[:-1]).tolist()
     order = sorted((i for i in range(len(lengths)) if lengths[i] > 0), key=lambda i: -lengths[i])
-    if order and lengths[order[0]] == lengths[order[-1]] and len(order) == len(lengths):
+    if causal is None and order and lengths[order[0]] == lengths[order[-1]] and len(order) == len(lengths):
         return AttentionPlan([Bucket(len(order), lengths[0], None, None)], None, len(order) * lengths[0])
     buckets: list[Bucket] = []
     inverse = torch.empty(int(sum(lengths)), dtype=torch.int64, device=offsets.device)
@@ -62,15 +65,28 @@ def plan_attention(offsets: Tensor, slack: float = 0.2, least: int = 4) -> Atten
         index = torch.where(mask, member_offsets[0][:, None] + place, 0)
         slots = torch.arange(index.numel(), device=offsets.device).view_as(index) + computed
         inverse[index[mask]] = slots[mask]
-        all_real = lengths[order[last - 1]] == longest
-        buckets.append(Bucket(last - first, longest, index.flatten(), None if all_real else mask[:, None, None]))
+        seen: Tensor | None = mask[:, None, None]
+        if causal is not None:
+            seen = _seen(mask, causal[index])[:, None]
+        elif lengths[order[last - 1]] == longest:
+            seen = None
+        buckets.append(Bucket(last - first, longest, index.flatten(), seen))
         computed += index.numel()
         first = last
     return AttentionPlan(buckets, inverse, computed)
 
 
+def _seen(real: Tensor, causal: Tensor) -> Tensor:
+    """The keys (last) that each row sees, bool [B, L, L]; both given as bool [B, L]. Padding sees all that is real,
+    since a row that sees nothing would have no softmax.
+    """
+    earlier = torch.ones(real.shape[1], real.shape[1], dtype=torch.bool, device=real.device).tril()
+    query, key = causal[:, :, None], causal[:, None, :]
+    return real[:, None, :] & (~key | (query & earlier) | ~real[:, :, None])
+
+
 class SelfAttention(nn.Module):
-    """Scaled dot-product self-attention (Vaswani et al. 2017), full within each sequence.
+    """Scaled dot-product self-attention (Vaswani et al. 2017), within each sequence, as the plan says.
 
     Args:
         hidden_size: H; divisible by `heads`.

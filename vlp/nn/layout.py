@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,8 @@ class Sequences:
     `regions`: rows of regions with their region of the batch, `region_types` and `region_positions` int64 [Nr].
     `wholes`: rows of whole images with their image of the batch, `whole_types` and `whole_positions` int64 [Nw].
     `tokens`: rows of each segment; `special`: of each special token (of one that stands twice, the later). `order`
-    int64 [N] finds each row in [text rows, region rows, whole rows].
+    int64 [N] finds each row in [text rows, region rows, whole rows]. `causal` bool [N]: rows that see no causal row
+    after themselves and that no other row sees; None if there is none.
     """
 
     offsets: Tensor
@@ -40,6 +42,7 @@ class Sequences:
     tokens: dict[str, Rows]
     special: dict[str, Rows]
     order: Tensor
+    causal: Tensor | None = None
 
 
 class Layout:
@@ -54,12 +57,14 @@ class Layout:
         regions_share_position: the regions of a sequence, and the whole image, stand at one position, and the text
             after them at the next (VL-BERT). Otherwise text positions skip them.
         may_be_empty: a pair may have no row at all.
+        causal: items that are written from left to right in texts that are `causal`; the positions after such a
+            segment are those after its longest, so that they don't tell how long it will be (Oscar, run_captioning.py).
 
     A pair without text gets no special tokens; a pair without an image no regions; an absent segment is empty.
 
     Raises:
-        ValueError: `types` is not as long as `items`, a special token or image slot is unknown, or a segment has no
-            cap.
+        ValueError: `types` is not as long as `items`, a special token or image slot is unknown, a segment has no
+            cap, or a causal item is no text of the layout.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Layout:
         max_tokens: dict[str, int],
         regions_share_position: bool = False,
         may_be_empty: bool = False,
+        causal: Sequence[str] = (),
     ):
         if len(items) != len(types):
             raise ValueError(f"layout has {len(items)} items but layout_types has {len(types)}: give one type an item")
@@ -80,7 +86,11 @@ class Layout:
                 raise ValueError(f"layout: {item} is no image slot; they are regions, regions_2, regions_3 ...")
             if not item.isupper() and not _is_visual(item) and item not in max_tokens:
                 raise ValueError(f"layout: the segment {item} needs an entry in max_tokens")
+        for item in causal:
+            if item not in items or _is_visual(item):
+                raise ValueError(f"layout_causal: {item} is no text of the layout, which has {', '.join(items)}")
         self.items, self.types, self.special, self.max_tokens = items, types, special, max_tokens
+        self.causal = frozenset(causal)
         self.regions_share_position, self.may_be_empty = regions_share_position, may_be_empty
 
     @property
@@ -102,11 +112,13 @@ class Layout:
         """Lay out the pairs of a batch.
 
         Raises:
-            ValueError: a sequence would have no row at all, or the pairs have no such image slot.
+            ValueError: a sequence would have no row at all, the pairs have no such image slot, or texts are causal and
+                the layout doesn't say which items are.
         """
         pairs, device = batch.pairs, batch.pairs.device
         text_row = pairs[:, 0]
         has_text = text_row != NONE
+        causal_pair = self._causal_pairs(batch)
         starts, lengths = [], []  # per item: first source index and number of rows of each pair
         for item in self.items:
             if item.isupper():
@@ -136,6 +148,7 @@ class Layout:
         visual_parts: dict[str, list[tuple[Tensor, ...]]] = {"regions": [], "whole": []}
         tokens: dict[str, Rows] = {}
         special: dict[str, Rows] = {}
+        causal: list[Tensor] = []
         text_before = torch.zeros_like(text_row)
         after_regions = False
         for k, item in enumerate(self.items):
@@ -166,7 +179,12 @@ class Layout:
             after_regions = False
             position = text_before.index_select(0, pair) + within
             text_parts.append((row, source, pair, ids, position, item_type, refers))
-            text_before = text_before + lengths[k]
+            taken = lengths[k]
+            if causal_pair is not None and item in self.causal:
+                causal.append(row[causal_pair.index_select(0, pair)])
+                if item in self.max_tokens:
+                    taken = torch.where(causal_pair, self.max_tokens[item], taken)
+            text_before = text_before + taken
         none = torch.zeros(0, dtype=torch.int64, device=device)
         text = [torch.cat(column) for column in zip(*text_parts, strict=True)] or [none] * 7
         regions, wholes = (
@@ -191,7 +209,19 @@ class Layout:
             tokens=tokens,
             special=special,
             order=order,
+            causal=None
+            if causal_pair is None
+            else torch.zeros_like(order, dtype=torch.bool).index_fill(0, torch.cat(causal), True),
         )
+
+    def _causal_pairs(self, batch: Batch) -> Tensor | None:
+        """Pairs whose text is causal, bool [P]; None if no text is."""
+        if batch.texts.causal is None or not bool(batch.texts.causal.any()):
+            return None
+        if not self.causal:
+            raise ValueError("some texts are causal; name the items that are in model.layout_causal")
+        text = batch.pairs[:, 0]
+        return batch.texts.causal.index_select(0, text.clamp(min=0)) & (text != NONE)
 
 
 def _is_visual(item: str) -> bool:

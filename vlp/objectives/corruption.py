@@ -28,6 +28,18 @@ def choose(
     return chosen, (count == 0) & (lengths > 0)
 
 
+def choose_some(offsets: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
+    """Choose `count` int64 [B] rows of each sequence, or all where it has no more. Returns bool [N]."""
+    lengths = lengths_of(offsets)
+    owner = owner_of_rows(lengths)
+    order = torch.rand(len(owner), generator=generator, device=offsets.device).argsort()
+    order = order.index_select(0, owner.index_select(0, order).argsort(stable=True))  # each sequence's rows shuffled
+    _, within = ranges(offsets[:-1], lengths)
+    chosen = torch.zeros_like(owner, dtype=torch.bool)
+    chosen[order] = within < count.index_select(0, owner)
+    return chosen
+
+
 def leaders(offsets: Tensor, word_starts: Tensor) -> Tensor:
     """For each token the first token of its word, int64 [n]; a word does not reach into the text before."""
     place = torch.arange(len(word_starts), device=offsets.device)
@@ -63,13 +75,7 @@ def mask_tokens(
     """
     leader = None if word_starts is None else leaders(offsets, word_starts)
     chosen, forced = choose(offsets, probability, generator, leader)
-    action = torch.rand(len(tokens), generator=generator, device=tokens.device)
-    if leader is not None:
-        action = action.index_select(0, leader)
-    drawn = torch.randint(len(word_ids), (len(tokens),), generator=generator, device=tokens.device)
-    corrupted = torch.where(chosen & (action < mask_share), mask_id, tokens)
-    random = chosen & (action >= mask_share) & (action < mask_share + random_share)
-    corrupted = torch.where(random, word_ids.index_select(0, drawn), corrupted)
+    corrupted = replace_tokens(tokens, chosen, mask_id, word_ids, generator, leader, mask_share, random_share)
     if force:
         owner = owner_of_rows(lengths_of(offsets))
         leads = torch.arange(len(tokens), device=tokens.device) if leader is None else leader
@@ -77,6 +83,29 @@ def mask_tokens(
         chosen = chosen | first
         corrupted = torch.where(first, mask_id, corrupted)
     return corrupted, chosen
+
+
+def replace_tokens(
+    tokens: Tensor,
+    chosen: Tensor,
+    mask_id: int,
+    word_ids: Tensor,
+    generator: torch.Generator,
+    leader: Tensor | None = None,
+    mask_share: float = 0.8,
+    random_share: float = 0.1,
+) -> Tensor:
+    """What stands in the place of the `chosen` tokens, bool [n]: see `mask_tokens`, of which this is the second half.
+
+    `leader` int64 [n]: tokens that share their fate with another.
+    """
+    action = torch.rand(len(tokens), generator=generator, device=tokens.device)
+    if leader is not None:
+        action = action.index_select(0, leader)
+    drawn = torch.randint(len(word_ids), (len(tokens),), generator=generator, device=tokens.device)
+    corrupted = torch.where(chosen & (action < mask_share), mask_id, tokens)
+    random = chosen & (action >= mask_share) & (action < mask_share + random_share)
+    return torch.where(random, word_ids.index_select(0, drawn), corrupted)
 
 
 def mask_regions(offsets: Tensor, probability: float, generator: torch.Generator, force: bool = True) -> Tensor:

@@ -71,9 +71,10 @@ def transform(ours: str, theirs: str, optional: bool = False) -> list[Rule]:
     ]
 
 
-def masked_language(theirs: str = "cls.predictions", optional: bool = False) -> list[Rule]:
+def masked_language(
+    theirs: str = "cls.predictions", optional: bool = False, ours: str = "objectives.masked_language"
+) -> list[Rule]:
     """BERT's head of masked words, the tied decoder apart."""
-    ours = "objectives.masked_language"
     return [
         *transform(f"{ours}.transform", f"{theirs}.transform", optional),
         Rule(f"{ours}.bias", (f"{theirs}.bias",), optional=optional),

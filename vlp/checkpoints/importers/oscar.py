@@ -22,6 +22,16 @@ _TIES = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weig
 KEY_MAP = KeyMap([*_MODEL, *_PRETRAINING], _TIES)
 KEY_MAP_PLUS = KeyMap([*_MODEL, *_REGION_NORM, *_PRETRAINING], _TIES)
 
+# BertForImageCaptioning, and BertImgForPreTraining, which it begins with
+CAPTIONS, CAPTIONS_PLUS = (
+    KeyMap(
+        [*m, *masked_language(ours="objectives.captioning")],
+        _TIES,
+        unused={r"cls\.seq_relationship\..*": "the head of pretraining's other objective"},
+    )
+    for m in (_MODEL, [*_MODEL, *_REGION_NORM])
+)
+
 # ImageBertForSequenceClassification with two classes, the second being "matched"
 _RETRIEVAL = both("objectives.segment_matching.classify", "classifier")
 KEY_MAP_RETRIEVAL = KeyMap([*_MODEL, *_RETRIEVAL])

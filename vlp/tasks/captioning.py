@@ -1,0 +1,220 @@
+"""Describing images: masked words are predicted from what is before them, and captions are written word by word."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report, Segment, Texts
+from vlp.nn.heads import Transform
+from vlp.nn.layout import Layout
+from vlp.nn.ragged import lengths_of, offsets_of, ranges
+from vlp.nn.transformer import initialise
+from vlp.objectives.corruption import choose_some, replace_tokens, take_texts
+from vlp.tasks.decoding import Written, beam_search, greedy
+
+
+@dataclass(frozen=True)
+class CaptionTargets:
+    """`labels` int64 [n]: the original tokens of all captions; `chosen` bool [n]: those to predict.
+
+    `matched` bool [P]: pairs whose tokens count. `step`: of the run.
+    """
+
+    labels: Tensor
+    chosen: Tensor
+    matched: Tensor
+    step: int
+
+
+class Captioning(nn.Module):
+    """Write the segment `caption` about the images and the other segments of a pair.
+
+    Captions are causal: a word sees the words before it and everything that is not caption, which in turn does not see
+    the caption. Training masks some words, the end included, which is a token of the caption here, and predicts them;
+    writing puts a mask after what is written so far and predicts that. The decoder is tied to the word embeddings. The
+    loss is the divergence of the smoothed label from the prediction, mean over masked words, the worst left out.
+
+    Source: Oscar (Li et al. 2020), oscar/run_captioning.py and BertForImageCaptioning; the masks are UniLM's (Dong et
+    al. 2019), as are those of VLP (Zhou et al. 2020).
+
+    Args:
+        model: the model to be trained; its sizes are read.
+        mask_id, end_id: ids of the mask token and of what ends a caption.
+        word_ids: ids that are written, and from which random replacements are drawn.
+        probability: share of a caption's tokens to mask, at least one; its end and the start before it are counted.
+        most_masked: but no more than so many.
+        most_written: words of a written caption, its end included; None: as many as the model takes.
+        label_smoothing: what the other words share of a label.
+        drop_worst: share of the masked words, those of the largest losses, that don't count.
+        drop_worst_after: the step of the run after which that is so.
+
+    Raises:
+        ValueError: the model's layout has no causal `caption`.
+    """
+
+    word_ids: Tensor
+    unwritten: Tensor
+
+    def __init__(
+        self,
+        model: Model,
+        mask_id: int,
+        end_id: int,
+        word_ids: list[int],
+        probability: float = 0.15,
+        most_masked: int = 3,
+        most_written: int | None = None,
+        label_smoothing: float = 0.0,
+        drop_worst: float = 0.0,
+        drop_worst_after: int = 0,
+    ):
+        super().__init__()
+        layout: Layout | None = getattr(model, "layout", None)
+        if layout is None or "caption" not in layout.causal:
+            raise ValueError(
+                "captioning needs a model of one stream whose captions are causal: set model.layout_causal, as [CLS,"
+                " caption] in the layout [CLS, caption, tags, SEP, regions]; the caption brings its own end"
+            )
+        self.mask_id, self.end_id = mask_id, end_id
+        self.max_tokens = layout.max_tokens["caption"]  # the end included
+        self.most_written = min(most_written or self.max_tokens, self.max_tokens)
+        self.probability, self.most_masked = probability, most_masked
+        self.label_smoothing, self.drop_worst, self.drop_worst_after = label_smoothing, drop_worst, drop_worst_after
+        words = len(model.tied("word_embeddings"))
+        self.register_buffer("word_ids", torch.tensor(word_ids), persistent=False)
+        unwritten = torch.ones(words, dtype=torch.bool).index_fill(0, torch.tensor([*word_ids, end_id]), False)
+        self.register_buffer("unwritten", unwritten, persistent=False)
+        self.transform = Transform(model.hidden_size, model.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(words))
+        initialise(self, model.initial_std)
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, CaptionTargets]:
+        """End the captions, mask some of their words and make them causal.
+
+        Raises:
+            ValueError: there is no segment `caption`.
+        """
+        if "caption" not in batch.texts.segments:
+            raise ValueError(f"the pairs of source {batch.source!r} have no segment `caption`")
+        caption = self.ended(batch.texts.segments["caption"])
+        tokens = lengths_of(caption.offsets)
+        count = ((tokens + 1) * self.probability).round().long().clamp(1, self.most_masked)
+        chosen = choose_some(caption.offsets, count, generator)
+        masked = replace_tokens(caption.tokens, chosen, self.mask_id, self.word_ids, generator)
+        texts = self._causal(batch.texts, replace(caption, tokens=masked))
+        targets = CaptionTargets(caption.tokens, chosen, batch.matched, batch.step)
+        return replace(batch, texts=texts), targets
+
+    def ended(self, caption: Segment) -> Segment:
+        """Captions, cut so that they and their end are no longer than the model takes; an empty one gets no end."""
+        kept = lengths_of(caption.offsets).clamp(max=self.max_tokens - 1)
+        offsets = offsets_of(kept + (kept > 0))
+        last = (offsets[1:] - 1)[kept > 0]
+        source, _ = ranges(caption.offsets[:-1], kept)
+        place, _ = ranges(offsets[:-1], kept)
+
+        def filled(values: Tensor, end: int) -> Tensor:
+            own = values.new_empty(int(offsets[-1])).index_copy(0, place, values.index_select(0, source))
+            return own.index_fill(0, last, end)
+
+        regions = caption.token_region
+        return Segment(
+            tokens=filled(caption.tokens, self.end_id),
+            offsets=offsets,
+            word_starts=filled(caption.word_starts, True),
+            token_region=None if regions is None else filled(regions, NONE),
+        )
+
+    def _causal(self, texts: Texts, caption: Segment) -> Texts:
+        causal = torch.ones(len(caption.offsets) - 1, dtype=torch.bool, device=caption.offsets.device)
+        return replace(texts, segments={**texts.segments, "caption": caption}, causal=causal)
+
+    def word_logits(self, states: Tensor, model: Model) -> Tensor:
+        """States [n, H] to logits [n, vocabulary]."""
+        return F.linear(self.transform(states), model.tied("word_embeddings"), self.bias)
+
+    def predict(self, encoded: Encoded, targets: CaptionTargets, model: Model) -> tuple[Tensor, Tensor]:
+        """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""
+        where = encoded.tokens["caption"]
+        keep = targets.chosen.index_select(0, where.source) & targets.matched.index_select(0, where.pair)
+        states = encoded.text.values.index_select(0, where.row[keep])
+        return self.word_logits(states, model), targets.labels.index_select(0, where.source[keep])
+
+    def loss(self, encoded: Encoded, targets: CaptionTargets, model: Model) -> tuple[Losses, Report]:
+        """Losses: `captioning`. Report: `captioning_accuracy`, of the masked words."""
+        logits, labels = self.predict(encoded, targets, model)
+        losses = smoothed_divergence(logits.float(), labels, self.label_smoothing)
+        kept = len(losses)
+        if self.drop_worst and targets.step >= self.drop_worst_after:
+            kept = max(int(len(losses) * (1 - self.drop_worst)), min(kept, 1))
+            losses = losses.topk(kept, largest=False).values
+        correct = (logits.detach().argmax(1) == labels).sum() / max(len(labels), 1)
+        return {"captioning": losses.sum() / max(kept, 1)}, {"captioning_accuracy": correct}
+
+    @torch.no_grad()
+    def write(
+        self, model: Model, batch: Batch, beams: int = 1, length_penalty: float = 1.0, keep: int = 1
+    ) -> list[list[Written]]:
+        """Captions of the P pairs of a clean batch, whose own captions are not looked at; the best of a pair first.
+
+        The model reads everything anew for each word.
+
+        Args:
+            model: in evaluation mode.
+            beams: how many beginnings are followed; 1 takes the likeliest word each time.
+            length_penalty, keep: see `beam_search`; of one beam there is one caption.
+        """
+        count, most, device = len(batch.pairs), self.most_written, batch.pairs.device
+
+        def next_words(chosen: Tensor, written: Tensor) -> Tensor:
+            return self.next_words(model, batch, chosen, written)
+
+        if beams == 1:
+            return [[one] for one in greedy(next_words, count, most, self.end_id, device)]
+        return beam_search(next_words, count, beams, most, self.end_id, device, length_penalty, keep)
+
+    def next_words(self, model: Model, batch: Batch, chosen: Tensor, written: Tensor) -> Tensor:
+        """Logarithms of the probabilities of the next word, float32 [n, vocabulary]; -inf of what is never written.
+
+        Args:
+            chosen: int64 [n], pairs of the batch. written: int64 [n, length], their captions so far.
+        """
+        count, length = written.shape
+        tokens = torch.cat([written, written.new_full((count, 1), self.mask_id)], 1).flatten()
+        offsets = torch.arange(count + 1, device=tokens.device) * (length + 1)
+        caption = Segment(tokens, offsets, torch.ones_like(tokens, dtype=torch.bool))
+        pairs = batch.pairs.index_select(0, chosen)
+        segments = {name: take_texts(segment, pairs[:, 0]) for name, segment in batch.texts.segments.items()}
+        numbers = torch.arange(count, device=tokens.device)
+        own = replace(
+            batch,
+            texts=self._causal(Texts(segments, numbers), caption),
+            pairs=torch.cat([numbers[:, None], pairs[:, 1:]], 1),
+            matched=batch.matched.index_select(0, chosen),
+            answers=None,
+            answer_scores=None,
+        )
+        encoded = model(own)
+        last = encoded.tokens["caption"].row.view(count, length + 1)[:, -1]
+        logits = self.word_logits(encoded.text.values.index_select(0, last), model)
+        return logits.float().log_softmax(1).masked_fill(self.unwritten, -torch.inf)
+
+
+def smoothed_divergence(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """KL divergence of the prediction from a label of which the other classes share `smoothing`, float [n].
+
+    Source: Oscar, oscar/modeling/modeling_bert.py (BertCaptioningLoss). logits: [n, classes]; labels: int64 [n].
+    """
+    log = logits.log_softmax(1)
+    of_label = log.gather(1, labels[:, None])[:, 0]
+    if not smoothing:
+        return -of_label
+    others = logits.shape[1] - 1
+    share = smoothing / others
+    entropy = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(share)
+    return entropy - (1 - smoothing) * of_label - share * (log.sum(1) - of_label)
