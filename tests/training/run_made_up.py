@@ -36,6 +36,8 @@ if resume != "no":
 elif is_launching_process():
     run.create(config, tokenizer, made_up.FACTS)
 validation = [made_up.load(-1, n) for n in range(config.validation.micro_batches)]
-data = DataModule(load, config.data.micro_batches_per_step, int(workers))
-stopped_at = fit(config, build_module(config, tokenizer, made_up.FACTS), run, data, validation, Console(), start)
+per_step = config.data.micro_batches_per_step
+data = DataModule(load, per_step, int(workers))
+module = build_module(config, tokenizer, made_up.FACTS)
+stopped_at = fit(config, module, run, data, validation, Console(), start, per_step)
 sys.exit(0 if stopped_at is None else 75)
