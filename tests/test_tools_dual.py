@@ -139,6 +139,8 @@ def test_embeddings_and_scores_of_a_run(finished: Path, root: Path) -> None:
     products = model.embed_texts(texts) @ model.embed_images(images).t()
     scale = math.exp(float(model.model.logit_scale))
     torch.testing.assert_close(model.score(texts, images), scale * products)
+    with pytest.raises(ValueError, match=r"takes a list of texts: \['two rings'\]"):
+        model.embed_texts("two rings")
     with pytest.raises(ValueError, match="no vector of a pair"):
         model.embed(texts, images[:2])
 
@@ -147,6 +149,7 @@ def test_embeddings_and_scores_of_a_run(finished: Path, root: Path) -> None:
     ("overrides", "message"),
     [
         (["data.micro_batch=null", "data.micro_batch_tokens=100"], "not with micro_batch_tokens"),
+        (["data.micro_batch=1"], "a step of one pair has nothing to compare it with"),
         (["model.text.settings.vocab_size=20"], "model.text.settings.vocab_size is 20, but the vocabulary"),
         (["objectives.0.objectives.0.type=masked_language"], "no objective of a dual encoder"),
         (["model.pixels.resize=longest"], "model: pixels.resize is 'longest', but must be one of shortest, squash"),

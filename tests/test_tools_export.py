@@ -159,7 +159,9 @@ def test_official_layouts_have_their_ties(vocabulary: Path, tmp_path: Path) -> N
 def test_what_cannot_be_exported_is_told(vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     made_run("uniter_base", VISUALBERT, vocabulary, tmp_path / "uniter")
     made_run("lxmert_base", [*LXMERT, "model.norm_eps=1.0e-6"], vocabulary, tmp_path / "lxmert")
+    made_run("clip_small", ["data.tokenizer.lowercase=false"], vocabulary, tmp_path / "clip")
     for run, messages in {
+        "clip": ["for a dual encoder take --to open_clip"],
         "uniter": ["lxmert_transformers: keys of the model do not fit", "visualbert_hf: keys of the model do not fit"],
         "lxmert": ["other settings: norm_eps (1e-12)"],
         "nothing": ["there is no run in"],
@@ -168,5 +170,11 @@ def test_what_cannot_be_exported_is_told(vocabulary: Path, tmp_path: Path, capsy
         told = capsys.readouterr().err
         assert all(message in told for message in messages), told
         assert not (tmp_path / "out").exists()
+    bert = "{vocab_size: 99, positions: 62, hidden_size: 8, layers: 1, heads: 2, mlp_size: 8}"
+    mixed = f"model.text={{type: bert_text, pooling: first, embedding_size: 128, bert: {bert}}}"
+    made_run("clip_small", ["data.tokenizer.lowercase=false", mixed], vocabulary, tmp_path / "mixed")
+    for run, message in {"mixed": "of which both towers are its own", "uniter": "writes dual encoders"}.items():
+        assert main([str(tmp_path / run), "--to=open_clip", f"--out={tmp_path / 'out'}"]) == 1
+        assert message in capsys.readouterr().err
     assert main([str(tmp_path / "uniter"), "--to=uniter", f"--out={tmp_path / 'lxmert'}"]) == 1
     assert "nothing in it is overwritten" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,6 +184,12 @@ def plain_pickle(path: Path) -> None:
     path.write_bytes(pickle.dumps(Code()))
 
 
+def torch_script(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, but the form in which CLIP's weights were first published
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(path)
+
+
 def of_lxmert(path: Path) -> None:
     torch.save(weights_of("lxmert"), path)
 
@@ -201,6 +208,7 @@ def one_key_less_one_more(path: Path) -> None:
     ("make", "more", "messages"),
     [
         (file_with_code, [], ["could run code", "weights alone, and nothing else is loaded"]),
+        (torch_script, [], ["a TorchScript archive, which holds code"]),
         (plain_pickle, [], ["nothing else is loaded"]),
         (lambda path: path.write_bytes(b"PK\x03\x04 half a file"), [], ["it is damaged"]),
         (lambda path: path.write_bytes(b""), [], ["it is damaged"]),

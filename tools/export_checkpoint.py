@@ -63,7 +63,10 @@ def exported(trained: TrainedModel, to: str) -> tuple[str, dict[str, Tensor]]:
 
     Raises:
         KeyMismatchError: the run has other tensors than the layout; for `hf`, than each of them.
+        ConfigError: `hf` for a dual encoder.
     """
+    if to == "hf" and trained.dual:
+        raise ConfigError("--to hf writes LXMERT and VisualBERT; for a dual encoder take --to open_clip")
     state, faults = trained.state_dict(), []
     for layout in HF if to == "hf" else [to]:
         try:
@@ -77,6 +80,14 @@ def export_checkpoint(options: argparse.Namespace, console: Console) -> None:
     """Load, translate, write."""
     RunFolder(options.out).refuse_if_used()
     trained = vlp.load(options.run)
+    settings = {}
+    if options.to in OPEN_CLIP:
+        if not trained.dual:
+            raise ConfigError(f"--to {options.to} writes dual encoders, and this run is none")
+        settings = open_clip_config(trained.config.model, trained.tokenizer.special)
+        if bool(settings["model_cfg"].get("custom_text")) != (options.to == "open_clip_custom_text"):
+            fitting = OPEN_CLIP[1 - OPEN_CLIP.index(options.to)]
+            raise ConfigError(f"open_clip has another class for {trained.config.model['text']['name']}: --to {fitting}")
     layout, weights = exported(trained, options.to)
     files = {}
     if layout in HF:
@@ -93,10 +104,6 @@ def export_checkpoint(options: argparse.Namespace, console: Console) -> None:
             console.print(f"note: {note}", markup=False, soft_wrap=True)
     weights_file = "model.safetensors"
     if layout in OPEN_CLIP:
-        settings = open_clip_config(trained.config.model, trained.tokenizer.special)
-        if bool(settings["model_cfg"].get("custom_text")) != (layout == "open_clip_custom_text"):
-            fitting = OPEN_CLIP[1 - OPEN_CLIP.index(layout)]
-            raise ConfigError(f"open_clip has another class for {trained.config.model['text']['name']}: --to {fitting}")
         files, weights_file = {"open_clip_config.json": json.dumps(settings, indent=1)}, "open_clip_model.safetensors"
         console.print(f"opens with open_clip.create_model_and_transforms('local-dir:{options.out}')", soft_wrap=True)
         if trained.config.data.tokenizer.vocabulary != CLIP:

@@ -140,6 +140,9 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     if config.model.get("type") == "dual_encoder":
         if data.micro_batch is None:
             raise ConfigError("a dual encoder is trained with data.micro_batch pairs, not with micro_batch_tokens")
+        objectives = {listed["type"] for group in config.objectives for listed in group.objectives}
+        if data.micro_batch * data.micro_batches_per_step < 2 and objectives != {"momentum_contrast"}:
+            raise ConfigError("data.micro_batch: a step of one pair has nothing to compare it with; take two or more")
         # each process takes its share of a step in one batch, since the loss compares every pair with all others
         per_step = devices * config.trainer.num_nodes
         load = partial(loader.joined, parts=per_step)
@@ -169,7 +172,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             cells = (first.images.sizes // config.model["pixels"]["multiple"]).prod(1)
         rows += int(cells[first.pairs[first.pairs[:, 1] != NONE, 1]].sum())
         print_estimate(config, module, rows, console)
-        console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""))
+        console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""), soft_wrap=True)
     held = folder.hold() if launching else nullcontext()
     with held:
         if launching and resume is not None:  # with what was changed, so that the folder tells how the run goes on
@@ -183,9 +186,11 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             raise
     if launching:
         plot_losses(folder.read_rows(), folder.path / "losses.png")
-        console.print(f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png")
+        console.print(f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png", soft_wrap=True)
         if stopped_at is not None:
-            console.print(f"stopped at step {stopped_at}; add run_dir={folder.path} resume=last to go on")
+            console.print(
+                f"stopped at step {stopped_at}; add run_dir={folder.path} resume=last to go on", soft_wrap=True
+            )
     return stopped_at is None
 
 

@@ -228,6 +228,10 @@ def build_dual_encoder(settings: dict[str, Any], special_tokens: dict[str, int])
     assert isinstance(pixels, SquareSize)
     if taken is not None and taken != pixels.size:
         raise ConfigError(f"model.pixels.size is {pixels.size}, but the image tower takes pictures of {taken}")
+    if pixels.boxes and not getattr(towers["image"], "reads_boxes", False):
+        raise ConfigError(
+            "model.pixels.boxes: this image tower sees whole pictures, it looks at no boxes; leave it out"
+        )
     rest = {key: value for key, value in settings.items() if key not in ("pixels", "image", "text")}
     model: DualEncoder = construct(
         "model", rest, {"dual_encoder": DualEncoder}, image=towers["image"], text=towers["text"], special=special_tokens

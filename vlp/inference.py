@@ -183,8 +183,10 @@ class TrainedModel(nn.Module):
         """Embeddings float32 [T, D] of length 1, by a dual encoder, on the CPU.
 
         Raises:
-            ConfigError: the model is no dual encoder.
+            ConfigError: the model is no dual encoder. ValueError: `texts` is one text, not several.
         """
+        if isinstance(texts, str):  # it would pass as a list of letters
+            raise ValueError(f"embed_texts takes a list of texts: [{texts[:40]!r}]")
         model, parts = self._dual_model(), []
         for first in range(0, len(texts), EMBED_BATCH):
             tokens = self.tokenizer.encode(list(texts[first : first + EMBED_BATCH]))

@@ -159,6 +159,11 @@ def test_what_does_not_fit_is_refused() -> None:
         model(max_tokens={"caption": 8})
     with pytest.raises(ValueError, match="the segment caption and no other"):
         model(max_tokens={"caption": 4, "tags": 3})
+    with pytest.raises(ValueError, match=r"max_tokens.caption must be at least 1"):
+        model(max_tokens={"caption": 0})
+    for chunk in (0, -3):
+        with pytest.raises(ValueError, match=f"recompute_chunk is {chunk}, but must be at least 1"):
+            model(recompute_chunk=chunk)
     text = TextTower()
     text.embedding_size = 7
     with pytest.raises(ValueError, match="the image tower gives 6 numbers, the text tower 7"):
@@ -191,6 +196,7 @@ SETTINGS: dict[str, Any] = {
     ("change", "message"),
     [
         ({"pixels": {"size": 24}}, "pixels.size is 24, but the image tower takes pictures of 16"),
+        ({"pixels": {"size": 16, "boxes": True}}, "model.pixels.boxes: this image tower .* looks at no boxes"),
         ({"pixels": None}, "model: pixels must be a mapping"),
         ({"pixels": {"size": 16, "random_crop": [0.9, 0.5]}}, "two ascending shares"),
         ({"image": {**SETTINGS["image"], "name": "ViT-B-33"}}, "open_clip has no model 'ViT-B-33'"),
@@ -205,6 +211,12 @@ def test_wrong_settings_are_told(change: dict[str, Any], message: str) -> None:
     build_model(SETTINGS, samples.SPECIAL, FeatureFacts(0, 0))
     with pytest.raises(ConfigError, match=message):
         build_model(SETTINGS | change, samples.SPECIAL, FeatureFacts(0, 0))
+
+
+def test_a_tokenizer_without_an_end_token_is_told() -> None:
+    special = {"PAD": samples.SPECIAL["PAD"], "CLS": samples.SPECIAL["CLS"]}
+    with pytest.raises(ConfigError, match=r"model\.text: this tower reads a text at its end token"):
+        build_model(SETTINGS, special, FeatureFacts(0, 0))
 
 
 def test_objectives_are_of_one_kind_of_model(tmp_path: Any) -> None:

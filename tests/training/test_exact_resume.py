@@ -116,6 +116,18 @@ def test_resumed_from_an_earlier_checkpoint_sets_rows_aside(uninterrupted: Path,
     assert [json.loads(line)["step"] for line in superseded] == [9, 10, 11, 12]
 
 
+def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
+    warmup = "optim.warmup_steps=100"  # all along, since decay depends on the number of steps
+    at_once, in_two = tmp_path / "at_once", tmp_path / "in_two"
+    assert train(at_once, "no", 0, warmup, "trainer.max_steps=5").returncode == 0
+    assert train(in_two, "no", 0, warmup, "trainer.max_steps=3").returncode == 0
+    more = train(in_two, "last", 0, warmup, "trainer.max_steps=5")
+    assert more.returncode == 0, more.stderr
+    assert [row["step"] for row in losses(in_two)] == [1, 2, 3, 4, 5]
+    assert [row["loss"] for row in losses(in_two)] == [row["loss"] for row in losses(at_once)]
+    assert digest(in_two) == digest(at_once)
+
+
 def test_foreign_and_broken_checkpoints_are_refused(uninterrupted: Path, tmp_path: Path) -> None:
     checkpoint = uninterrupted / "run" / "checkpoints" / "step-00000012.ckpt"
     folder = tmp_path / "other"

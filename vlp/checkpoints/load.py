@@ -53,6 +53,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
             reason = f"it holds {found[1]}, which could run code"
+        elif "TorchScript" in str(error):
+            reason = (
+                "it is a TorchScript archive, which holds code; take the same weights as a state dict or safetensors"
+            )
         else:
             reason = f"it is damaged, or no file of torch's ({type(error).__name__})"
         raise ValueError(f"{path} cannot be read as weights alone, and nothing else is loaded: {reason}") from error

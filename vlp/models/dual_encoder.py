@@ -30,8 +30,8 @@ class DualEncoder(nn.Module):
             whose statistics are of a chunk). None: all at once, activations kept.
 
     Raises:
-        ValueError: the towers' embeddings differ in size, texts are longer than the text tower's, or a segment is
-            missing or none of a dual encoder's.
+        ValueError: the towers' embeddings differ in size, texts are longer than the text tower's, a segment is missing
+            or none of a dual encoder's, or `recompute_chunk` or `max_tokens` is below 1.
     """
 
     pooled_size = 0
@@ -53,8 +53,12 @@ class DualEncoder(nn.Module):
                 f"the image tower gives {image.embedding_size} numbers, the text tower {text.embedding_size};"
                 " set embedding_size of one of them"
             )
+        if recompute_chunk is not None and recompute_chunk < 1:
+            raise ValueError(f"recompute_chunk is {recompute_chunk}, but must be at least 1, or left out")
         if list(max_tokens) != ["caption"]:
             raise ValueError("max_tokens must have the segment caption and no other: a dual encoder has one text")
+        if max_tokens["caption"] < 1:
+            raise ValueError("max_tokens.caption must be at least 1, or nothing of a text would be seen")
         self.before, self.after = ([special[name]] if name in special else [] for name in ("CLS", "SEP"))
         self.pad = special["PAD"]
         self.most = max_tokens["caption"]

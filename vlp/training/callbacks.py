@@ -73,6 +73,12 @@ class StepEnd(lightning.Callback):
         """Go on from the best validation loss so far."""
         self.best = state_dict["best"]
 
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a run that came to its end go on if it now has more steps; Lightning would take its epoch as done."""
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the logs; rows after the step that is resumed from are set aside."""
         if trainer.is_global_zero:

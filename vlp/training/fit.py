@@ -105,7 +105,8 @@ def fit(
         broadcast_buffers=False,
         process_group_backend="gloo" if accelerator == "cpu" else None,
     )
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # device facts and tips; the estimate says it
+    for name in ("lightning.pytorch", "lightning.fabric"):  # device facts, ranks and tips; the estimate says it
+        logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # the loader starts where the checkpoint ended, and the number of workers is the user's choice
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")

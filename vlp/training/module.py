@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -113,9 +114,10 @@ class TrainingModule(lightning.LightningModule):
             batch, group, self.seed, batch.step, batch.micro_batch
         )
         for name, value in losses.items():
-            if not bool(torch.isfinite(value)):
+            number = float(value.detach())
+            if not math.isfinite(number):
                 raise NonFiniteLossError(
-                    f"the loss of {name} is {float(value)} at step {batch.step + 1} (micro-batch {batch.micro_batch}"
+                    f"the loss of {name} is {number} at step {batch.step + 1} (micro-batch {batch.micro_batch}"
                     f" of source {batch.source!r}); samples: {batch.images.ids.tolist()[:40]}"
                 )
         record = self.record

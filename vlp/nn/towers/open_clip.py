@@ -33,9 +33,15 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def text_settings(known: dict[str, Any], special: dict[str, int]) -> dict[str, Any]:
-    """What of a text tower's settings depends on the tokenizer."""
+    """What of a text tower's settings depends on the tokenizer.
+
+    Raises:
+        ValueError: the tower reads a text at its end token, and the tokenizer has none.
+    """
     own: dict[str, Any] = {"output_tokens": False, "pad_id": special["PAD"]}
     if known.get("pool_type", "argmax") == "argmax":  # which finds CLIP's end token, whose id is the highest
+        if "SEP" not in special:
+            raise ValueError("this tower reads a text at its end token, and the tokenizer puts none after a text")
         own |= {"pool_type": "eos", "eos_id": special["SEP"]}
     return own
 
@@ -132,7 +138,8 @@ class OpenClipText(nn.Module):
         full_length: texts are padded to that length, since padding is seen.
 
     Raises:
-        ValueError: open_clip has no such model, or it can't be built so, or its text tower is of another library.
+        ValueError: open_clip has no such model, or it can't be built so, its text tower is of another library, or it
+            reads an end token that the tokenizer lacks.
     """
 
     def __init__(

@@ -59,6 +59,7 @@ class WenlanImage(nn.Module):
         ValueError: in `forward`, a backbone gives no grid of F channels, or an image has no region.
     """
 
+    reads_boxes = True
     mean: Tensor
     std: Tensor
 
