@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from data_pipelines.scene_model import (
     SceneObject,
     related,
 )
+from vlp.text.wordpiece import own_vocabulary
 
 CAPTIONS = 5
 SYNONYMS = {
@@ -299,10 +299,7 @@ def vocabulary(more: Sequence[str] = ()) -> list[str]:
     words |= {*NUMBERS.values(), "a", "an", "and", "is", "which", "there", "shape", "object", "thing", *more}
     nouns = {*SHAPES, *(word for shape in SHAPES for word in SYNONYMS.get(shape, ())), "shape", "object", "thing"}
     words |= {noun + ("es" if noun.endswith(("s", "x")) else "s") for noun in nouns}
-    characters = string.ascii_lowercase + string.digits + string.punctuation
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    single = sorted(set(characters) - words)
-    return [*special, *sorted(words), *single, *(f"##{c}" for c in characters)]
+    return own_vocabulary(words)
 
 
 def label_words(text: str) -> Counter[str]:

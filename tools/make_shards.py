@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipelines.annotations import (
     conceptual_captions,
+    easy_vqa,
     gqa,
     karpathy,
     nlvr2,
@@ -46,6 +47,7 @@ from data_pipelines.annotations import (
 from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.coco import CocoReader
 from data_pipelines.annotations.files import AnnotationError, LeftOut
+from data_pipelines.annotations.nlvr1 import PARTS, Nlvr1Reader
 from data_pipelines.annotations.pictures import Annotations, read_samples
 from data_pipelines.annotations.tars import find_tars, index_tars
 from data_pipelines.annotations.text import TextReader
@@ -134,6 +136,16 @@ BENCHMARKS = {
             "--naming": NAMING,
         },
         lambda options: conceptual_captions.read_conceptual_captions(options.captions, options.images, options.naming),
+    ),
+    "easy_vqa": Benchmark(
+        easy_vqa,
+        "--questions easy_vqa/data/train/questions.json --answers easy_vqa/data/answers.txt --part train",
+        {
+            "--questions": a_file("questions.json of train or test"),
+            "--answers": a_file("answers.txt"),
+            "--part": {"choices": easy_vqa.PARTS, "default": "all", "help": "of the pictures (default %(default)s)"},
+        },
+        lambda options: easy_vqa.read_easy_vqa(options.questions, options.answers, options.part),
     ),
     "gqa": Benchmark(
         gqa,
@@ -257,6 +269,16 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     text.add_argument("--words", type=whole_number, default=50, help="words of a passage (default %(default)s)")
     text.add_argument("--out", type=Path, required=True, help="folder of the data set, new or with other splits")
     text.add_argument("--split", default="train", help="name of the split (default %(default)s)")
+    nlvr1 = commands.add_parser(
+        "nlvr1",
+        help="NLVR (the first): is a sentence true of three boxes with shapes in them? The pictures are drawn",
+        description=sys.modules[Nlvr1Reader.__module__].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    nlvr1.add_argument("--files", type=Path, nargs="+", required=True, help="JSON lines, plain or .gz")
+    nlvr1.add_argument("--part", choices=PARTS, default="all", help="of the scenes (default %(default)s)")
+    nlvr1.add_argument("--out", type=Path, required=True, help="folder of the data set, new or with other splits")
+    nlvr1.add_argument("--split", default="train", help="name of the split (default %(default)s)")
     tars = commands.add_parser("webdataset", help="tars of pictures and captions in webdataset's layout, as they lie")
     tars.add_argument("--tars", nargs="+", required=True, help="folders, files, or patterns as in 'cc3m/{00..31}.tar'")
     tars.add_argument("--out", type=Path, help="folder of the index (default: the tars' own)")
@@ -313,7 +335,8 @@ def make_benchmark(options: argparse.Namespace, console: Console) -> None:
                     counts[name] += len(sample.captions if name == "captions" else sample.facts.get(name, []))
                 yield sample
 
-        samples = build_split(options.out, options.split, counted(), annotations.manifest, annotations.left_out)
+        a = annotations
+        samples = build_split(options.out, options.split, counted(), a.manifest, a.left_out, a.words)
     records = ", ".join(f"{number} {RECORDS[name]}" for name, number in counts.items() if number)
     made = f"{options.out}, split {options.split}: {samples} samples with {records or 'no texts'}"
     for line in [made, *annotations.remarks]:
@@ -334,6 +357,15 @@ def make_text(options: argparse.Namespace, console: Console) -> None:
     with console.status("reading"):
         samples = build_split(options.out, options.split, reader, Manifest("text", 0, [], "", ""), reader.left_out)
     console.print(f"{options.out}, split {options.split}: {samples} passages without images", soft_wrap=True)
+    report_left_out(reader.left_out, options, console)
+
+
+def make_nlvr1(options: argparse.Namespace, console: Console) -> None:
+    """One split of drawn scenes."""
+    with console.status("drawing"):
+        reader = Nlvr1Reader(options.files, options.part)
+        samples = build_split(options.out, options.split, reader, reader.manifest, reader.left_out, words=reader.words)
+    console.print(f"{options.out}, split {options.split}: {samples} scenes", soft_wrap=True)
     report_left_out(reader.left_out, options, console)
 
 
@@ -369,7 +401,8 @@ def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     options = read_arguments(arguments)
     try:
-        makers = {"scenes": make_scenes, "coco": make_coco, "text": make_text, "webdataset": make_webdataset}
+        makers = {"scenes": make_scenes, "coco": make_coco, "nlvr1": make_nlvr1, "text": make_text}
+        makers["webdataset"] = make_webdataset
         makers.get(options.command, make_benchmark)(options, Console(highlight=False, markup=False))
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; nothing was added", style="yellow")

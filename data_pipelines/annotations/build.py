@@ -7,23 +7,30 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from data_pipelines.annotations.files import LeftOut
 from data_pipelines.shards import Manifest, Sample, ShardError, read_manifest, write_bytes, write_manifest, write_split
+from vlp.text.wordpiece import own_vocabulary
 
 
 def build_split(
-    folder: Path, split: str, samples: Iterable[Sample], manifest: Manifest, left_out: list[LeftOut]
+    folder: Path,
+    split: str,
+    samples: Iterable[Sample],
+    manifest: Manifest,
+    left_out: list[LeftOut],
+    words: Collection[str] = (),
 ) -> int:
     """Write samples as one split of a new data set, or add the split to one of the same kind; returns their number.
 
     All is written beside `folder` first. `left_out` may grow while `samples` are read; it is stored as
     `SPLIT.left_out.jsonl`. The counts of `manifest` are filled in here. A data set that is there keeps its answer
-    names, whose numbers a model may have learned; a `manifest` with none says nothing of them.
+    names, whose numbers a model may have learned; a `manifest` with none says nothing of them. A new one whose `words`
+    are given gets `vocabulary.txt`, a WordPiece vocabulary of these words.
 
     Raises:
         ShardError: no sample is usable, the split is there already, or the data set there is another one, has other
@@ -51,6 +58,8 @@ def build_split(
             lines = [json.dumps(entry._asdict()) for entry in left_out]
             write_bytes(temporary / f"{split}.left_out.jsonl", "\n".join([*lines, ""]).encode())
         if not there:
+            if words:
+                write_bytes(temporary / "vocabulary.txt", "\n".join([*own_vocabulary(words), ""]).encode())
             write_manifest(temporary, manifest)
             os.rename(temporary, folder)
             return count

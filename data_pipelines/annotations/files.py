@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,16 +68,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers (from 1), whatever ends them.
+    """The lines of a UTF-8 file, plain or `.gz`, with their numbers (from 1), whatever ends them.
 
     Raises:
         FileNotFoundError: it is missing.
-        AnnotationError: a line is not UTF-8.
+        AnnotationError: a line is not UTF-8, or a `.gz` is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no annotation file {path}")
-    with path.open("rb") as file:  # in text mode Python would also break lines where JSON and captions may go on
-        for number, line in enumerate(file, 1):
+    # in text mode Python would also break lines where JSON and captions may go on
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        lines = enumerate(file, 1)
+        while True:
+            try:
+                number, line = next(lines, (0, b""))
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise AnnotationError(f"{path} cannot be unpacked ({error}); it may be cut short") from error
+            if not number:
+                return
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:

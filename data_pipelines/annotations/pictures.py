@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,14 @@ class Annotations:
     """All that the files of one split say.
 
     `pictures` can be read once; `left_out` may grow while they are. `manifest`: of a data set of such splits.
-    `remarks`: lines to tell the user.
+    `remarks`: lines to tell the user. `words`: of which a new data set's vocabulary is made; none makes no vocabulary.
     """
 
     manifest: Manifest
     pictures: Iterable[Picture]
     left_out: list[LeftOut]
     remarks: list[str] = field(default_factory=list)
+    words: Collection[str] = ()
 
 
 def read_samples(folder: Path, annotations: Annotations) -> Iterator[Sample]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -13,6 +15,20 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from vlp.interfaces import Tokens
 
 SPECIAL_TOKENS = ("PAD", "UNK", "CLS", "SEP", "MASK")
+
+
+def own_vocabulary(words: Iterable[str]) -> list[str]:
+    """Tokens of a vocabulary of lower-case words, and of the ASCII characters from which most others can be built."""
+    kept = set(words)
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    special = [f"[{name}]" for name in SPECIAL_TOKENS]
+    return [*special, *sorted(kept), *sorted(set(characters) - kept), *(f"##{c}" for c in characters)]
+
+
+def words_of(texts: Iterable[str]) -> list[str]:
+    """The words and signs of texts, one after another, as an uncased WordPiece cuts them before it takes them apart."""
+    normalizer, cutter = BertNormalizer(lowercase=True, strip_accents=True), BertPreTokenizer()
+    return [word for text in texts for word, _ in cutter.pre_tokenize_str(normalizer.normalize_str(text))]
 
 
 class VocabularyError(ValueError):
