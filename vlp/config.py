@@ -38,14 +38,14 @@ class GroupConfig:
 
 @dataclass
 class ScenesConfig:
-    """Embedded scenes to be made at first use: numbers of images a split, and the seed. `statements`: with statements
-    about two scenes in the place of questions about one.
+    """Embedded scenes to be made at first use: numbers of images a split, and the seed. `asks`: what is to be answered;
+    `questions` and `hypotheses` are about one scene, `statements` about two.
     """
 
     train: int
     val: int
     seed: int
-    statements: bool = False
+    asks: Literal["questions", "statements", "hypotheses"] = "questions"
 
 
 @dataclass
