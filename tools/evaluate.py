@@ -128,8 +128,8 @@ def table_of(found: dict[str, Any], title: str) -> Table:
     return table
 
 
-def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
-    """Answer, print, write."""
+def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, Any]:
+    """Answer, print, write; returns the report."""
     model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu")
     model.task()  # before anything is read
     folder, split, form = run if run.is_dir() else run.parent, options["split"], options["form"]
@@ -156,6 +156,7 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
     }
     write_atomically(folder / f"evaluation-{split}.json", json.dumps(report, indent=1).encode())
     console.print(f"written: {predictions}, {folder}/evaluation-{split}.json", soft_wrap=True)
+    return report
 
 
 def main(arguments: list[str]) -> int:
