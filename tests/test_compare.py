@@ -137,3 +137,11 @@ def test_studies_that_make_no_sense(study: dict[str, Any], tmp_path: Path) -> No
     ):
         with pytest.raises(ConfigError, match=message):
             read_study(Path(write(study, path, **changed)), [])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study, cells = read_study(path, [])
+    assert len(cells) > len(study.seeds)
+    assert len({cell.config.run_dir for cell in cells}) == len(cells)
