@@ -8,25 +8,19 @@ from pathlib import Path
 
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.plan import Plan
-from data_pipelines.scenes import build_scenes
+from data_pipelines.scenes import Asked, build_scenes
 from data_pipelines.shards import Manifest, ShardError, read_manifest
 from data_pipelines.source import Source
 from vlp.interfaces import Batch, PixelSize, SquareSize, Tokenizer
 
 
 def ensure_scenes(
-    folder: Path,
-    train: int,
-    val: int,
-    seed: int,
-    say: Callable[[str], None],
-    statements: bool = False,
-    expressions: bool = False,
+    folder: Path, train: int, val: int, seed: int, say: Callable[[str], None], asks: Asked = "questions"
 ) -> None:
     """Make the embedded scenes if the folder is not there yet; say so if those that are there are not as many."""
     if not folder.exists():
         say(f"making the embedded scenes in {folder} ({train} images for training; about a minute for 20,000)")
-        build_scenes(folder, train, val, seed, say, statements=statements, expressions=expressions)
+        build_scenes(folder, train, val, seed, say, asks=asks)
     elif (folder / "manifest.json").is_file():
         there = read_manifest(folder).samples
         if (there.get("train"), there.get("val")) != (train, val):

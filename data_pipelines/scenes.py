@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from PIL import Image
 
 from data_pipelines.scene_expressions import refer
 from data_pipelines.scene_features import RegionFeatures
+from data_pipelines.scene_hypotheses import ANSWERS as LABELS
+from data_pipelines.scene_hypotheses import suppose
 from data_pipelines.scene_language import describe, vocabulary
 from data_pipelines.scene_model import (
     COLOURS,
@@ -51,6 +54,13 @@ MOST_LARGE = 3  # large objects in a scene; more may not fit
 DEALS = 20  # tries to deal the shapes so that held-out combinations stay out
 CLASS_NAMES = ["background", *SHAPES]
 ATTRIBUTE_NAMES = [*COLOURS, *SIZES, *TEXTURES]
+Asked = Literal["questions", "statements", "hypotheses", "expressions"]
+ANSWERS_TO: dict[Asked, list[str]] = {
+    "questions": ANSWERS,
+    "statements": TRUTHS,
+    "hypotheses": LABELS,
+    "expressions": [],
+}
 CHUNK = 250  # scenes that a process makes at a time
 CALIBRATION = 600  # scenes on which the region features are calibrated
 
@@ -274,12 +284,13 @@ def make_expressions(scene: Scene, boxes: np.ndarray, key: str, rng: np.random.G
 
 
 def make_samples(
-    seed: int, split: str, numbers: range, statements_among: int = 0, expressions: bool = False
+    seed: int, split: str, numbers: range, asks: Asked = "questions", among: int | None = None
 ) -> list[Sample]:
     """Samples of scenes, complete with picture, captions and region features.
 
-    statements_among: if not 0, how many scenes the split has; then samples have statements about two scenes in the
-    place of questions about one. expressions: they have expressions that refer to objects in the place of questions.
+    asks: what there is to be answered: questions or hypotheses about a scene, or statements about two; or expressions
+        that refer to objects.
+    among: how many scenes the split has, which statements need.
     """
     scores = class_scores()
     scenes = [make_scene(seed, split, number) for number in numbers]
@@ -291,7 +302,8 @@ def make_samples(
         picture = io.BytesIO()
         Image.fromarray(pixels).save(picture, "PNG", compress_level=1)
         references = [word_regions(caption, scene) for caption in language]
-        questions = ask(scene, _rng(seed, split, number, "questions"))
+        about_one = suppose if asks == "hypotheses" else ask
+        questions = about_one(scene, _rng(seed, split, number, "hypotheses" if asks == "hypotheses" else "questions"))
         regions = RegionArrays(
             boxes,
             own,
@@ -314,9 +326,9 @@ def make_samples(
             "answers": [answer for _, answer, _ in questions],
             "question_types": [kind for _, _, kind in questions],
         }
-        if statements_among:
-            facts |= make_statements(seed, split, number, statements_among)
-        if expressions:
+        if asks == "statements":
+            facts |= make_statements(seed, split, number, numbers.stop if among is None else among)
+        if asks == "expressions":
             facts = {k: v for k, v in facts.items() if k not in ("questions", "answers", "question_types")}
             rng = _rng(seed, split, number, "expressions")
             facts["expressions"] = make_expressions(scene, boxes, sample_key(split, number), rng)
@@ -333,15 +345,13 @@ def make_samples(
     return samples
 
 
-def _make_chunk(task: tuple[int, str, range, int, bool]) -> list[Sample]:
+def _make_chunk(task: tuple[int, str, range, Asked, int]) -> list[Sample]:
     return make_samples(*task)
 
 
-def _all_samples(
-    seed: int, split: str, count: int, statements: bool, expressions: bool, processes: int
-) -> Iterator[Sample]:
+def _all_samples(seed: int, split: str, count: int, asks: Asked, processes: int) -> Iterator[Sample]:
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
-    tasks = [(seed, split, chunk, count if statements else 0, expressions) for chunk in chunks]
+    tasks = [(seed, split, chunk, asks, count) for chunk in chunks]
     if processes == 1 or len(tasks) == 1:
         for task in tasks:
             yield from _make_chunk(task)
@@ -365,13 +375,12 @@ def build_scenes(
     seed: int,
     say: Callable[[str], None],
     processes: int | None = None,
-    statements: bool = False,
-    expressions: bool = False,
+    asks: Asked = "questions",
 ) -> None:
     """Make the data set: splits `train`, `val` and `unseen` (as large as `val`), vocabulary and manifest.
 
-    With `statements` its questions are statements about two scenes, to be answered by True or False;
-    with `expressions` expressions that refer to objects take their place.
+    asks: what there is to be answered: questions about a scene, statements about two (by True or False), or hypotheses
+    about one (by entailment, neutral or contradiction); expressions that refer to objects take their place.
 
     It is built in a hidden folder beside `folder` and renamed at the end, so `folder` is whole or absent. A build that
     is killed leaves the hidden folder behind; it may be removed.
@@ -387,14 +396,13 @@ def build_scenes(
     try:
         for split, count in (("train", train), ("val", val), ("unseen", val)):
             say(f"scenes: {count} for {split}")
-            samples = _all_samples(seed, split, count, statements, expressions, processes or os.cpu_count() or 1)
+            samples = _all_samples(seed, split, count, asks, processes or os.cpu_count() or 1)
             write_split(temporary, split, samples)
         write_bytes(temporary / "vocabulary.txt", "\n".join([*vocabulary([*WORDS, *STATEMENT_WORDS]), ""]).encode())
         counts = {"train": train, "val": val, "unseen": val}
         extractor = f"whitened random convolutions on {SIDE} px scenes"
         manifest = Manifest("scenes", RegionFeatures.size, CLASS_NAMES, extractor, "CC0", counts)
-        answers = TRUTHS if statements else [] if expressions else ANSWERS
-        write_manifest(temporary, replace(manifest, attribute_names=ATTRIBUTE_NAMES, answer_names=answers))
+        write_manifest(temporary, replace(manifest, attribute_names=ATTRIBUTE_NAMES, answer_names=ANSWERS_TO[asks]))
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

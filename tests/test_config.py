@@ -32,7 +32,7 @@ from vlp.training.fit import resolve_hardware
 from vlp.training.optim import parameter_groups
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "studies")
 
 TEXT = """
 seed: 3

@@ -23,7 +23,7 @@ def train(config: str, data: Path, folder: Path, *more: str) -> None:
 
 def test_referring_expressions(tmp_path: Path) -> None:
     data = tmp_path / "scene_expressions"
-    build_scenes(data, 40, 12, 0, lambda text: None, processes=1, expressions=True)
+    build_scenes(data, 40, 12, 0, lambda text: None, processes=1, asks="expressions")
     finished = tmp_path / "run"
     train("refcoco/uniter_small.yaml", tmp_path, finished, "objectives.0.objectives.0.head.hidden_size=32")
     result = run("evaluate.py", str(finished), "split=val")

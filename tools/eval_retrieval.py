@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -188,8 +189,8 @@ def draw(
     return True
 
 
-def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
-    """Score, print, write."""
+def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, Any]:
+    """Score, print, write; returns the report."""
 
     def warn(text: str) -> None:
         console.print(text, style="yellow", markup=False, soft_wrap=True)
@@ -243,6 +244,7 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
             console.print(f"written: {written.with_suffix('.png')}", soft_wrap=True)
     except Exception as error:  # whatever goes wrong in drawing, the results stand
         warn(f"the picture could not be drawn ({type(error).__name__}: {error}); the results are complete")
+    return report
 
 
 def main(arguments: list[str]) -> int:

@@ -173,8 +173,8 @@ def caption_all(
     return captioned, left_out
 
 
-def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], console: Console) -> None:
-    """Write captions, write them down, measure and print."""
+def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], console: Console) -> dict[str, Any]:
+    """Write captions, write them down, measure and print; returns the report."""
     folder, split, beams = run if run.is_dir() else run.parent, options["split"], int(options["beams"])
     source = open_source(model, options["data"], split)
     captioned, left_out = caption_all(model, source, int(options["most"]) if options["most"] else None, beams, console)
@@ -207,14 +207,14 @@ def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], c
     }
     write_atomically(folder / f"evaluation-{split}.json", json.dumps(report, indent=1).encode())
     console.print(f"written: {folder}/evaluation-{split}.json", soft_wrap=True)
+    return report
 
 
-def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
-    """Answer, print, write."""
+def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, Any]:
+    """Answer, print, write; returns the report."""
     model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu")
     if model.captioning is not None:
-        evaluate_captions(model, run, options, console)
-        return
+        return evaluate_captions(model, run, options, console)
     task = model.task()  # before anything is read
     folder, split, form = run if run.is_dir() else run.parent, options["split"], options["form"] or "vqa"
     if options["form"] and isinstance(task, RegionChoice):
@@ -245,6 +245,7 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> None:
     }
     write_atomically(folder / f"evaluation-{split}.json", json.dumps(report, indent=1).encode())
     console.print(f"written: {predictions}, {folder}/evaluation-{split}.json", soft_wrap=True)
+    return report
 
 
 def main(arguments: list[str]) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -234,13 +235,18 @@ def shipped() -> list[Path]:
     return [path for path in paths if load_config(path, []).model["type"] != "dual_encoder"]
 
 
-def run_of(path: Path, overrides: list[str], console: Console) -> RunFolder:
-    """The finished run of a configuration; trained if it isn't there."""
-    folder = RunFolder(RUNS / path.stem)
-    config: RunConfig = load_config(path, [*small_overrides(path), *overrides, f"run_dir={folder.path}"])
+def finished_run(config: RunConfig, same: Iterable[str], console: Console) -> RunFolder:
+    """The finished run of a configuration; trained if it isn't there, or to its end if it was cut off.
+
+    same: the parts of the configuration in which a run that is there must agree.
+
+    Raises:
+        ConfigError: it does not. Stopped: a signal stopped the training.
+    """
+    folder = RunFolder(Path(config.run_dir))
     if not folder.path.exists():
         resume = None
-    elif any(getattr(folder.read_config([]), key) != getattr(config, key) for key in WHAT_IS_LEARNED):
+    elif any(getattr(folder.read_config([]), key) != getattr(config, key) for key in same):
         raise ConfigError(f"{folder.path} is a run of other settings; remove it, or rename it, for this one")
     elif folder.finished(config):
         return folder
@@ -249,6 +255,13 @@ def run_of(path: Path, overrides: list[str], console: Console) -> RunFolder:
     if not train.train(config, resume, console):
         raise Stopped
     return folder
+
+
+def run_of(path: Path, overrides: list[str], console: Console) -> RunFolder:
+    """The finished small run of a shipped configuration."""
+    places = [f"run_dir={RUNS / path.stem}"]
+    config: RunConfig = load_config(path, [*small_overrides(path), *overrides, *places])
+    return finished_run(config, WHAT_IS_LEARNED, console)
 
 
 def main(arguments: list[str]) -> int:

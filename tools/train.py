@@ -119,7 +119,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         if listed.scenes is not None and launching:
             s = listed.scenes
             place = Path(data.root) / listed.path
-            ensure_scenes(place, s.train, s.val, s.seed, console.print, s.statements, s.expressions)
+            ensure_scenes(place, s.train, s.val, s.seed, console.print, s.asks)
     while not launching and not (folder.path / "config.yaml").is_file():
         time.sleep(0.2)  # the first process is making data and folder
     tokenizer = (

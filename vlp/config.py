@@ -38,15 +38,14 @@ class GroupConfig:
 
 @dataclass
 class ScenesConfig:
-    """Embedded scenes to be made at first use: numbers of images a split, and the seed. `statements`: with statements
-    about two scenes in the place of questions about one. `expressions`: with expressions that refer to objects.
+    """Embedded scenes to be made at first use: numbers of images a split, and the seed. `asks`: what is to be answered;
+    `questions`, `hypotheses` and `expressions` (that refer to objects) are about one scene, `statements` about two.
     """
 
     train: int
     val: int
     seed: int
-    statements: bool = False
-    expressions: bool = False
+    asks: Literal["questions", "statements", "hypotheses", "expressions"] = "questions"
 
 
 @dataclass

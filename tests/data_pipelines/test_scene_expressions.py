@@ -55,7 +55,7 @@ def test_expressions_mean_one_object() -> None:
 
 
 def test_a_source_loads_expressions(tmp_path: Path) -> None:
-    build_scenes(tmp_path / "scenes", 6, 4, 0, lambda text: None, processes=1, expressions=True)
+    build_scenes(tmp_path / "scenes", 6, 4, 0, lambda text: None, processes=1, asks="expressions")
     tokenizer = WordPiece(tmp_path / "scenes" / "vocabulary.txt", lowercase=True)
     source = Source("made_up", tmp_path / "scenes", "train", tokenizer, {"question": 20}, 100)
     reader = ShardReader(tmp_path / "scenes", "train")

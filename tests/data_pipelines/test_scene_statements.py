@@ -57,7 +57,7 @@ def test_statements_have_one_reading() -> None:
 
 
 def test_a_data_set_of_statements(tmp_path: Path) -> None:
-    build_scenes(tmp_path / "pairs", 30, 12, 0, lambda text: None, processes=1, statements=True)
+    build_scenes(tmp_path / "pairs", 30, 12, 0, lambda text: None, processes=1, asks="statements")
     reader = ShardReader(tmp_path / "pairs", "train")
     assert reader.manifest.answer_names == ["False", "True"]
     tokenizer = WordPiece(tmp_path / "pairs" / "vocabulary.txt", True)
