@@ -149,7 +149,8 @@ def test_embeddings_and_scores_of_a_run(finished: Path, root: Path) -> None:
     ("overrides", "message"),
     [
         (["data.micro_batch=null", "data.micro_batch_tokens=100"], "not with micro_batch_tokens"),
-        (["data.micro_batch=1"], "a step of one pair has nothing to compare it with"),
+        (["data.micro_batch=999"], "they would be negatives of themselves"),
+        (["data.micro_batch=1", "data.micro_batches_per_step=1"], "a step of one pair has nothing to compare it with"),
         (["model.text.settings.vocab_size=20"], "model.text.settings.vocab_size is 20, but the vocabulary"),
         (["objectives.0.objectives.0.type=masked_language"], "no objective of a dual encoder"),
         (["model.pixels.resize=longest"], "model: pixels.resize is 'longest', but must be one of shortest, squash"),

@@ -156,6 +156,16 @@ def test_official_layouts_have_their_ties(vocabulary: Path, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
 
 
+def test_queues_stay_behind(vocabulary: Path, tmp_path: Path) -> None:
+    queue = "[{type: momentum_contrast, queue_length: 4, momentum: 0.9, temperature: 0.1}]"
+    overrides = ["data.tokenizer.lowercase=false", f"objectives.0.objectives={queue}"]
+    run = made_run("clip_small", overrides, vocabulary, tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--to=open_clip", f"--out={tmp_path / 'out'}"]) == 0
+    state = load_file(tmp_path / "out" / "open_clip_model.safetensors")
+    assert len(state) == len(run.model.state_dict())
+    assert torch.equal(state["logit_scale"], run.model.state_dict()["logit_scale"])
+
+
 def test_what_cannot_be_exported_is_told(vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     made_run("uniter_base", VISUALBERT, vocabulary, tmp_path / "uniter")
     made_run("lxmert_base", [*LXMERT, "model.norm_eps=1.0e-6"], vocabulary, tmp_path / "lxmert")

@@ -39,6 +39,7 @@ from vlp.run_folder import RunFolder
 from vlp.text.choose import CLIP
 
 OPEN_CLIP = ["open_clip", "open_clip_custom_text"]
+MODEL_ALONE = [*OPEN_CLIP, "clip_transformers"]  # layouts without objectives, as the queues of momentum_contrast
 USER_ERRORS = (ConfigError, KeyMismatchError, OSError, ValueError)
 # the layouts of transformers: from our `model` block and their weights to config.json, and what a user should know
 HF: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], tuple[dict[str, Any], str]]] = {
@@ -68,6 +69,8 @@ def exported(trained: TrainedModel, to: str) -> tuple[str, dict[str, Tensor]]:
     if to == "hf" and trained.dual:
         raise ConfigError("--to hf writes LXMERT and VisualBERT; for a dual encoder take --to open_clip")
     state, faults = trained.state_dict(), []
+    if to in MODEL_ALONE:
+        state = {name: value for name, value in state.items() if name.startswith("model.")}
     for layout in HF if to == "hf" else [to]:
         try:
             return layout, export_state(state, IMPORTERS[layout])

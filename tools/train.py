@@ -92,6 +92,26 @@ def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tup
     return sources, DataFacts(manifest.feature_size, manifest.class_names, fingerprints, *names)
 
 
+def check_negatives(config: RunConfig, micro_batch: int, sources: list[Source], held_out: list[Source]) -> None:
+    """Whether the pairs of a dual encoder's step have others to be compared with, and none of them itself.
+
+    Raises:
+        ConfigError: a step is one pair, or more than a source has, which would be in it twice.
+    """
+    if {listed["type"] for group in config.objectives for listed in group.objectives} == {"momentum_contrast"}:
+        return  # its negatives are those of other steps
+    step = micro_batch * config.data.micro_batches_per_step
+    if step < 2:
+        raise ConfigError("data.micro_batch: a step of one pair has nothing to compare it with; take two or more")
+    for pairs, what, listed in ((step, "a step", sources), (micro_batch, "a held-out batch", held_out)):
+        for source in listed:
+            if pairs > len(source):
+                raise ConfigError(
+                    f"{what} has {pairs} pairs, but split {source.reader.split!r} of source {source.name!r} only"
+                    f" {len(source)}: they would be negatives of themselves; take a smaller data.micro_batch"
+                )
+
+
 def load_start_weights(model: nn.Module) -> None:
     """Load the weights that the configuration has the model start from: those of its backbone or image tower, if it
     names a file.
@@ -140,9 +160,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     if config.model.get("type") == "dual_encoder":
         if data.micro_batch is None:
             raise ConfigError("a dual encoder is trained with data.micro_batch pairs, not with micro_batch_tokens")
-        objectives = {listed["type"] for group in config.objectives for listed in group.objectives}
-        if data.micro_batch * data.micro_batches_per_step < 2 and objectives != {"momentum_contrast"}:
-            raise ConfigError("data.micro_batch: a step of one pair has nothing to compare it with; take two or more")
+        check_negatives(config, data.micro_batch, sources, held_out)
         # each process takes its share of a step in one batch, since the loss compares every pair with all others
         per_step = devices * config.trainer.num_nodes
         load = partial(loader.joined, parts=per_step)
