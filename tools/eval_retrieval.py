@@ -33,9 +33,9 @@ import vlp
 from data_pipelines.gallery import Gallery, read_gallery
 from data_pipelines.images import ImageError, decode_image
 from data_pipelines.scene_language import bag_of_words_scores
-from data_pipelines.shards import BadSampleError, ShardError, ShardReader
+from data_pipelines.shards import BadSampleError, ShardReader
+from tools.command import run_command
 from vlp.build import pixel_size
-from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError, unknown_key
 from vlp.evaluation.rerank import reranked
@@ -249,15 +249,7 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        Console(highlight=False).print(__doc__, markup=False)
-        return 0 if arguments else 1
-    try:
-        evaluate(*read_arguments(arguments), Console(highlight=False))
-    except (ConfigError, ShardError, KeyMismatchError, FileNotFoundError, ValueError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    return 0
+    return run_command(__doc__, lambda given: evaluate(*read_arguments(given), Console(highlight=False)), arguments)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 import vlp
 from data_pipelines.labelled import LabelledImages, open_labelled, read_lines
 from data_pipelines.shards import ShardError
+from tools.command import run_command
 from vlp.build import pixel_size
-from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError, unknown_key
 from vlp.evaluation.zero_shot import ClassMetrics, class_metrics, class_weights, predictions, prompts
@@ -230,15 +230,7 @@ def evaluate(run: Path, place: Path, options: dict[str, str], console: Console) 
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        Console(highlight=False).print(__doc__, markup=False)
-        return 0 if arguments else 1
-    try:
-        evaluate(*read_arguments(arguments), Console(highlight=False))
-    except (ConfigError, ShardError, KeyMismatchError, FileNotFoundError, ValueError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    return 0
+    return run_command(__doc__, lambda given: evaluate(*read_arguments(given), Console(highlight=False)), arguments)
 
 
 if __name__ == "__main__":
