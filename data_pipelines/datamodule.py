@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import lightning
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -26,17 +27,26 @@ class MicroBatches(Dataset[Batch]):
 
 
 class PlaceSampler(Sampler[tuple[int, int]]):
-    """The places (step, micro-batch) of one process, from a step on. Its length is that of the whole run.
+    """The places (step, micro-batch) of one process, from a step on, to the last or to before the step `end`. Its
+    length is that of the whole run.
 
     Lightning counts the batches it has seen, so a resumed loader must begin later but promise the full length.
     """
 
-    def __init__(self, first_step: int, steps: int, micro_batches_per_step: int, rank: int, world_size: int):
-        self.first_step, self.steps = first_step, steps
+    def __init__(
+        self,
+        first_step: int,
+        steps: int,
+        micro_batches_per_step: int,
+        rank: int,
+        world_size: int,
+        end: int | None = None,
+    ):
+        self.first_step, self.steps, self.end = first_step, steps, steps if end is None else end
         self.micro_batches_per_step, self.rank, self.world_size = micro_batches_per_step, rank, world_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        for step in range(self.first_step, self.steps):
+        for step in range(self.first_step, self.end):
             for micro_batch in range(self.rank, self.micro_batches_per_step, self.world_size):
                 yield step, micro_batch
 
@@ -51,6 +61,27 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+class Stages:
+    """A loader of its own for each stage of a run, one after the other: none reads ahead into the next stage, so what
+    is decided between two of them holds from the first step of the next. Its length is that of the whole run.
+
+    Args:
+        loader: gives the loader of the steps from one to another.
+        bounds: where stages begin and the last ends.
+        length: batches of the whole run.
+    """
+
+    def __init__(self, loader: Callable[[int, int], DataLoader], bounds: list[int], length: int):
+        self.loader, self.bounds, self.length = loader, bounds, length
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first, end in pairwise(self.bounds):
+            yield from self.loader(first, end)
+
+    def __len__(self) -> int:
+        return self.length
+
+
 class DataModule(lightning.LightningDataModule):
     """Feeds the trainer, from the step at which it stands.
 
@@ -58,21 +89,35 @@ class DataModule(lightning.LightningDataModule):
         load: gives the batch of (step, micro-batch).
         micro_batches_per_step: G.
         workers: loader processes.
+        stage: steps after which what `load` gives may become another; None: it never does.
     """
 
-    def __init__(self, load: Callable[[int, int], Batch], micro_batches_per_step: int, workers: int):
+    def __init__(
+        self, load: Callable[[int, int], Batch], micro_batches_per_step: int, workers: int, stage: int | None = None
+    ):
         super().__init__()
         self.load, self.micro_batches_per_step, self.workers = load, micro_batches_per_step, workers
+        self.stage = stage
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | Stages:
         """Batches of this process from the trainer's step to the last."""
         assert self.trainer is not None
+        first, last = self.trainer.global_step, self.trainer.max_steps
+        whole = self._loader(first, last)
+        if self.stage is None:
+            return whole
+        bounds = [first, *range((first // self.stage + 1) * self.stage, last, self.stage), last]
+        return Stages(self._loader, bounds, len(whole))
+
+    def _loader(self, first: int, end: int) -> DataLoader:
+        assert self.trainer is not None
         sampler = PlaceSampler(
-            self.trainer.global_step,
+            first,
             self.trainer.max_steps,
             self.micro_batches_per_step,
             self.trainer.global_rank,
             self.trainer.world_size,
+            end,
         )
         return DataLoader(
             MicroBatches(self.load),

@@ -7,6 +7,7 @@ arithmetic.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,8 @@ def _rng(*seed: int | str) -> np.random.Generator:
 class PlannedSource:
     """What the plan knows of a source: its name, fingerprint, share of the steps, and each pair's length.
 
-    `lengths` int [pairs]: text tokens plus regions; None if batches have a fixed size.
+    `lengths` int [pairs]: text tokens plus regions; None if batches have a fixed size. `micro_batch`: pairs of its
+    micro-batches, where they differ from the plan's.
     """
 
     name: str
@@ -33,6 +35,7 @@ class PlannedSource:
     ratio: int
     pairs: int
     lengths: np.ndarray | None = None
+    micro_batch: int | None = None
 
 
 class Batches:
@@ -102,14 +105,17 @@ def _cut(rounded: np.ndarray, tokens: int) -> np.ndarray:
 class Plan:
     """Which source and which pairs each (step, micro-batch) of a run has.
 
-    A step draws one source for all its micro-batches. In every block of sum(ratios) steps each source comes exactly
-    `ratio` times, in an order that depends on the seed and the block; each source advances in its own counter.
+    A step draws one source for all its micro-batches. In every round of sum(ratios) steps each source comes exactly
+    `ratio` times, in an order that depends on the seed and the round; each source advances in its own counter.
+    Sources that are stopped (`go_on`) come in every `gap`-th round alone. So all that a plan has to remember is the
+    step since when the same ones are stopped, which they are, and how many steps each source had before.
 
     Args:
         sources: at least one; names must differ, ratios must be positive.
         seed: the run's seed.
         micro_batches_per_step: G.
-        pairs, tokens: size of a micro-batch, one of them.
+        pairs, tokens: size of a micro-batch, one of them, of sources that have no size of their own.
+        gap: see above.
 
     Raises:
         ValueError: one of these does not hold.
@@ -122,6 +128,7 @@ class Plan:
         micro_batches_per_step: int,
         pairs: int | None,
         tokens: int | None,
+        gap: int = 1,
     ):
         if (pairs is None) == (tokens is None) or (pairs or tokens or 0) < 1:
             raise ValueError("the size of a micro-batch is either pairs or tokens, and at least 1")
@@ -133,16 +140,59 @@ class Plan:
             if source.ratio < 1:
                 raise ValueError(f"the ratio of source {source.name!r} is {source.ratio}, but must be at least 1")
         self.sources, self.seed, self.micro_batches_per_step = sources, seed, micro_batches_per_step
-        self.batches = [Batches(source, seed, pairs, tokens) for source in sources]
+        self.batches = [
+            Batches(source, seed, source.micro_batch or pairs, None if source.micro_batch else tokens)
+            for source in sources
+        ]
+        self.gap = gap
         self._ratios = np.array([source.ratio for source in sources])
-        self._deck = np.repeat(np.arange(len(sources)), self._ratios)
+        self._since, self._before = 0, np.zeros(len(sources), dtype=np.int64)
+        self._stopped = np.zeros(len(sources), dtype=bool)
+
+    def go_on(self, step: int, stopped: Collection[str]) -> None:
+        """From `step` (counted from 0) on, the sources of these names are stopped and all others are not."""
+        deck, place, earlier = self._round_of(step)
+        self._before = earlier + np.bincount(deck[:place], minlength=len(self.sources))
+        self._since = step
+        self._stopped = np.array([source.name in stopped for source in self.sources])
+
+    def state_dict(self) -> dict[str, int | list[int] | list[str]]:
+        """What a plan has to remember, in plain values."""
+        stopped = [source.name for source, is_so in zip(self.sources, self._stopped, strict=True) if is_so]
+        return {"since": self._since, "before": self._before.tolist(), "stopped": stopped}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what another plan of the same sources remembered.
+
+        Raises:
+            ValueError: it is not of as many sources.
+        """
+        if len(state["before"]) != len(self.sources):
+            raise ValueError(f"the plan has {len(self.sources)} sources, that of the checkpoint {len(state['before'])}")
+        self._since, self._before = state["since"], np.array(state["before"], dtype=np.int64)
+        self._stopped = np.array([source.name in state["stopped"] for source in self.sources])
+
+    def _round_of(self, step: int) -> tuple[np.ndarray, int, np.ndarray]:
+        """The sources of a step's round in order, the step's place in it, and the steps of each source before it."""
+        if step < self._since:
+            raise ValueError(f"step {step} lies before step {self._since}, since when the plan is another")
+        stopped = self._stopped & (not self._stopped.all())  # if all are, none has to wait
+        going, waiting = np.where(stopped, 0, self._ratios), np.where(stopped, self._ratios, 0)
+        gap = self.gap if stopped.any() else 1
+        # of `gap` rounds the last has all sources
+        cycle, rest = divmod(step - self._since, gap * int(going.sum()) + int(waiting.sum()))
+        number = min(rest // int(going.sum()), gap - 1)
+        ratios = self._ratios if number == gap - 1 else going
+        earlier = self._before + (cycle * gap + number) * going + cycle * waiting
+        rng = _rng("sources", self.seed, self._since + cycle * gap + number)
+        deck = rng.permutation(np.repeat(np.arange(len(self.sources)), ratios))
+        return deck, rest - number * int(going.sum()), earlier
 
     def source_of(self, step: int) -> tuple[int, int]:
         """The source of a step (counted from 0), and how many earlier steps had the same one."""
-        block, place = divmod(step, len(self._deck))
-        deck = _rng("sources", self.seed, block).permutation(self._deck)
+        deck, place, earlier = self._round_of(step)
         source = int(deck[place])
-        return source, block * int(self._ratios[source]) + int((deck[:place] == source).sum())
+        return source, int(earlier[source]) + int((deck[:place] == source).sum())
 
     def pairs_of(self, step: int, micro_batch: int) -> tuple[int, np.ndarray]:
         """The source and the pair numbers of micro-batch `micro_batch` of a step."""

@@ -33,24 +33,23 @@ def open_sources(
     folders: list[Path],
     splits: list[str],
     tokenizer: Tokenizer,
-    max_tokens: dict[str, int],
+    max_tokens: list[dict[str, int]],
     max_regions: int,
     attributes: bool = False,
     token_region: bool = False,
     pixels: PixelSize | SquareSize | None = None,
     training: bool = False,
 ) -> tuple[list[Source], Manifest]:
-    """Open the sources of a mix; returns them and the manifest that they agree on, but for those of text alone.
-
-    It names attributes only if they are loaded, and answers only if questions are.
+    """Open the sources of a mix; returns them and the manifest that they agree on, but for those of text alone, and for
+    answers, which it does not name. It names attributes only if they are loaded.
 
     Raises:
-        ShardError: a data set is missing or damaged, cannot fill a segment of `max_tokens`, or two differ in feature
-            size, classes, attributes that are loaded or answers to questions, or all of them are text alone.
+        ShardError: a data set is missing or damaged, cannot fill a segment of its `max_tokens`, or two differ in
+            feature size, classes or attributes that are loaded, or all of them are text alone.
     """
     sources = [
-        Source(name, folder, split, tokenizer, max_tokens, max_regions, attributes, token_region, pixels, training)
-        for name, folder, split in zip(names, folders, splits, strict=True)
+        Source(name, folder, split, tokenizer, own, max_regions, attributes, token_region, pixels, training)
+        for name, folder, split, own in zip(names, folders, splits, max_tokens, strict=True)
     ]
     with_images = [source for source in sources if not source.text_only]
     if not with_images:
@@ -70,15 +69,7 @@ def open_sources(
             raise ShardError(
                 f"sources {with_images[0].name!r} and {source.name!r} can't be mixed: their attributes differ"
             )
-    answers = [source.reader.manifest.answer_names for source in sources] if "question" in max_tokens else []
-    answers = [names for names in answers if names]  # a source of captions alone has none
-    if any(names != answers[0] for names in answers):
-        raise ShardError("sources with questions can't be mixed: their manifests list different answers")
-    return sources, replace(
-        first,
-        attribute_names=first.attribute_names if attributes else [],
-        answer_names=answers[0] if answers else [],
-    )
+    return sources, replace(first, attribute_names=first.attribute_names if attributes else [], answer_names=[])
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,13 @@ class ValidationBatches:
             yield self.loader(number, 0)
 
 
-def validation_batches(sources: list[Source], pairs: int | None, tokens: int | None, count: int) -> ValidationBatches:
-    """Held-out micro-batches, taken from the sources in turn; they depend on the data alone, not on the run's seed."""
-    planned = [source.planned(1, with_lengths=tokens is not None) for source in sources]
+def validation_batches(
+    sources: list[Source], pairs: int | None, tokens: int | None, count: int, own_sizes: list[int | None] | None = None
+) -> ValidationBatches:
+    """Held-out micro-batches, taken from the sources in turn; they depend on the data alone, not on the run's seed.
+
+    own_sizes: pairs of the micro-batches of each source, where they differ from `pairs` or `tokens`.
+    """
+    sizes = own_sizes or [None] * len(sources)
+    planned = [source.planned(1, tokens is not None, size) for source, size in zip(sources, sizes, strict=True)]
     return ValidationBatches(MicroBatchLoader(Plan(planned, 0, 1, pairs, tokens), sources), count)

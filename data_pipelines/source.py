@@ -62,7 +62,7 @@ class Source:
         name: what the mix and the log call it.
         folder, split: where it lies.
         tokenizer: of the captions.
-        max_tokens: the segments to load, and what is kept of longer ones (the model cuts them).
+        max_tokens: the segments to load, and the most tokens that are kept of each.
         max_regions: what is kept of more regions.
         attributes: load the attributes of regions.
         token_region: load which region each word of a caption refers to.
@@ -162,12 +162,16 @@ class Source:
     def __len__(self) -> int:
         return len(self.sample_of)
 
-    def planned(self, ratio: int, with_lengths: bool) -> PlannedSource:
-        """What the plan needs to know; the lengths are measured at first use and kept beside the index."""
+    def planned(self, ratio: int, with_lengths: bool, micro_batch: int | None = None) -> PlannedSource:
+        """What the plan needs to know; the lengths are measured at first use and kept beside the index.
+
+        micro_batch: pairs of its micro-batches, where they are not those of the plan.
+        """
+        with_lengths = with_lengths and micro_batch is None
         if with_lengths and self._lengths is None:
             self._lengths = self._measure_lengths()
             self._by_length = np.argsort(self._rounded(), kind="stable")
-        return PlannedSource(self.name, self.reader.fingerprint, ratio, len(self), self._lengths)
+        return PlannedSource(self.name, self.reader.fingerprint, ratio, len(self), self._lengths, micro_batch)
 
     def _rounded(self) -> np.ndarray:
         assert self._lengths is not None
@@ -279,7 +283,8 @@ class Source:
         material = TextMaterial(captions, chosen, foils(facts), names, derive_seed(draw, pair), asked)
         texts = [SEGMENTS[segment](material) for segment in self.max_tokens]
         encoded = self._with_regions(sample, facts, texts) if self.token_region else self.tokenizer.encode(texts)
-        segments = dict(zip(self.max_tokens, encoded, strict=True))
+        cut = (own.first(most) for own, most in zip(encoded, self.max_tokens.values(), strict=True))
+        segments = dict(zip(self.max_tokens, cut, strict=True))
         if question is None:
             return LoadedPair(sample, pair, segments, regions)
         scores, second = question.scores(self.answer_numbers), self._second(sample, question, crop)

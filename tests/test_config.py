@@ -380,7 +380,8 @@ def test_there_are_configs() -> None:
 def test_shipped_config_builds(path: Path, tmp_path: Path) -> None:
     """Model, objectives and parameter groups, on the meta device, with a made-up vocabulary and 2048-d features."""
     config = load_config(path)
-    facts = DataFacts(2048, [f"class {n}" for n in range(17)], {}, ["red", "large"], ["yes", "no"])
+    answers = {source.name: ["yes", "no"] for source in config.data.sources}
+    facts = DataFacts(2048, [f"class {n}" for n in range(17)], {}, ["red", "large"], answers)
     with torch.device("meta"):
         model, objectives, groups = build_run(config, samples.tokenizer(tmp_path), facts)
     assert sum(parameter.numel() for parameter in model.parameters()) > 10_000

@@ -73,7 +73,7 @@ def test_objectives_that_a_model_cannot_serve_fail_when_they_are_built(
 ) -> None:
     """VL-BERT pools nothing, and sees a region's feature at many places rather than through one projection."""
     config = load_config(CONFIGS / "vlbert_base.yaml", [*SMALL, f"objectives.0.objectives=[{objective}]"])
-    facts = FeatureFacts(FEATURES, CLASSES, answers=3)
+    facts = FeatureFacts(FEATURES, CLASSES, answers={"scenes": ["a", "b", "c"]})
     model = build_model(config.model, samples.SPECIAL, facts)
     with pytest.raises(ConfigError, match=message):
         build_objectives(config.objectives, model, samples.tokenizer(tmp_path), facts)

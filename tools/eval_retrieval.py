@@ -1,5 +1,5 @@
 """Zero-shot retrieval: python tools/eval_retrieval.py RUN [split=val] [gallery=1000] [data=DIR] [pictures=8]
-                                                     [rerank=K rerank_by=RUN2]
+                                                     [rerank=K rerank_by=RUN2] [task=GROUP]
 
 RUN is a run's folder or one of its weight files. Every caption is scored with every image of the gallery (the first
 samples of the split): by the cosine of their embeddings if RUN is a dual encoder, else by the image-text matching head.
@@ -59,7 +59,15 @@ MOST_BAG_PAIRS = 20_000_000  # the bag of words is slow
 
 def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     """The run and the options."""
-    options = {"split": "val", "gallery": "1000", "data": "", "pictures": "8", "rerank": "0", "rerank_by": ""}
+    options = {
+        "split": "val",
+        "gallery": "1000",
+        "data": "",
+        "task": "",
+        "pictures": "8",
+        "rerank": "0",
+        "rerank_by": "",
+    }
     if not arguments or "=" in arguments[0]:
         raise ConfigError(__doc__ or "")
     for argument in arguments[1:]:
@@ -77,7 +85,7 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
 def load_models(run: Path, options: dict[str, str]) -> list[TrainedModel]:
     """The model and, if there is one, the model that re-ranks; before any data is read, that they can score."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = [vlp.load(run, device)]
+    models = [vlp.load(run, device, options["task"] or None)]
     if options["rerank_by"]:
         models.append(vlp.load(options["rerank_by"], device))
         if not models[0].dual or models[1].dual:
@@ -196,8 +204,8 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
         console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     models = load_models(run, options)
-    config = models[0].config
-    data = Path(options["data"]) if options["data"] else Path(config.data.root) / config.data.sources[0].path
+    own = Path(models[0].config.data.root) / models[0].source.path
+    data = Path(options["data"]) if options["data"] else own
     reader = ShardReader(data, options["split"])
     for model in models:
         check_features(model, reader)

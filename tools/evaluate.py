@@ -1,9 +1,11 @@
-"""Evaluate a task: python tools/evaluate.py RUN [split=val] [data=DIR] [form=vqa|gqa|csv] [beams=1] [most=N].
+"""Evaluate a task: python tools/evaluate.py RUN [split=val] [data=DIR] [form=vqa|gqa|csv] [task=GROUP]
+                                            [beams=1] [most=N].
 
 RUN is the folder of a run that was fine-tuned on questions, or one of its weight files. Prints the accuracy, by type of
 question and answer; writes predictions-SPLIT.json (or .csv) in the benchmark's own form and evaluation-SPLIT.json
 beside the run's weights. A split without answers, as a benchmark's test, gives predictions alone. `most`: the first N
-questions alone, for a quick look. Of a run on referring expressions, the share of boxes that are right.
+questions alone, for a quick look. `task`: of a run on several tasks, the group to evaluate; its name then stands in the
+names of the files. Of a run on referring expressions, the share of boxes that are right.
 
 A run that was trained on captioning writes a caption of each image of the split, following so many `beams` (1: the
 likeliest word each time; the papers report 5), in COCO's result format, and measures them by those of the split.
@@ -47,7 +49,7 @@ PAIRS = 64  # of a batch, if the run's batches were not of so many pairs
 
 def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     """The run and the options."""
-    options = {"split": "val", "data": "", "form": "", "beams": "1", "most": ""}
+    options = {"split": "val", "data": "", "form": "", "task": "", "beams": "1", "most": ""}
     if not arguments or "=" in arguments[0]:
         raise ConfigError(__doc__ or "")
     for argument in arguments[1:]:
@@ -70,14 +72,14 @@ def open_source(model: TrainedModel, data: str, split: str) -> Source:
         ConfigError: the data's features are not of the model's size.
     """
     settings = model.config.model
-    first = model.config.data.sources[0]
+    first = model.source
     folder = Path(data) if data else Path(model.config.data.root) / first.path
     source = Source(
         first.name,
         folder,
         split,
         model.tokenizer,
-        settings["max_tokens"],
+        first.max_tokens or settings["max_tokens"],
         model.config.data.max_regions,
         token_region=settings.get("token_region", False),
         pixels=pixel_size(settings),
@@ -96,7 +98,7 @@ def read_answer(model: TrainedModel, question: Question, loaded: LoadedPair, num
     q = question
     if isinstance(model.task(), RegionChoice):
         return Located(q.identifier, tuple(loaded.regions.boxes[number].tolist()), q.box, q.kind, q.size)
-    return Answered(q.identifier, model.facts.answer_names[number], q.answers, q.kind, q.answer_kind)
+    return Answered(q.identifier, model.answer_names[number], q.answers, q.kind, q.answer_kind)
 
 
 def answer_all(
@@ -105,7 +107,7 @@ def answer_all(
     """What the model answers to the questions of a source, in order; and how many broken ones were left out."""
     answered: list[Answered | Located] = []
     left_out = 0
-    size = model.config.data.micro_batch or PAIRS
+    size = model.source.micro_batch or model.config.data.micro_batch or PAIRS
     pairs = range(len(source))
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("answering", total=len(source) if most is None else min(most, len(source)))
@@ -152,7 +154,7 @@ def caption_all(
     """Captions of the images of a source, in order; and how many broken ones were left out."""
     captioned: list[Captioned] = []
     left_out = 0
-    size = model.config.data.micro_batch or PAIRS
+    size = model.source.micro_batch or model.config.data.micro_batch or PAIRS
     samples, first_pairs = np.unique(source.sample_of, return_index=True)
     images = list(zip(samples.tolist(), first_pairs.tolist(), strict=True))[:most]
     with Progress(console=console, transient=True) as progress:
@@ -180,7 +182,8 @@ def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], c
     captioned, left_out = caption_all(model, source, int(options["most"]) if options["most"] else None, beams, console)
     if not captioned:
         raise ConfigError(f"split {split!r} of {source.reader.folder} has no image that can be read")
-    predictions = folder / f"captions-{split}.json"
+    name = f"{options['task']}-{split}" if options["task"] else split
+    predictions = folder / f"captions-{name}.json"
     write_atomically(predictions, official_captions(captioned).encode())
     console.print(f"written: {predictions}", soft_wrap=True)
     try:
@@ -205,14 +208,14 @@ def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], c
         "left_out": left_out,
         **found,
     }
-    write_atomically(folder / f"evaluation-{split}.json", json.dumps(report, indent=1).encode())
-    console.print(f"written: {folder}/evaluation-{split}.json", soft_wrap=True)
+    write_atomically(folder / f"evaluation-{name}.json", json.dumps(report, indent=1).encode())
+    console.print(f"written: {folder}/evaluation-{name}.json", soft_wrap=True)
     return report
 
 
 def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, Any]:
     """Answer, print, write; returns the report."""
-    model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu")
+    model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu", options["task"] or None)
     if model.captioning is not None:
         return evaluate_captions(model, run, options, console)
     task = model.task()  # before anything is read
@@ -232,7 +235,8 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
         console.print(f"{len(answered)} questions answered; the split says nothing of their answers")
     if left_out:
         console.print(f"{left_out} questions could not be read and have no prediction", style="yellow")
-    predictions = folder / f"predictions-{split}.{'csv' if form == 'csv' else 'json'}"
+    name = f"{options['task']}-{split}" if options["task"] else split
+    predictions = folder / f"predictions-{name}.{'csv' if form == 'csv' else 'json'}"
     content = predictions_file(boxes) if boxes else official_file(texts, form)  # type: ignore[arg-type]
     write_atomically(predictions, content.encode())
     report = {
@@ -243,8 +247,8 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
         "left_out": left_out,
         **found,
     }
-    write_atomically(folder / f"evaluation-{split}.json", json.dumps(report, indent=1).encode())
-    console.print(f"written: {predictions}, {folder}/evaluation-{split}.json", soft_wrap=True)
+    write_atomically(folder / f"evaluation-{name}.json", json.dumps(report, indent=1).encode())
+    console.print(f"written: {predictions}, {folder}/evaluation-{name}.json", soft_wrap=True)
     return report
 
 

@@ -75,7 +75,8 @@ def build(config: RunConfig, tokenizer: Tokenizer, names: dict[str, list[str]]) 
         size = 0  # features, if any, are the model's own
     if not isinstance(size, int):
         raise ConfigError("the size of region features is not known: add model.embedder.feature_size=2048, or whatever")
-    facts = DataFacts(size, names["classes"], {}, names["attributes"], names["answers"])
+    answers = {source.name: names["answers"] for source in config.data.sources if names["answers"]}
+    facts = DataFacts(size, names["classes"], {}, names["attributes"], answers)
     torch.manual_seed(config.seed)
     model, objectives, _ = build_run(config, tokenizer, facts)
     return TrainedModel(model, objectives, tokenizer, config, facts)

@@ -46,6 +46,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--beams", type=int, default=5, help="beginnings of a caption that are followed")
     for name, what in (("image", "a picture"), ("regions", "a file of regions"), ("sample", "SPLIT/KEY")):
         parser.add_argument(f"--{name}", action="append", default=[], help=what)
+    parser.add_argument("--task", help="of a run on several tasks, the name of the group to ask")
     parser.add_argument("--weights", type=Path, help="of the trunk that makes regions")
     parser.add_argument("--top", type=int, default=5, help="how many answers to show")
     return parser.parse_args(arguments)
@@ -59,7 +60,7 @@ def read_images(model: TrainedModel, options: argparse.Namespace, console: Conso
     """
     if not options.image + options.regions + options.sample:
         raise ConfigError("give the picture: --image FILE (or --regions or --sample, see --help)")
-    size, data = pixel_size(model.config.model), Path(model.config.data.root) / model.config.data.sources[0].path
+    size, data = pixel_size(model.config.model), Path(model.config.data.root) / model.source.path
     if size is not None:
         if options.regions or options.sample:
             raise ConfigError("this model sees pixels; give --image FILE, once or twice")
@@ -130,7 +131,7 @@ def describe(model: TrainedModel, options: argparse.Namespace, console: Console)
     images = read_images(model, options, console)
     if len(images) != 1:
         raise ConfigError(f"{len(images)} pictures were given; a caption is about one")
-    data = Path(model.config.data.root) / model.config.data.sources[0].path
+    data = Path(model.config.data.root) / model.source.path
     tags = _tags(data, options.sample[0]) if options.sample and not options.tags else options.tags
     table = Table("caption", "score")
     for caption, score in model.caption(images[0], tags, options.beams, min(options.top, options.beams)):
@@ -140,7 +141,7 @@ def describe(model: TrainedModel, options: argparse.Namespace, console: Console)
 
 def predict(options: argparse.Namespace, console: Console) -> None:
     """Answer or describe, and print."""
-    model = vlp.load(options.run, "cuda" if torch.cuda.is_available() else "cpu")
+    model = vlp.load(options.run, "cuda" if torch.cuda.is_available() else "cpu", options.task)
     if model.captioning is not None:
         describe(model, options, console)
         return

@@ -41,6 +41,7 @@ from vlp.training.callbacks import TooManyBrokenSamplesError
 from vlp.training.fit import CheckpointError, build_module, checkpoint_fits, fit, print_estimate, resolve_hardware
 from vlp.training.module import NonFiniteLossError
 from vlp.training.plot import plot_losses
+from vlp.training.stop_and_go import StopAndGo
 
 USER_ERRORS = (
     ConfigError,
@@ -75,12 +76,14 @@ def read_arguments(arguments: list[str]) -> tuple[RunConfig, str | None]:
 def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tuple[list[Source], DataFacts]:
     """The sources of the configuration (their own splits, or `split`), and what the run must remember of them."""
     data = config.data
+    of_model = convert(config.model.get("max_tokens", {}), dict[str, int], "model", "max_tokens")
+    segments = [of_model if listed.max_tokens is None else listed.max_tokens for listed in data.sources]
     sources, manifest = open_sources(
         [s.name for s in data.sources],
         [Path(data.root) / s.path for s in data.sources],
         [split or s.split for s in data.sources],
         tokenizer,
-        convert(config.model.get("max_tokens", {}), dict[str, int], "model", "max_tokens"),
+        segments,
         data.max_regions,
         attributes=predict_attributes(config.objectives),
         token_region=convert(config.model.get("token_region", False), bool, "model", "token_region"),
@@ -88,8 +91,13 @@ def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tup
         training=split is None,
     )
     fingerprints = {source.name: source.reader.fingerprint for source in sources}
-    names = manifest.attribute_names, manifest.answer_names
-    return sources, DataFacts(manifest.feature_size, manifest.class_names, fingerprints, *names)
+    answers = {
+        source.name: source.reader.manifest.answer_names
+        for source, own in zip(sources, segments, strict=True)
+        if "question" in own and source.reader.manifest.answer_names  # a source of captions alone has none
+    }
+    names = manifest.class_names, fingerprints, manifest.attribute_names, answers
+    return sources, DataFacts(manifest.feature_size, *names)
 
 
 def check_negatives(config: RunConfig, micro_batch: int, sources: list[Source], held_out: list[Source]) -> None:
@@ -152,9 +160,10 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     if resume and facts != folder.read_facts():
         raise ConfigError(f"the data is not what {folder.path}/data.json says the run was trained on; restore it")
     with_lengths = data.micro_batch_tokens is not None
-    planned = [s.planned(c.ratio, with_lengths) for s, c in zip(sources, data.sources, strict=True)]
+    planned = [s.planned(c.ratio, with_lengths, c.micro_batch) for s, c in zip(sources, data.sources, strict=True)]
     sizes = (data.micro_batch, data.micro_batch_tokens)
-    plan = Plan(planned, config.seed, data.micro_batches_per_step, *sizes)
+    gap = 1 if config.stop_and_go is None else config.stop_and_go.gap
+    plan = Plan(planned, config.seed, data.micro_batches_per_step, *sizes, gap)
     loader = MicroBatchLoader(plan, sources)
     per_step, load = data.micro_batches_per_step, loader.__call__
     if config.model.get("type") == "dual_encoder":
@@ -164,8 +173,12 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         # each process takes its share of a step in one batch, since the loss compares every pair with all others
         per_step = devices * config.trainer.num_nodes
         load = partial(loader.joined, parts=per_step)
-    validation = validation_batches(held_out, *sizes, config.validation.micro_batches)
+    own_sizes = [listed.micro_batch for listed in data.sources]
+    validation = validation_batches(held_out, *sizes, config.validation.micro_batches, own_sizes)
     module = build_module(config, tokenizer, facts)
+    stop_and_go = None
+    if config.stop_and_go is not None:
+        stop_and_go = StopAndGo(config.stop_and_go, module.groups, [source.name for source in sources], plan)
     start = folder.checkpoint_to_resume(resume) if resume else None
     checkpoint_fits(start, module)
     if start is None:
@@ -196,8 +209,9 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         if launching and resume is not None:  # with what was changed, so that the folder tells how the run goes on
             folder.write_config(config)
         try:
-            feed = DataModule(load, per_step, data.workers)
-            stopped_at = fit(config, module, folder, feed, validation, console, start, per_step)
+            stage = None if stop_and_go is None else config.validation.every
+            feed = DataModule(load, per_step, data.workers, stage)
+            stopped_at = fit(config, module, folder, feed, validation, console, start, per_step, stop_and_go)
         except Exception:
             if launching and resume is None and not folder.read_rows():
                 shutil.rmtree(folder.path)  # nothing was trained, so a mended configuration may have the folder

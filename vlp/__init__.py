@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, device: str = "cpu") -> TrainedModel:
+def load(path: str | Path, device: str = "cpu", group: str | None = None) -> TrainedModel:
     """A trained model that embeds and scores; see `vlp.inference.load`."""
     from vlp.inference import load  # imported here, so that `import vlp` costs nothing
 
-    return load(path, device)
+    return load(path, device, group)

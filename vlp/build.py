@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from vlp.checkpoints.importers import bert, brivl, clip, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
 from vlp.checkpoints.key_map import KeyMap
-from vlp.config import ConfigError, GroupConfig, arguments, construct, convert
+from vlp.config import ConfigError, GroupConfig, arguments, construct, convert, ratio_for
 from vlp.interfaces import PixelSize, SquareSize, Tokenizer
 from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream
@@ -181,14 +181,14 @@ class Group:
 
 @dataclass(frozen=True)
 class FeatureFacts:
-    """What a model has to know of the data: region feature size, and how many classes and attributes of regions and
-    answers to questions there are (0: none).
+    """What a model has to know of the data: region feature size, how many classes and attributes of regions there are
+    (0: none), and for each source with questions, by name, the answers to choose from.
     """
 
     feature_size: int
     classes: int
     attributes: int = 0
-    answers: int = 0
+    answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def pixel_size(settings: dict[str, Any]) -> PixelSize | SquareSize | None:
@@ -307,6 +307,24 @@ def predict_attributes(configs: list[GroupConfig]) -> bool:
     return any("attribute" in listed.get("predict", []) for config in configs for listed in config.objectives)
 
 
+def answers_for(config: GroupConfig, facts: FeatureFacts) -> int:
+    """How many answers the sources that a group is drawn for have to choose from; 0 if none has questions.
+
+    Raises:
+        ConfigError: two of them have different answers.
+    """
+    lists = {name: answers for name, answers in facts.answers.items() if ratio_for(config.sampling_ratio, name) > 0}
+    for name, answers in lists.items():
+        first = next(iter(lists))
+        if list(answers) != list(lists[first]):
+            raise ConfigError(
+                f"objectives: the group {config.name} is drawn for the sources {first} and {name}, which list different"
+                f" answers ({len(lists[first])} and {len(answers)}); give each a group of its own, whose sampling_ratio"
+                f" names the source: {{{name}: 1}}"
+            )
+    return len(next(iter(lists.values()), ()))
+
+
 def build_objectives(
     configs: list[GroupConfig], model: nn.Module, tokenizer: Tokenizer, facts: FeatureFacts
 ) -> tuple[nn.ModuleDict, list[Group]]:
@@ -320,6 +338,7 @@ def build_objectives(
     groups = []
     for number, config in enumerate(configs):
         weights: dict[str, float] = {}
+        answers = answers_for(config, facts)
         for place, listed in enumerate(config.objectives):
             where = f"objectives.{number}.objectives.{place}"
             settings = dict(listed)
@@ -358,7 +377,7 @@ def build_objectives(
                 word_ids=tokenizer.word_ids,
                 classes=facts.classes,
                 attributes=facts.attributes,
-                answers=facts.answers,
+                answers=answers,
             )
             weights[name] = float(weight)
         groups.append(Group(config.name, config.sampling_ratio, weights))

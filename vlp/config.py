@@ -50,13 +50,19 @@ class ScenesConfig:
 
 @dataclass
 class SourceConfig:
-    """A data set in the mix. `path` is relative to `data.root`; `ratio` an integer share of the steps."""
+    """A data set in the mix. `path` is relative to `data.root`; `ratio` an integer share of the steps.
+
+    `micro_batch`: pairs of its micro-batches, where they are not those of `data`. `max_tokens`: of the segments of
+    `model.max_tokens` those that are loaded from it, and the most tokens of each.
+    """
 
     name: str
     path: str
     split: str = "train"
     ratio: int = 1
     scenes: ScenesConfig | None = None
+    micro_batch: int | None = None
+    max_tokens: dict[str, int] | None = None
 
 
 @dataclass
@@ -96,6 +102,23 @@ class ValidationConfig:
     every: int = 1000
     micro_batches: int = 16
     split: str = "val"
+
+
+@dataclass
+class StopAndGoConfig:
+    """Dynamic stop-and-go of the groups of a mix, each of which has sources of its own (12-in-1, Lu et al. 2020).
+
+    After each validation a group whose accuracy did not rise by the share `least_gain` above its best in more than
+    `patience` validations in a row is stopped: its sources come in every `gap`-th round alone. It goes on when its
+    accuracy falls by more than the share `resume_drop` below its best. For `cooldown` validations after a decision
+    nothing is held against it.
+    """
+
+    patience: int = 1
+    least_gain: float = 0.001
+    resume_drop: float = 0.005
+    cooldown: int = 1
+    gap: int = 4
 
 
 @dataclass
@@ -172,6 +195,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log_every: int = 1
     init: InitConfig | None = None
+    stop_and_go: StopAndGoConfig | None = None
 
 
 class _Loader(yaml.SafeLoader):
@@ -250,6 +274,8 @@ def _check_ranges(config: RunConfig, file: str) -> None:
         "checkpoint.keep": config.checkpoint.keep,
         "log_every": config.log_every,
         **{f"data.sources.{n}.ratio": source.ratio for n, source in enumerate(data.sources)},
+        **{f"data.sources.{n}.micro_batch": source.micro_batch for n, source in enumerate(data.sources)},
+        **({} if config.stop_and_go is None else {"stop_and_go.gap": config.stop_and_go.gap}),
     }
     for key, value in positive.items():
         if isinstance(value, int) and value < 1:
@@ -259,6 +285,22 @@ def _check_ranges(config: RunConfig, file: str) -> None:
     if not data.sources:
         raise ConfigError(f"{file}: data.sources is empty; there is nothing to train on")
     names = [source.name for source in data.sources]
+    if config.stop_and_go is not None and config.validation.micro_batches < len(names):
+        raise ConfigError(
+            f"{file}: validation.micro_batches is {config.validation.micro_batches}, but stop_and_go judges each of the"
+            f" {len(names)} sources by at least one"
+        )
+    for number, source in enumerate(data.sources):
+        caps = config.model.get("max_tokens", {})
+        for segment, most in (source.max_tokens or {}).items():
+            key = f"data.sources.{number}.max_tokens"
+            if segment not in caps:
+                raise unknown_key(f"{file}: {key}", segment, caps)
+            if not 1 <= most <= caps[segment]:
+                raise ConfigError(
+                    f"{file}: {key}.{segment} is {most}, but must be at least 1 and at most {caps[segment]}, which is"
+                    f" model.max_tokens.{segment}"
+                )
     for number, group in enumerate(config.objectives):
         ratios = group.sampling_ratio if isinstance(group.sampling_ratio, dict) else {"": group.sampling_ratio}
         for name, ratio in ratios.items():
@@ -267,6 +309,11 @@ def _check_ranges(config: RunConfig, file: str) -> None:
                 raise unknown_key(f"{file}: {key}", name, names)
             if not 0 <= ratio < float("inf"):
                 raise ConfigError(f"{file}: {key} is {ratio}, but must not be negative")
+
+
+def ratio_for(sampling_ratio: float | dict[str, float], source: str) -> float:
+    """How often a group is drawn for a source, relative to the others."""
+    return sampling_ratio.get(source, 0.0) if isinstance(sampling_ratio, dict) else sampling_ratio
 
 
 def dump_config(config: Any) -> str:

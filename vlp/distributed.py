@@ -50,6 +50,15 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def union_over_ranks(names: set[str]) -> list[str]:
+    """The names that any process has, in order; the same on all of them."""
+    parts: list[set[str]] = [names]
+    if world_size() > 1:
+        parts *= world_size()
+        torch.distributed.all_gather_object(parts, names)
+    return sorted(set().union(*parts))
+
+
 def require_equal_rows(count: int, device: torch.device | str) -> None:
     """Fail on every process if they don't all hold `count` rows; costs one small collective.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp.checkpoints.load import load_strictly, read_weights
-from vlp.config import ConfigError, RunConfig
+from vlp.config import ConfigError, RunConfig, SourceConfig, ratio_for, unknown_key
 from vlp.evaluation.retrieval import score_all_pairs
 from vlp.interfaces import (
     NONE,
@@ -47,14 +47,32 @@ class TrainedModel(nn.Module):
         model: the encoder (`vlp.interfaces.Model`; of a dual encoder `DualModel`).
         objectives: the trained objectives with their heads, by name.
         tokenizer, config, facts: the run's own.
+        source: where the run's data lies; of several the first, or the first that `group` is drawn for.
+
+    Args:
+        group: the name of that of the run's groups which is asked, where several could be.
+
+    Raises:
+        ConfigError: the run has no such group.
     """
 
     def __init__(
-        self, model: nn.Module, objectives: nn.ModuleDict, tokenizer: Tokenizer, config: RunConfig, facts: DataFacts
+        self,
+        model: nn.Module,
+        objectives: nn.ModuleDict,
+        tokenizer: Tokenizer,
+        config: RunConfig,
+        facts: DataFacts,
+        group: str | None = None,
     ):
         super().__init__()
         self.model, self.objectives = model, objectives
         self.tokenizer, self.config, self.facts = tokenizer, config, facts
+        self.group = group
+        self._of_group = dict(objectives.items())
+        self.source = config.data.sources[0]
+        if group is not None:
+            self._of_group, self.source = _objectives_of(config, objectives, group)
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +85,7 @@ class TrainedModel(nn.Module):
         Raises:
             ConfigError: the run trained none.
         """
-        for objective in self.objectives.values():
+        for objective in self._of_group.values():
             if isinstance(objective, Matching | PairRanking):
                 return objective
             if isinstance(objective, SegmentMatching) and "caption" in objective.shares:
@@ -84,16 +102,21 @@ class TrainedModel(nn.Module):
             ConfigError: it was trained on none, or on several.
         """
         kinds = AnswerClassification | PairedImages | RegionChoice
-        tasks = {name: o for name, o in self.objectives.items() if isinstance(o, kinds)}
-        if len(tasks) != 1:
-            trained = f"several tasks ({', '.join(tasks)})" if tasks else "no task that answers questions"
-            raise ConfigError(f"this run trained {trained}; its objectives are {', '.join(self.objectives)}")
+        tasks = {name: o for name, o in self._of_group.items() if isinstance(o, kinds)}
+        if len(tasks) > 1:
+            groups = ", ".join(group.name for group in self.config.objectives)
+            raise ConfigError(f"this run trained several tasks ({', '.join(tasks)}); say which: task=GROUP of {groups}")
+        if not tasks:
+            what = "this run" if self.group is None else f"the group {self.group} of this run"
+            raise ConfigError(
+                f"{what} trained no task that answers questions; its objectives are {', '.join(self._of_group)}"
+            )
         return next(iter(tasks.values()))
 
     @property
     def captioning(self) -> Captioning | None:
         """The task of writing captions, if the run was trained on it."""
-        tasks = [objective for objective in self.objectives.values() if isinstance(objective, Captioning)]
+        tasks = [objective for objective in self._of_group.values() if isinstance(objective, Captioning)]
         return tasks[0] if tasks else None
 
     @torch.no_grad()
@@ -111,7 +134,7 @@ class TrainedModel(nn.Module):
             raise ConfigError(f"this run trained no captioning; its objectives are {', '.join(self.objectives)}")
         if decode is None:
             raise ConfigError(f"the tokenizer {self.tokenizer.path} can't make a text of tokens; WordPiece can")
-        batch = batch.to(self.device)
+        batch = replace(batch, source=self.source.name).to(self.device)
         batch = replace(batch, images=self.see(batch.images))
         written = task.write(cast(Model, self.model), batch, beams, keep=keep)
         return [[(decode(one.tokens), one.score) for one in best] for best in written]
@@ -135,12 +158,13 @@ class TrainedModel(nn.Module):
 
     @torch.no_grad()
     def answer_batch(self, batch: Batch) -> Tensor:
-        """How likely each answer of `facts.answer_names` is, float32 [questions, answers], of a clean batch.
+        """How likely each answer of `answer_names` is, float32 [questions, answers], of a clean batch.
 
         Of `region_choice`, how likely each region of the image is, float32 [questions, most regions].
         """
         task = self.task()
-        batch, _ = task.corrupt(batch.to(self.device), torch.Generator(self.device))
+        batch = replace(batch, source=self.source.name).to(self.device)
+        batch, _ = task.corrupt(batch, torch.Generator(self.device))
         return task.probabilities(task.logits(self.model(batch)))
 
     def answer(self, question: str, images: Sequence[Regions]) -> list[tuple[str, float]]:
@@ -156,15 +180,19 @@ class TrainedModel(nn.Module):
             matched=torch.ones(1, dtype=torch.bool),
             answer_scores=AnswerScores.from_dicts([{}]),
             target_boxes=torch.zeros(1, 4),
-            source="of this question",
         )
         likely = self.answer_batch(batch)[0].cpu()
         order = likely.argsort(descending=True).tolist()
-        names = self.facts.answer_names
+        names = self.answer_names
         if isinstance(self.task(), RegionChoice):
             boxes = enumerate(images[0].boxes.tolist())
             names = [f"{number}: {' '.join(f'{side:.3f}' for side in box)}" for number, box in boxes]
         return [(names[number], float(likely[number])) for number in order]
+
+    @property
+    def answer_names(self) -> list[str]:
+        """The answers to choose from; empty where none are."""
+        return self.facts.answer_names.get(self.source.name, [])
 
     @property
     def dual(self) -> bool:
@@ -232,6 +260,7 @@ class TrainedModel(nn.Module):
             images=Images.from_regions(pictures or [nothing], list(range(max(len(pictures), 1)))),
             pairs=torch.tensor(list(zip(text_row, image_row, strict=True))).view(-1, 2),
             matched=torch.ones(len(captions), dtype=torch.bool),
+            source=self.source.name,
         )
         pooled: Tensor = self.model(batch.to(self.device)).pooled["pair"]
         return pooled.float().cpu()
@@ -256,7 +285,19 @@ class TrainedModel(nn.Module):
 
     def score_batch(self, batch: Batch) -> Tensor:
         """Scores float32 [P] of a batch's pairs."""
-        return self.matching().score(self.model(batch.to(self.device)))
+        return self.matching().score(self.model(replace(batch, source=self.source.name).to(self.device)))
+
+
+def _objectives_of(
+    config: RunConfig, objectives: nn.ModuleDict, name: str
+) -> tuple[dict[str, nn.Module], SourceConfig]:
+    """The objectives of a group, and the first source that it is drawn for."""
+    for group in config.objectives:
+        if group.name == name:
+            own = [listed.get("name", listed["type"]) for listed in group.objectives]
+            sources = [s for s in config.data.sources if ratio_for(group.sampling_ratio, s.name) > 0]
+            return {key: objectives[key] for key in own}, sources[0]
+    raise unknown_key("task", name, (group.name for group in config.objectives))
 
 
 def _number(items: Sequence[object]) -> list[int]:
@@ -267,8 +308,10 @@ def _number(items: Sequence[object]) -> list[int]:
     return numbers
 
 
-def load(path: str | Path, device: str = "cpu") -> TrainedModel:
+def load(path: str | Path, device: str = "cpu", group: str | None = None) -> TrainedModel:
     """Load a run: its folder (the latest weights) or one of its weight files, e.g. `runs/x/best.safetensors`.
+
+    group: of a run that was trained on several tasks, the name of the one to ask.
 
     Raises:
         ConfigError: there is no run. FileNotFoundError, ValueError: no weights, or they don't fit.
@@ -279,6 +322,6 @@ def load(path: str | Path, device: str = "cpu") -> TrainedModel:
     facts, tokenizer = folder.read_facts(), folder.tokenizer(config)
     with torch.random.fork_rng(devices=[]):  # building draws weights that are then replaced
         model, objectives, _ = build_run(config, tokenizer, facts)
-    trained = TrainedModel(model, objectives, tokenizer, config, facts)
+    trained = TrainedModel(model, objectives, tokenizer, config, facts, group)
     load_strictly(trained, read_weights(weights), str(weights))
     return trained.eval().to(device)

@@ -54,6 +54,12 @@ class Tokens:
     word_starts: list[bool]
     regions: list[int] | None = None
 
+    def first(self, most: int) -> Tokens:
+        """The first `most` tokens."""
+        if len(self.ids) <= most:
+            return self
+        return Tokens(self.ids[:most], self.word_starts[:most], self.regions and self.regions[:most])
+
 
 class Tokenizer(Protocol):
     """What data and models ask of a tokenizer."""

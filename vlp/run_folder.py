@@ -20,19 +20,18 @@ from vlp.text.tokenizer_file import TokenizerFile
 @dataclass(frozen=True)
 class DataFacts:
     """What a run has to remember of its data: feature size, class names, each source's fingerprint, and, where they
-    are used, the names of attributes and answers.
+    are used, the names of attributes and each source's answers.
     """
 
     feature_size: int
     class_names: list[str]
     fingerprints: dict[str, str]
     attribute_names: list[str] = field(default_factory=list)
-    answer_names: list[str] = field(default_factory=list)
+    answer_names: dict[str, list[str]] = field(default_factory=dict)
 
     def for_model(self) -> FeatureFacts:
         """What the model is built from."""
-        counts = (len(names) for names in (self.class_names, self.attribute_names, self.answer_names))
-        return FeatureFacts(self.feature_size, *counts)
+        return FeatureFacts(self.feature_size, len(self.class_names), len(self.attribute_names), self.answer_names)
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,10 @@ class RunFolder:
     def read_facts(self) -> DataFacts:
         """The run's data facts."""
         text = (self.path / "data.json").read_text(encoding="utf-8")
-        facts: DataFacts = convert(read_yaml(text, "data.json"), DataFacts, str(self.path / "data.json"), "")
+        tree = read_yaml(text, "data.json")
+        if isinstance(tree.get("answer_names"), list):  # as runs were written when all sources had the same answers
+            tree["answer_names"] = dict.fromkeys(tree.get("fingerprints", {}), tree["answer_names"])
+        facts: DataFacts = convert(tree, DataFacts, str(self.path / "data.json"), "")
         return facts
 
     def tokenizer(self, config: RunConfig) -> Tokenizer:

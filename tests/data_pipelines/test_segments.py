@@ -51,7 +51,8 @@ def test_a_batch_has_the_named_segments(tmp_path: Path, tokenizer: WordPiece) ->
         for text, pair in enumerate(batch.texts.ids.tolist()):
             sample, chosen = samples[s.sample_of[pair]], int(s.caption_of[pair])
             assert words(tokenizer, batch.texts.segments["caption"], text) == sample.captions[chosen]
-            others = [c for n, c in enumerate(sample.captions) if n != chosen]
+            most = MAX_TOKENS["second_caption"]
+            others = [" ".join(c.split()[:most]) for n, c in enumerate(sample.captions) if n != chosen]
             assert words(tokenizer, batch.texts.segments["second_caption"], text) in others
             classes = [CLASSES[n] for n in sample.regions.scores[:3].argmax(1) if n]
             assert words(tokenizer, batch.texts.segments["tags"], text) == " ".join(classes)
@@ -151,18 +152,27 @@ def test_an_empty_question_is_a_bad_sample(tmp_path: Path, tokenizer: WordPiece)
     assert s.load(2).answer == -1, "a question whose answer is missing has none"
 
 
-def test_sources_agree_on_answers_or_have_none(tmp_path: Path, tokenizer: WordPiece) -> None:
+def test_a_source_of_questions_beside_one_of_captions(tmp_path: Path, tokenizer: WordPiece) -> None:
     one = make_questions(tmp_path / "one", [with_questions(2)])
     captions = make_data_set(tmp_path / "captions", [make_sample(3)])
     segments = {"caption": 6, "question": 6}
-    _, manifest = open_sources(["c", "q"], [captions, one], ["train"] * 2, tokenizer, segments, 100)
-    assert manifest.answer_names == ["no", "yes"]
-    _, manifest = open_sources(["q"], [one], ["train"], tokenizer, {"caption": 6}, 100)
-    assert manifest.answer_names == []
-    other = make_questions(tmp_path / "other", [with_questions(2)])
-    (other / "manifest.json").write_text((other / "manifest.json").read_text().replace('"yes"', '"ja"'))
-    with pytest.raises(ShardError, match="different answers"):
-        open_sources(["a", "b"], [one, other], ["train"] * 2, tokenizer, segments, 100)
+    (_, s), _ = open_sources(["c", "q"], [captions, one], ["train"] * 2, tokenizer, [segments] * 2, 100)
+    assert s.answer_numbers == {"no": 0, "yes": 1}
+
+
+def test_a_source_has_segments_of_its_own(tmp_path: Path, tokenizer: WordPiece) -> None:
+    """Of the same samples one source gives the captions, the other the questions, which are cut."""
+    folder = make_questions(tmp_path / "one", [with_questions(2)])
+    wanted = [{"caption": 6}, {"question": 2}]
+    (captions, questions), _ = open_sources(["c", "q"], [folder] * 2, ["train"] * 2, tokenizer, wanted, 100)
+    facts = captions.reader.facts(0)
+    for s, segment, texts in ((captions, "caption", facts["captions"]), (questions, "question", facts["questions"])):
+        batch = collate([s.load(pair) for pair in range(len(s))], s.name, 0, 0, [])
+        assert list(batch.texts.segments) == [segment]
+        assert len(s) == len(texts)
+        cut = [" ".join(text.split()[: s.max_tokens[segment]]) for text in texts]
+        assert [words(tokenizer, batch.texts.segments[segment], row) for row in range(len(s))] == cut
+    assert max(len(text.split()) for text in facts["questions"]) > 2, "nothing was cut"
 
 
 def referring(number: int) -> Sample:

@@ -161,7 +161,7 @@ def test_sources_of_different_features_are_not_mixed(tmp_path: Path, tokenizer: 
     text = (other / "manifest.json").read_text().replace(f'"feature_size": {FEATURES}', '"feature_size": 8')
     (other / "manifest.json").write_text(text)
     with pytest.raises(ShardError, match="features of 16 and 8 numbers"):
-        open_sources(["a", "b"], [folder, other], ["train", "train"], tokenizer, {"caption": 60}, 100)
+        open_sources(["a", "b"], [folder, other], ["train", "train"], tokenizer, [{"caption": 60}] * 2, 100)
 
 
 def test_attributes_are_loaded_if_asked_for(tmp_path: Path, tokenizer: WordPiece) -> None:
@@ -175,7 +175,7 @@ def test_attributes_are_loaded_if_asked_for(tmp_path: Path, tokenizer: WordPiece
             for sample, own in zip(samples, scores, strict=True)
         ],
     )
-    arguments = (["a"], [folder], ["train"], tokenizer, {"caption": 60}, 2)
+    arguments = (["a"], [folder], ["train"], tokenizer, [{"caption": 60}], 2)
     with pytest.raises(ShardError, match="names none"):
         open_sources(*arguments, attributes=True)
     manifest = read_manifest(folder)
@@ -194,7 +194,7 @@ def test_attributes_are_loaded_if_asked_for(tmp_path: Path, tokenizer: WordPiece
 def test_a_sample_without_attributes_is_broken(tmp_path: Path, tokenizer: WordPiece) -> None:
     folder = make_data_set(tmp_path / "d", [make_sample(0)])
     write_manifest(folder, replace(read_manifest(folder), attribute_names=["red"]))
-    (s,), _ = open_sources(["a"], [folder], ["train"], tokenizer, {"caption": 60}, 100, attributes=True)
+    (s,), _ = open_sources(["a"], [folder], ["train"], tokenizer, [{"caption": 60}], 100, attributes=True)
     with pytest.raises(BadSampleError, match="regions without attributes"):
         s.load(0)
 

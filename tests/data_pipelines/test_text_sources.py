@@ -61,7 +61,7 @@ def test_texts_have_no_image_and_batches_the_widths_of_the_mix(tmp_path: Path, t
     caps = {"caption": 60, "second_caption": 60, "tags": 60}
     for order in ([0, 1], [1, 0]):
         folders = [[text, scenes][n] for n in order]
-        sources, manifest = open_sources(["one", "other"], folders, ["train"] * 2, tokenizer, caps, 100)
+        sources, manifest = open_sources(["one", "other"], folders, ["train"] * 2, tokenizer, [caps] * 2, 100)
         assert (manifest.feature_size, manifest.class_names) == (FEATURES, CLASSES)
         assert [s.text_only for s in sources] == [folder == text for folder in folders]
         for tokens in (None, 64):
@@ -104,7 +104,7 @@ def test_what_is_no_text_source(tmp_path: Path, tokenizer: WordPiece) -> None:
     """Text alone can't be trained on alone, and pictures that wait for their features are no text."""
     text = books(tmp_path / "books")
     with pytest.raises(ShardError, match="source 'books' is text alone; a mix needs a source with region features too"):
-        open_sources(["books"], [text], ["train"], tokenizer, {"caption": 60}, 100)
+        open_sources(["books"], [text], ["train"], tokenizer, [{"caption": 60}], 100)
     folder = tmp_path / "pictures"
     samples = [Sample("x", ["a red circle"], image=b"picture"), Sample("y", ["a blue square"])]
     write_manifest(folder, replace(TEXT, samples={"train": write_split(folder, "train", samples)}))

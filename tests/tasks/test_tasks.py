@@ -148,8 +148,28 @@ def test_configuration_errors(settings: dict, answers: int, message: str, tmp_pa
     group = GroupConfig("vqa", 1, [settings])
     with pytest.raises(ConfigError, match=message):
         build_objectives(
-            [group], samples.model(**QUESTIONS), samples.tokenizer(tmp_path), FeatureFacts(6, 5, answers=answers)
+            [group],
+            samples.model(**QUESTIONS),
+            samples.tokenizer(tmp_path),
+            FeatureFacts(6, 5, answers={"one": ["a", "b", "c"][:answers]}),
         )
+
+
+def test_groups_have_the_answers_of_their_sources(tmp_path) -> None:
+    """One group of all sources needs one list of answers; groups of their own sources have heads of their own size."""
+    answers = {"vqa": ["red", "yes", "no"], "entailment": ["contradiction", "entailment"], "gqa": ["red", "yes", "no"]}
+    facts = FeatureFacts(samples.FEATURES, samples.CLASSES, answers=answers)
+    model, tokenizer = samples.model(**QUESTIONS), samples.tokenizer(tmp_path)
+    task = {"type": "answer_classification"}
+    with pytest.raises(ConfigError, match=r"sources vqa and entailment, which list different answers \(3 and 2\)"):
+        build_objectives([GroupConfig("all", 1, [task])], model, tokenizer, facts)
+    groups = [
+        GroupConfig("one", {"vqa": 1, "gqa": 2}, [task | {"name": "one"}]),
+        GroupConfig("two", {"entailment": 1}, [task | {"name": "two"}]),
+        GroupConfig("none", {"captions": 1}, [{"type": "pair_ranking"}]),
+    ]
+    objectives, _ = build_objectives(groups, model, tokenizer, facts)
+    assert (objectives["one"].answers, objectives["two"].answers) == (3, 2)
 
 
 def test_no_pooler() -> None:

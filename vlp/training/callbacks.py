@@ -12,11 +12,13 @@ import lightning
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from vlp.distributed import rank, sum_over_ranks, world_size
+from vlp.config import ratio_for
+from vlp.distributed import rank, sum_over_ranks, union_over_ranks, world_size
 from vlp.interfaces import Batch, Replacement
 from vlp.run_folder import RunFolder
 from vlp.training.module import StepRecord, TrainingModule
 from vlp.training.screen import Screen
+from vlp.training.stop_and_go import StopAndGo
 
 MOST_REPLACED_SHARE = 0.05  # of all samples; more, and the data set itself is taken to be broken
 LEAST_REPLACED = 20  # fewer say nothing about the share
@@ -41,6 +43,7 @@ class StepEnd(lightning.Callback):
         micro_batches_per_step: G, over all processes.
         log_every, validate_every, save_every: in optimizer steps.
         keep: number of checkpoints that stay.
+        stop_and_go: decides after each validation which sources rest, if any ever do.
     """
 
     def __init__(
@@ -53,10 +56,12 @@ class StepEnd(lightning.Callback):
         validate_every: int,
         save_every: int,
         keep: int,
+        stop_and_go: StopAndGo | None = None,
     ):
         self.folder, self.screen, self.validation = folder, screen, validation
         self.micro_batches_per_step = micro_batches_per_step
         self.log_every, self.validate_every, self.save_every, self.keep = log_every, validate_every, save_every, keep
+        self.stop_and_go = stop_and_go
         self.best = float("inf")
         self.handlers: dict[int, Any] = {}
         self.waited = 0.0
@@ -66,12 +71,14 @@ class StepEnd(lightning.Callback):
         self.writer: SummaryWriter | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation loss so far."""
-        return {"best": self.best}
+        """The best validation loss so far, and which sources rest."""
+        return {"best": self.best} | ({} if self.stop_and_go is None else {"mix": self.stop_and_go.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best validation loss so far."""
+        """Go on from there."""
         self.best = state_dict["best"]
+        if self.stop_and_go is not None and "mix" in state_dict:
+            self.stop_and_go.load_state_dict(state_dict["mix"])
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -124,6 +131,9 @@ class StepEnd(lightning.Callback):
         if validate:
             self.screen.say(f"validating at step {step}")
             row.update(self._validate(module))
+            if self.stop_and_go is not None and not last:
+                row["resting"] = self.stop_and_go.validated(step, row)
+                self.screen.say(f"resting from step {step} on: {', '.join(row['resting']) or 'no task'}")
         if log or validate:
             self._write(row, step)
         self.screen.update(row)
@@ -187,41 +197,47 @@ class StepEnd(lightning.Callback):
 
     @torch.no_grad()
     def _validate(self, module: TrainingModule) -> dict[str, float]:
-        """Mean held-out loss of every objective, and `val_loss`, their mean by the groups' ratios.
+        """Mean held-out loss of every objective, and `val_loss`, their mean by the groups' ratios; of each group what
+        its objectives report, as `val/GROUP/NAME`. A group is measured on the sources that it is drawn for.
 
         Of an objective only the micro-batches count where it had something to predict, its loss being zero otherwise.
         """
         module.eval()
         sums: dict[str, torch.Tensor] = {}
-        batches, device = 0, module.device
-        group_sums = torch.zeros(len(module.groups), dtype=torch.float64, device=device)
+        device = module.device
+        # sum and number of micro-batches
         zeros = torch.zeros(2, dtype=torch.float64, device=device)
+        one = zeros.new_ones(())
+        group_sums = zeros.repeat(len(module.groups), 1)
         for number, batch in enumerate(self.validation):
             if number % world_size() != rank():
                 continue
-            batches += 1
             batch = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in str(module.trainer.precision)):
                 for place, group in enumerate(module.groups):
-                    total, losses, _, _, _ = module.group_losses(batch, group, module.seed, "validation", number)
-                    group_sums[place] += total.double()
+                    if not ratio_for(group.sampling_ratio, batch.source):
+                        continue
+                    total, losses, report, _, _ = module.group_losses(batch, group, module.seed, "validation", number)
+                    group_sums[place] += torch.stack([total.double(), one])
                     for name, value in losses.items():
                         sums[name] = sums.get(name, zeros) + torch.stack([value.double(), (value != 0).double()])
+                    for name, value in report.items():
+                        key = f"val/{group.name}/{name}"
+                        sums[key] = sums.get(key, zeros) + torch.stack(
+                            [value.double(), torch.ones_like(value.double())]
+                        )
         module.train()
-        # a process may have had no batch, but all must add up the same numbers
-        names = sorted({*sums, *(name for group in module.groups for name in group.weights)})
-        count = torch.tensor(batches, dtype=torch.float64, device=device)
-        own = torch.stack([sums.get(name, zeros) for name in names])
-        totals = sum_over_ranks(torch.cat([own.flatten(), group_sums, count[None]]))
-        of_names = totals[: own.numel()].view_as(own)
-        means = (of_names[:, 0] / of_names[:, 1].clamp(min=1)).tolist()
-        row = {f"val_loss/{name}": means[n] for n, name in enumerate(names)}
-        group_means = (totals[own.numel() : -1] / totals[-1]).tolist()
+        # a process may have had no batch of a group, but all must add up the same numbers
+        names = union_over_ranks({*sums, *(name for group in module.groups for name in group.weights)})
+        totals = sum_over_ranks(torch.cat([torch.stack([sums.get(name, zeros) for name in names]), group_sums]))
+        means = (totals[:, 0] / totals[:, 1].clamp(min=1)).tolist()
+        row = {name if name.startswith("val/") else f"val_loss/{name}": means[n] for n, name in enumerate(names)}
+        measured = (totals[len(names) :, 1] > 0).tolist()
         ratios = [
-            sum(g.sampling_ratio.values()) if isinstance(g.sampling_ratio, dict) else g.sampling_ratio
-            for g in module.groups
+            seen * (sum(g.sampling_ratio.values()) if isinstance(g.sampling_ratio, dict) else g.sampling_ratio)
+            for seen, g in zip(measured, module.groups, strict=True)
         ]
-        row["val_loss"] = sum(r * m for r, m in zip(ratios, group_means, strict=True)) / sum(ratios)
+        row["val_loss"] = sum(r * m for r, m in zip(ratios, means[len(names) :], strict=True)) / sum(ratios)
         return row
 
     def _write(self, row: dict[str, Any], step: int) -> None:

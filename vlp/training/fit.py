@@ -23,6 +23,7 @@ from vlp.run_folder import DataFacts, RunFolder, build_run
 from vlp.training.callbacks import StepEnd
 from vlp.training.module import TrainingModule
 from vlp.training.screen import Screen, duration, estimate_table
+from vlp.training.stop_and_go import StopAndGo
 
 
 class CheckpointError(ValueError):
@@ -74,10 +75,11 @@ def fit(
     console: Console,
     resume_from: Path | None,
     per_step: int,
+    stop_and_go: StopAndGo | None = None,
 ) -> int | None:
     """Train to `trainer.max_steps`; returns the step at which a signal stopped the run, None if it came to its end.
 
-    per_step: micro-batches of a step, over all processes.
+    per_step: micro-batches of a step, over all processes. stop_and_go: lets sources rest, if any ever do.
 
     resume_from: a checkpoint that fits, see `checkpoint_fits`.
 
@@ -95,6 +97,7 @@ def fit(
         config.validation.every,
         config.checkpoint.every,
         config.checkpoint.keep,
+        stop_and_go,
     )
     # then some parts have no gradient in a step: other groups' heads, or what reads images, where a source has none
     sampled = len(module.groups) > 1 or len(config.data.sources) > 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp.build import Group
-from vlp.config import ConfigError, OptimConfig
+from vlp.config import ConfigError, OptimConfig, ratio_for
 from vlp.distributed import derive_seed, generator_for
 from vlp.interfaces import Batch, Losses, Model, Objective, Replacement, Report
 from vlp.training.optim import build_optimizer
@@ -40,9 +40,7 @@ def draw_group(groups: list[Group], source: str, *seed: int | str) -> Group:
     Raises:
         ConfigError: no group has a positive ratio for the source.
     """
-    ratios = np.array(
-        [g.sampling_ratio.get(source, 0.0) if isinstance(g.sampling_ratio, dict) else g.sampling_ratio for g in groups]
-    )
+    ratios = np.array([ratio_for(group.sampling_ratio, source) for group in groups])
     if ratios.sum() <= 0:
         raise ConfigError(f"objectives: no group has a sampling_ratio for the source {source!r}")
     point = derive_seed("group", *seed) / 2**63 * ratios.sum()
