@@ -50,7 +50,7 @@ VILBERT_HEADS = {  # of 12-in-1, by the names of its heads
     "vil_prediction.logit_fc.0.weight": (64, 32), "vil_prediction.logit_fc.0.bias": (64,),
     "vil_prediction_gqa.logit_fc.3.weight": (15, 64), "vil_binary_prediction.logit_fc.3.bias": (2,),
     "vil_logit.weight": (1, 32), "vil_tri_prediction.bias": (3,), "vision_logit.weight": (1, 40),
-    "linguisic_logit.weight": (1, 48), "bert.embeddings.task_embeddings.weight": (20, 48),
+    "linguisic_logit.weight": (1, 48),
 }  # fmt: skip
 CASES = {
     "uniter": ("uniter/pretraining", "uniter_base", TWO_LAYERS),
@@ -154,6 +154,30 @@ def test_twelve_in_one(vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert all(torch.equal(value, theirs[name]) for name, value in back.items())
     assert main(["vilbert", *given[1:-1], f"--out={tmp_path / 'other'}"]) == 1
     assert "vil_logit.weight" in capsys.readouterr().err
+
+
+def test_tokens_of_tasks_and_dynamic_attention(vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Files of models with these options need a model with them."""
+    theirs = weights_of("vilbert")
+    more = {"bert.embeddings.task_embeddings.weight": torch.randn(20, 48)}
+    for layer in range(len({name for name in theirs if name.endswith("self.query.bias") and ".v_layer." in name})):
+        for part in "qk":
+            begin = f"bert.encoder.v_layer.{layer}.attention.self.dyLinear_{part}"
+            more |= {f"{begin}.weight": torch.randn(40, 48), f"{begin}.bias": torch.randn(40)}
+    save_file(theirs | more, tmp_path / "w.safetensors")
+    given = arguments("vilbert", tmp_path / "w.safetensors", vocabulary, tmp_path / "run")
+    assert main(["twelve_in_one", *given[1:]]) == 1
+    said = capsys.readouterr().err
+    assert "model.embedder.task_table.weight" in said
+    assert "model.visual_gates.0.weight" in said
+    options = [
+        "model.dynamic_attention=true", "model.embedder.tasks=20", "model.embedder.task_tokens={scenes: 1}",
+        "model.layout=[CLS, TASK, caption, SEP, whole, regions]", "model.layout_types=[0, 0, 0, 0, 0, 0]",
+    ]  # fmt: skip
+    assert main(["twelve_in_one", *given[1:], *options]) == 0
+    back = export_state(vlp.load(tmp_path / "run").state_dict(), IMPORTERS["vilbert"])
+    assert more.keys() <= back.keys()
+    assert all(torch.equal(value, (theirs | more)[name]) for name, value in back.items())
 
 
 def test_classes_may_be_named(vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

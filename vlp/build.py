@@ -289,6 +289,7 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
             parts["max_tokens"],
             parts["regions_share_position"],
             causal=parts["layout_causal"],
+            unplaced=getattr(embedder, "unplaced", ()),
         )
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error

@@ -149,6 +149,48 @@ def test_both_directions_read_the_states_before_the_block() -> None:
     torch.testing.assert_close(encoded.visual.values, fed(layer.visual, mixed(layer.into_visual, visual, text)))
 
 
+def test_dynamic_attention_by_hand() -> None:
+    """A visual block alone: queries and keys times 1 + sigmoid(linear(mean text)), of each pair its own."""
+    model = drawn(VILBERT, schedule=["visual"], dynamic_attention=True)
+    batch = made()
+    parts = model.text_layout.assemble(batch), model.visual_layout.assemble(batch)
+    text, visual = model.embedder(batch, *parts)
+    block, gate = model.visual_layers[0], model.visual_gates[0]
+    pieces = [stream.split(part.offsets.diff().tolist()) for stream, part in zip((text, visual), parts, strict=True)]
+    expected = []
+    for words, rows in zip(*pieces, strict=True):
+        mean = words.mean(0) if len(words) else words.new_zeros(8)
+        query, key, value = block.attention.qkv(rows).split(6, 1)
+        of_query, of_key = (1 + torch.sigmoid(gate.weight @ mean + gate.bias)).split(6)
+        q, k, v = (part.view(len(rows), 3, 2) for part in (query * of_query, key * of_key, value))
+        context = torch.einsum("hqk,khd->qhd", (torch.einsum("qhd,khd->hqk", q, k) / 2**0.5).softmax(-1), v)
+        rows = block.attention_norm(rows + block.attention.out(context.reshape(len(rows), 6)))
+        expected.append(block.mlp_norm(rows + block.mlp_out(nn.functional.gelu(block.mlp_in(rows)))))
+    torch.testing.assert_close(model(batch).visual.values, torch.cat(expected))
+    images_alone = in_double(samples.batch([], [2, 3], [[NONE, 0], [NONE, 1]]))
+    assert model(images_alone).visual.values.isfinite().all()
+    assert not any("gate" in name for name in build(VILBERT).state_dict())
+
+
+def test_dynamic_attention_reads_the_text_at_its_place() -> None:
+    model, batch = drawn(VILBERT, schedule=["text", "visual"], dynamic_attention=True), made()
+    after = model(batch).visual.values
+    model.schedule = ["visual", "text"]
+    assert not torch.allclose(after, model(batch).visual.values)
+
+
+def test_what_the_embedder_has_vectors_for_stands_in_the_layout() -> None:
+    embedder = {**VILBERT["embedder"], "tasks": 2, "task_tokens": {"made_up": 1}}
+    with pytest.raises(ConfigError, match="vectors for TASK; put it into layout"):
+        build(VILBERT, embedder=embedder)
+    layout = ["CLS", "TASK", "caption", "SEP", "regions"]
+    model = build(VILBERT, embedder=embedder, layout=layout)
+    encoded = model(samples.batch([[7], []], [2], [[0, 0], [1, NONE]]))
+    assert encoded.text.offsets.tolist() == [0, 4, 7]
+    with pytest.raises(ConfigError, match="no special token TASK"):
+        build(VILBERT, layout=layout)
+
+
 def test_blocks_run_in_the_order_of_the_schedule(settings) -> None:
     model, batch = drawn(settings, schedule=["text", "visual", "cross"]), made()
     first = model(batch).text.values

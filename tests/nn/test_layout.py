@@ -157,6 +157,20 @@ def test_by_hand() -> None:
     ]
 
 
+def test_a_token_without_a_position() -> None:
+    """The words after it stand where they would without it, in the split layout too."""
+    made = samples.batch([[7, 8], []], [2, 1], [[0, 0], [1, NONE], [NONE, 1]])
+    items, special = ["CLS", "TASK", "caption", "SEP", "regions"], SPECIAL | {"TASK": 50}
+    layout = Layout(items, [0] * 5, special, {"caption": 9}, unplaced={"TASK"})
+    plain = Layout(items, [0] * 5, special, {"caption": 9})
+    for number, place in ((layout, [0, 1, 1, 2, 3, 0, 1, 1]), (plain, [0, 1, 2, 3, 4, 0, 1, 2])):
+        s = number.split()[0].assemble(made)
+        assert s.token_ids.index_select(0, s.order).tolist() == [CLS, 50, 7, 8, SEP, CLS, 50, SEP]
+        assert s.positions.index_select(0, s.order).tolist() == place
+        assert s.special["TASK"].row.tolist() == [1, 6]
+    assert [row[3] for row in rows_of(layout.assemble(made))[0][:5]] == [0, 1, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("items", "types", "caps", "expected"),
     [

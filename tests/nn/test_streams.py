@@ -74,7 +74,7 @@ VILBERT = {"box_numbers": 5, "separate_norms": False}
 LXMERT = {"box_numbers": 4, "separate_norms": True}
 
 
-def drawn(kind: dict, **more: bool) -> TwoStreamEmbedder:
+def drawn(kind: dict, **more: object) -> TwoStreamEmbedder:
     sizes = {"hidden_size": TEXT, "visual_hidden_size": VISUAL, "dropout": 0.0, "norm_eps": 1e-12, **SIZES}
     embedder = TwoStreamEmbedder(**sizes, **kind, **more)
     for parameter in embedder.parameters():
@@ -125,6 +125,34 @@ def test_vilbert_rows(given: bool) -> None:
     torch.testing.assert_close(text, torch.stack(text_rows(e)), rtol=1e-9, atol=1e-10)
     expected = [*image(1), *image(1), *image(0), *image(2)]
     torch.testing.assert_close(visual, torch.stack(expected), rtol=1e-9, atol=1e-10)
+
+
+def test_token_of_a_task() -> None:
+    """Norm of the row that the source has in the table, between the first token and the words, which don't move."""
+    e = drawn(VILBERT, tasks=3, task_tokens={"questions": 2, "captions": 0, "more": 2})
+    parts = Layout(
+        ["CLS", "TASK", "caption", "SEP", "whole"],
+        [0, 4, 1, 2, 3],
+        SPECIAL | e.special,
+        {"caption": 5},
+        unplaced=e.unplaced,
+    ).split()
+    expected = text_rows(e)
+    for source, number in e.task_tokens.items():
+        batch = replace(made(), source=source)
+        text, _ = e(batch, *(part.assemble(batch) for part in parts))
+        task = norm(e.task_table.weight[number], e.text_norm)
+        wanted = [expected[0], task, *expected[1:4], expected[4], task, *expected[5:7], expected[7], task, expected[8]]
+        torch.testing.assert_close(text, torch.stack(wanted), rtol=1e-9, atol=1e-10)
+    text.square().sum().backward()
+    assert e.task_table.weight.grad.any(1).tolist() == [False, False, True]
+    batch = replace(made(), source="unheard_of")
+    with pytest.raises(ValueError, match=r"'unheard_of': .* model\.embedder\.task_tokens, which has 'questions', 'cap"):
+        e(batch, *(part.assemble(batch) for part in parts))
+    with pytest.raises(ValueError, match=r"task_tokens\.a is 3, but the table has 3 rows"):
+        drawn(VILBERT, tasks=3, task_tokens={"a": 3})
+    with pytest.raises(ValueError, match="tasks needs task_tokens"):
+        drawn(VILBERT, tasks=3)
 
 
 def test_lxmert_rows() -> None:

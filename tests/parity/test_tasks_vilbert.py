@@ -13,8 +13,9 @@ from torch import nn
 from two_streams import images, segments
 
 from vlp.build import IMPORTERS
-from vlp.interfaces import Batch, Encoded
+from vlp.interfaces import Batch, Encoded, Ragged, Rows
 from vlp.nn.heads import HeadShape
+from vlp.nn.ragged import lengths_of, offsets_of
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.pair_ranking import PairRanking, RankingTargets
 from vlp.tasks.paired_images import PairedImages
@@ -25,6 +26,32 @@ _CHOICES = ("vil_logit", "vision_logit")
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parametrize(metafunc, "vilbert", ("beta_vl_tasks", "vl_tasks"))
+
+
+def beside(parts: list[Encoded]) -> Encoded:
+    """Pairs encoded apart as if they were encoded together; what the tasks read of them."""
+
+    def stream(name: str) -> tuple[Ragged, list[int]]:
+        streams = [getattr(part, name) for part in parts]
+        offsets = offsets_of(torch.cat([lengths_of(own.offsets) for own in streams]))
+        return Ragged(torch.cat([own.values for own in streams]), offsets), offsets.tolist()
+
+    text, _ = stream("text")
+    visual, first = stream("visual")
+    regions = [part.regions for part in parts]
+    return replace(
+        parts[0],
+        text=text,
+        visual=visual,
+        tokens={},
+        special={},
+        regions=Rows(
+            torch.cat([own.row + first[pair] for pair, own in enumerate(regions)]),
+            torch.cat([own.source for own in regions]),
+            torch.cat([own.pair + pair for pair, own in enumerate(regions)]),
+        ),
+        pooled={name: torch.cat([part.pooled[name] for part in parts]) for name in parts[0].pooled},
+    )
 
 
 def encode(golden: Golden, model: nn.Module) -> Encoded:
@@ -39,7 +66,15 @@ def encode(golden: Golden, model: nn.Module) -> Encoded:
         pairs=torch.stack([numbers, numbers], 1),
         matched=torch.ones(len(words), dtype=torch.bool),
     )
-    encoded = model(batch)
+    if golden.config["task_specific_tokens"]:
+        # a batch of ours has one source, so one task
+        given = zip(batch.pairs.split(1), g["task_ids"][:, 0].tolist(), strict=True)
+        encoded = beside(
+            [model(replace(batch, pairs=pair, matched=pair[:, 0] >= 0, source=f"task {row}")) for pair, row in given]
+        )
+        words = nn.functional.pad(words, (1, 0), value=True)
+    else:
+        encoded = model(batch)
     golden.check("text_sequence", encoded.text.values, words, **STATES)
     golden.check("image_sequence", encoded.visual.values, rows, **STATES)
     golden.check("text_pooled", encoded.pooled["text"], **STATES)
@@ -49,8 +84,6 @@ def encode(golden: Golden, model: nn.Module) -> Encoded:
 
 def test_tasks(path) -> None:
     golden = Golden.read(path)
-    if golden.config["task_specific_tokens"] or golden.config["dynamic_attention"]:
-        pytest.skip("neither tokens of tasks nor dynamic attention are here")
     g, w = golden.inputs, golden.weights
     g["input_ids"] = g["input_txt"]
     beta = "vil_prediction.main.0.bias" in w

@@ -65,6 +65,7 @@ class Vilbert(nn.Module):
             "attention_dropout": c["attention_probs_dropout_prob"],
             "norm_eps": 1e-12,
             "initial_std": c["initializer_range"],
+            "dynamic_attention": c.get("dynamic_attention", False),
             "layout": ["CLS", "first", "second", "SEP", "whole", "regions"],
             "layout_types": [0, 0, 1, 1, 0, 0],
             "max_tokens": dict.fromkeys(SEGMENTS, c["max_position_embeddings"]),
@@ -78,6 +79,11 @@ class Vilbert(nn.Module):
                 "feature_size": c["v_feature_size"],
             },
         }
+        if c.get("task_specific_tokens"):
+            tasks = len(golden.weights["bert.embeddings.task_embeddings.weight"])
+            settings["layout"].insert(1, "TASK")
+            settings["layout_types"].insert(1, 0)
+            settings["embedder"] |= {"tasks": tasks, "task_tokens": {f"task {row}": row for row in range(tasks)}}
         classes = c["v_target_size"]
         self.model = build_model(settings, special(golden), FeatureFacts(c["v_feature_size"], classes))
         name, region = {

@@ -11,7 +11,7 @@ from vlp.interfaces import Batch, Encoded, Ragged
 from vlp.nn.attention import AttentionPlan, plan_attention
 from vlp.nn.cross_attention import CrossAttention, CrossPlan, plan_cross_attention
 from vlp.nn.layout import Layout
-from vlp.nn.ragged import lengths_of
+from vlp.nn.ragged import lengths_of, mean_of_rows, offsets_of, owner_of_rows
 from vlp.nn.transformer import Block, initialise
 
 
@@ -75,6 +75,9 @@ class TwoStream(nn.Module):
         schedule: the blocks in the order in which they run.
         cross_shared: one cross-attention for both directions.
         cross_self_attention: whether the cross blocks have self-attention, after the cross-attention.
+        dynamic_attention: the `visual` blocks' queries and keys are scaled by 1 + sigmoid(linear(m)), m being the mean
+            of the pair's text rows at that place of the schedule, zero for a pair without text (12-in-1, Lu et al.
+            2020, vilbert/vilbert.py). So a text block between two visual ones counts for the second.
         pooled_size: width of the poolers that `product` and `sum` have, if not `cross_hidden_size`.
         pooling: `text`: `pooled["pair"]` is tanh(linear(first text row)), [P, hidden_size]. `product`, `sum`:
             `pooled["text"]` and `pooled["visual"]` are relu(linear(first row)), [P, pooled_size], and
@@ -84,7 +87,8 @@ class TwoStream(nn.Module):
         initial_std: standard deviation of the random weights.
 
     Raises:
-        ValueError: a size that its heads do not divide, or a shared cross-attention between streams of unlike width.
+        ValueError: a size that its heads do not divide, a shared cross-attention between streams of unlike width, or a
+            token that the embedder has vectors for and the layout lacks.
     """
 
     def __init__(
@@ -108,12 +112,16 @@ class TwoStream(nn.Module):
         norm_eps: float,
         initial_std: float,
         pooled_size: int | None = None,
+        dynamic_attention: bool = False,
     ):
         super().__init__()
         if cross_shared and hidden_size != visual_hidden_size:
             raise ValueError(
                 f"a shared cross-attention needs streams of one width, not {hidden_size} and {visual_hidden_size}"
             )
+        for item in getattr(embedder, "special", {}):
+            if item not in layout.items:
+                raise ValueError(f"the embedder has vectors for {item}; put it into layout, which is {layout.items}")
         self.hidden_size, self.visual_size = hidden_size, visual_hidden_size
         self.pooled_size = hidden_size if pooling == "text" else (pooled_size or cross_hidden_size)
         self.norm_eps = norm_eps
@@ -136,6 +144,8 @@ class TwoStream(nn.Module):
 
         self.text_layers = nn.ModuleList(block("text", True) for kind in schedule if kind == "text")
         self.visual_layers = nn.ModuleList(block("visual", True) for kind in schedule if kind == "visual")
+        gates = len(self.visual_layers) if dynamic_attention else 0
+        self.visual_gates = nn.ModuleList(nn.Linear(hidden_size, 2 * visual_hidden_size) for _ in range(gates))
         self.cross_layers = nn.ModuleList(
             CrossBlock(
                 exchange(hidden_size, visual_hidden_size),
@@ -174,12 +184,15 @@ class TwoStream(nn.Module):
         cross = plan_cross_attention(text_rows.offsets, visual_rows.offsets)
         text, visual = self.embedder(batch, text_rows, visual_rows)
         layers = {"text": iter(self.text_layers), "visual": iter(self.visual_layers), "cross": iter(self.cross_layers)}
+        gates = iter(self.visual_gates)
         for kind in self.schedule:
             layer = next(layers[kind])
             if kind == "text":
                 text = layer(text, plans[0])
             elif kind == "visual":
-                visual = layer(visual, plans[1])
+                gate = next(gates, None)
+                scale = None if gate is None else _scale(gate, Ragged(text, text_rows.offsets), visual_rows.offsets)
+                visual = layer(visual, plans[1], scale)
             else:
                 text, visual = layer(text, visual, plans, cross)
         streams = Ragged(text, text_rows.offsets), Ragged(visual, visual_rows.offsets)
@@ -204,6 +217,15 @@ class TwoStream(nn.Module):
         }
         fuse = torch.mul if self.pooling == "product" else torch.add
         return {**pooled, "pair": self.dropout(fuse(pooled["text"], pooled["visual"]))}
+
+
+def _scale(gate: nn.Module, text: Ragged, offsets: Tensor) -> Tensor:
+    """Factors [N, 2 H] of the queries and keys of rows of sequences with `offsets`, whose pairs have these texts."""
+    lengths = lengths_of(text.offsets)
+    present = lengths.nonzero()[:, 0]
+    means = mean_of_rows(text.values, offsets_of(lengths.index_select(0, present)))
+    means = means.new_zeros(len(lengths), means.shape[1]).index_copy(0, present, means)
+    return (1 + torch.sigmoid(gate(means))).index_select(0, owner_of_rows(lengths_of(offsets)))
 
 
 def _of_first_rows(projection: nn.Linear, stream: Ragged) -> Tensor:

@@ -103,9 +103,15 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
-        """Attend within each sequence: rows [N, H] to [N, H]."""
+    def forward(self, rows: Tensor, plan: AttentionPlan, scale: Tensor | None = None) -> Tensor:
+        """Attend within each sequence: rows [N, H] to [N, H].
+
+        scale: factors [N, 2 H] of each row's query and key.
+        """
         qkv = self.qkv(rows)
+        if scale is not None:
+            query_key, value = qkv.tensor_split([scale.shape[1]], 1)
+            qkv = torch.cat([query_key * scale, value], 1)
         dropout = self.dropout if self.training else 0.0
         mixed = []
         for bucket in plan.buckets:

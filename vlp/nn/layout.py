@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,7 @@ class Layout:
         may_be_empty: a pair may have no row at all.
         causal: items that are written from left to right in texts that are `causal`; the positions after such a
             segment are those after its longest, so that they don't tell how long it will be (Oscar, run_captioning.py).
+        unplaced: special tokens that take no position: the text after one stands where it would without it.
 
     A pair without text gets no special tokens; a pair without an image no regions; an absent segment is empty.
 
@@ -76,6 +77,7 @@ class Layout:
         regions_share_position: bool = False,
         may_be_empty: bool = False,
         causal: Sequence[str] = (),
+        unplaced: Collection[str] = (),
     ):
         if len(items) != len(types):
             raise ValueError(f"layout has {len(items)} items but layout_types has {len(types)}: give one type an item")
@@ -90,7 +92,7 @@ class Layout:
             if item not in items or _is_visual(item):
                 raise ValueError(f"layout_causal: {item} is no text of the layout, which has {', '.join(items)}")
         self.items, self.types, self.special, self.max_tokens = items, types, special, max_tokens
-        self.causal = frozenset(causal)
+        self.causal, self.unplaced = frozenset(causal), frozenset(unplaced)
         self.regions_share_position, self.may_be_empty = regions_share_position, may_be_empty
 
     @property
@@ -104,8 +106,8 @@ class Layout:
         for visual in (False, True):
             chosen = [k for k, item in enumerate(self.items) if _is_visual(item) == visual]
             items, types = [self.items[k] for k in chosen], [self.types[k] for k in chosen]
-            share = self.regions_share_position
-            parts.append(Layout(items, types, self.special, self.max_tokens, share, may_be_empty=True))
+            rest = (self.special, self.max_tokens, self.regions_share_position)
+            parts.append(Layout(items, types, *rest, may_be_empty=True, unplaced=self.unplaced))
         return parts[0], parts[1]
 
     def assemble(self, batch: Batch) -> Sequences:
@@ -184,7 +186,8 @@ class Layout:
                 causal.append(row[causal_pair.index_select(0, pair)])
                 if item in self.max_tokens:
                     taken = torch.where(causal_pair, self.max_tokens[item], taken)
-            text_before = text_before + taken
+            if item not in self.unplaced:
+                text_before = text_before + taken
         none = torch.zeros(0, dtype=torch.int64, device=device)
         text = [torch.cat(column) for column in zip(*text_parts, strict=True)] or [none] * 7
         regions, wholes = (

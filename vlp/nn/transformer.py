@@ -42,15 +42,15 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
-        """Rows [N, H] of all sequences to rows [N, H]."""
+    def forward(self, rows: Tensor, plan: AttentionPlan, scale: Tensor | None = None) -> Tensor:
+        """Rows [N, H] of all sequences to rows [N, H]; `scale`: see `SelfAttention.forward`."""
         if self.norm_first:
             if self.attention is not None and self.attention_norm is not None:
-                rows = rows + self.dropout(self.attention(self.attention_norm(rows), plan))
+                rows = rows + self.dropout(self.attention(self.attention_norm(rows), plan, scale))
             hidden = self.dropout(self.activation(self.mlp_in(self.mlp_norm(rows))))
             return rows + self.dropout(self.mlp_out(hidden))
         if self.attention is not None and self.attention_norm is not None:
-            rows = self.attention_norm(rows + self.dropout(self.attention(rows, plan)))
+            rows = self.attention_norm(rows + self.dropout(self.attention(rows, plan, scale)))
         return self.mlp_norm(rows + self.dropout(self.mlp_out(self.activation(self.mlp_in(rows)))))
 
 

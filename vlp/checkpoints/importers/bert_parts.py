@@ -12,9 +12,9 @@ def both(ours: str, theirs: str, optional: bool = False) -> list[Rule]:
     return [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",), optional=optional) for kind in KINDS]
 
 
-def joined(ours: str, *theirs: str) -> list[Rule]:
+def joined(ours: str, *theirs: str, optional: bool = False) -> list[Rule]:
     """Weight and bias of a layer that is several of theirs end to end."""
-    return [Rule(f"{ours}.{kind}", tuple(f"{name}.{kind}" for name in theirs)) for kind in KINDS]
+    return [Rule(f"{ours}.{kind}", tuple(f"{name}.{kind}" for name in theirs), optional=optional) for kind in KINDS]
 
 
 def self_attention(ours: str, theirs: str) -> list[Rule]:

@@ -41,6 +41,13 @@ _CROSS = [
 
 _MODEL = [
     *text_embedding("bert.embeddings"),
+    # of models with the option task_specific_tokens, dynamic_attention
+    Rule("model.embedder.task_table.weight", ("bert.embeddings.task_embeddings.weight",), optional=True),
+    *joined(
+        "model.visual_gates.{i}",
+        *(f"bert.encoder.v_layer.{{i}}.attention.self.dyLinear_{part}" for part in "qk"),
+        optional=True,
+    ),
     *both("model.embedder.feature_projection", "bert.v_embeddings.image_embeddings"),
     *both("model.embedder.box_projection", "bert.v_embeddings.image_location_embeddings"),
     *both("model.embedder.region_norm", "bert.v_embeddings.LayerNorm"),
@@ -91,14 +98,12 @@ TWELVE_IN_ONE = replace(
     | {
         rf"{_TASKS}\..*": "the head of a fine-tuning task; there are no such tasks here yet",
         r"linguisic_logit\..*": "the original trains no task with it",
-        r"bert\.embeddings\.task_embeddings\.weight": "texts begin as ViLBERT's here, without the token of a task",
     },
 )
 
 _NOT_TRAINED = {
     r"cls\..*": "the heads of pretraining, which the tasks don't train",
     r"linguisic_logit\..*": "the original trains no task with it",
-    r"bert\.embeddings\.task_embeddings\.weight": "texts begin as ViLBERT's here, without the token of a task",
 }
 # 12-in-1 with the heads of its tasks, by the names of our objectives
 TWELVE_IN_ONE_TASKS = KeyMap(

@@ -34,6 +34,16 @@ class TwoStreamEmbedder(nn.Module):
         frozen_first_rows: row 0 of the position and of the type table is not trained, as LXMERT's, where the first
             position and the first type keep their random start.
         whole_of_unmasked: the mean for the whole image leaves the masked regions out (VOLTA).
+        tasks: rows of the table of tasks, of which one stands in the text as the layout's item TASK, without position
+            and type (12-in-1, Lu et al. 2020, vilbert/vilbert.py with task_specific_tokens). 0: no table.
+        task_tokens: the row of that table for each source of data, by the source's name. The name of batches that no
+            source gave, as of pairs scored one by one, is ''.
+
+    Attributes:
+        special: the id of TASK, for the layout; `unplaced`: that it takes no position.
+
+    Raises:
+        ValueError: a row that the table of tasks does not have, or a table without sources.
     """
 
     def __init__(
@@ -50,14 +60,25 @@ class TwoStreamEmbedder(nn.Module):
         norm_eps: float,
         frozen_first_rows: bool = False,
         whole_of_unmasked: bool = False,
+        tasks: int = 0,
+        task_tokens: dict[str, int] | None = None,
     ):
         super().__init__()
+        self.task_tokens = task_tokens or {}
+        for source, row in self.task_tokens.items():
+            if not 0 <= row < tasks:
+                raise ValueError(f"task_tokens.{source} is {row}, but the table has {tasks} rows (tasks)")
+        if tasks and not self.task_tokens:
+            raise ValueError("tasks needs task_tokens: the row of each source of data")
+        self.special = {"TASK": vocab_size} if tasks else {}
+        self.unplaced = frozenset(self.special)
         frozen = 0 if frozen_first_rows else None
         self.whole_of_unmasked = whole_of_unmasked
         self.feature_size, self.box_numbers = feature_size, box_numbers
         self.word_table = nn.Embedding(vocab_size, hidden_size)
         self.position_table = nn.Embedding(positions, hidden_size, padding_idx=frozen)
         self.type_table = nn.Embedding(types, hidden_size, padding_idx=frozen)
+        self.task_table = nn.Embedding(tasks, hidden_size) if tasks else None
         self.text_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.feature_projection = nn.Linear(feature_size, visual_hidden_size)
         self.box_projection = nn.Linear(box_numbers, visual_hidden_size)
@@ -74,9 +95,12 @@ class TwoStreamEmbedder(nn.Module):
         return {"word_embeddings": self.word_table.weight, "region_projection": self.feature_projection.weight}[name]
 
     def forward(self, batch: Batch, text: Sequences, visual: Sequences) -> tuple[Tensor, Tensor]:
-        """The rows of the text stream [N, H] and of the visual stream [N, visual H]."""
-        words = self.word_table(text.token_ids) + self.position_table(text.positions) + self.type_table(text.text_types)
-        words = self.text_norm(words).index_select(0, text.order)
+        """The rows of the text stream [N, H] and of the visual stream [N, visual H].
+
+        Raises:
+            ValueError: there is a table of tasks, and `task_tokens` has no row of it for the batch's source.
+        """
+        words = self.text_norm(self._words(batch, text)).index_select(0, text.order)
         images = batch.images
         features = images.features
         if images.masked is not None:
@@ -88,6 +112,22 @@ class TwoStreamEmbedder(nn.Module):
             whole = self._embed(whole, whole.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(whole), 4))
             rows = torch.cat([rows, whole.index_select(0, visual.wholes.source)])
         return self.dropout(words), self.dropout(rows.index_select(0, visual.order))
+
+    def _words(self, batch: Batch, text: Sequences) -> Tensor:
+        """The rows of text before their norm, as the sequences name them."""
+        if self.task_table is None:
+            return (
+                self.word_table(text.token_ids) + self.position_table(text.positions) + self.type_table(text.text_types)
+            )
+        if batch.source not in self.task_tokens:
+            raise ValueError(
+                f"no task token for source {batch.source!r}: give it a row in model.embedder.task_tokens, which has"
+                f" {', '.join(map(repr, self.task_tokens))}"
+            )
+        is_task = text.token_ids == self.special["TASK"]
+        words = self.word_table(text.token_ids.masked_fill(is_task, 0))
+        words = words + self.position_table(text.positions) + self.type_table(text.text_types)
+        return torch.where(is_task[:, None], self.task_table.weight[self.task_tokens[batch.source]], words)
 
     def _embed(self, features: Tensor, boxes: Tensor) -> Tensor:
         if self.box_numbers == 5:
