@@ -93,7 +93,7 @@ class AnswerClassification(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits to numbers between 0 and 1, each by itself for `binary` and summing to one otherwise."""
-        return logits.sigmoid() if self.kind == "binary" else logits.softmax(1)
+        return probabilities_of(logits, self.kind)
 
     def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `answer_classification`. Report: `answer_accuracy`, the mean score of the chosen answers."""
@@ -139,6 +139,11 @@ def targets_of(batch: Batch, answers: int) -> AnswerTargets:
     if batch.answer_scores is None:
         raise ValueError(f"the pairs of source {batch.source!r} have no segment `question` with answers")
     return AnswerTargets(batch.answer_scores.dense(answers), asked)
+
+
+def probabilities_of(logits: Tensor, kind: LossKind) -> Tensor:
+    """Logits to numbers between 0 and 1, as the loss takes them."""
+    return logits.sigmoid() if kind == "binary" else logits.softmax(1)
 
 
 def loss_and_accuracy(logits: Tensor, scores: Tensor, kind: LossKind) -> tuple[Tensor, Tensor]:

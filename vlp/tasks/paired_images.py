@@ -12,15 +12,21 @@ from torch import Tensor, nn
 from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
 from vlp.nn.ragged import lengths_of, padded_index
-from vlp.tasks.answer_classification import AnswerTargets, check_answers, loss_and_accuracy, targets_of
+from vlp.tasks.answer_classification import (
+    AnswerTargets,
+    LossKind,
+    check_answers,
+    loss_and_accuracy,
+    probabilities_of,
+    targets_of,
+)
 
 
 class PairedImages(nn.Module):
     """Answer a question about two images by the vectors of two sequences: the question with either image.
 
     Without `attention_heads` the vectors are the two `pooled["pair"]`. With them, the rows of each sequence attend to
-    those of the other and are pooled by learned weights (`PairedAttention`). The loss is cross entropy with the best
-    answer, mean over questions.
+    those of the other and are pooled by learned weights (`PairedAttention`). Losses as of `AnswerClassification`.
 
     Args:
         model: the model to be trained.
@@ -30,6 +36,7 @@ class PairedImages(nn.Module):
             have another type.
         attention_heads: heads of the attention between the sequences.
         dropout: on its weights and states.
+        loss: `softmax`; or `binary` (12-in-1), or `divergence`.
 
     Raises:
         ValueError: there are no answers, or the model has no pooled vector.
@@ -43,12 +50,13 @@ class PairedImages(nn.Module):
         shown: Literal["first", "own"] = "first",
         attention_heads: int | None = None,
         dropout: float = 0.0,
+        loss: LossKind = "softmax",
     ):
         super().__init__()
         check_answers(answers)
         if attention_heads is None and not model.pooled_size:
             raise ValueError("it reads the pooled vector; set model.pooler=true, or give attention_heads")
-        self.answers, self.shown = answers, shown
+        self.answers, self.shown, self.kind = answers, shown, loss
         self.attention = (
             None if attention_heads is None else PairedAttention(model.hidden_size, attention_heads, dropout)
         )
@@ -81,14 +89,14 @@ class PairedImages(nn.Module):
         return self.classifier(pooled.reshape(len(pooled) // 2, -1))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits to numbers that sum to one."""
-        return logits.softmax(1)
+        """Logits to numbers between 0 and 1, each by itself for `binary` and summing to one otherwise."""
+        return probabilities_of(logits, self.kind)
 
     def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `paired_images`. Report: `answer_accuracy`."""
         asked = targets.asked.nonzero()[:, 0]
         logits, scores = self.logits(encoded).index_select(0, asked), targets.scores.index_select(0, asked)
-        loss, accuracy = loss_and_accuracy(logits, scores, "softmax")
+        loss, accuracy = loss_and_accuracy(logits, scores, self.kind)
         return {"paired_images": loss}, {"answer_accuracy": accuracy}
 
 

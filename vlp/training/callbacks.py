@@ -228,7 +228,7 @@ class StepEnd(lightning.Callback):
                         )
         module.train()
         # a process may have had no batch of a group, but all must add up the same numbers
-        names = union_over_ranks({*sums, *(name for group in module.groups for name in group.weights)})
+        names = union_over_ranks({*sums})
         totals = sum_over_ranks(torch.cat([torch.stack([sums.get(name, zeros) for name in names]), group_sums]))
         means = (totals[:, 0] / totals[:, 1].clamp(min=1)).tolist()
         row = {name if name.startswith("val/") else f"val_loss/{name}": means[n] for n, name in enumerate(names)}

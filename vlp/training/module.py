@@ -96,7 +96,7 @@ class TrainingModule(lightning.LightningModule):
         for name, weight in group.weights.items():
             own, numbers = objectives[name].loss(encoded, targets[name], cast(Model, self.model))
             for key, value in own.items():
-                losses[key if key.startswith(name) else f"{name}/{key}"] = value
+                losses[name if len(own) == 1 else key if key.startswith(name) else f"{name}/{key}"] = value
                 total = total + weight * value
             report.update(numbers)
         return total, losses, report, encoded.rows, encoded.computed_rows

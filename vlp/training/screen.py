@@ -86,6 +86,14 @@ class Screen:
                 f"{name.removeprefix('val_loss/')} {value:.3f}" for name, value in row.items() if "val_loss/" in name
             )
             self.console.print(f"step {row['step']}: held-out loss {row['val_loss']:.4f}  ({values})", highlight=False)
+            found = [(name.split("/"), value) for name, value in row.items() if name.startswith("val/")]
+            told = "  ".join(
+                f"{group}/{name.removesuffix('_accuracy')} {value:.3f}"
+                for (_, group, name), value in found
+                if name.endswith("_accuracy")
+            )
+            if told:
+                self.console.print(f"step {row['step']}: held-out accuracy  {told}", highlight=False)
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
