@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.datamodule import PlaceSampler
+from data_pipelines.datamodule import PlaceSampler, Stages
 from data_pipelines.plan import LENGTH_STEP, Batches, Plan, PlannedSource
 
 seeds = st.integers(0, 5)
@@ -237,3 +238,75 @@ def test_a_resumed_process_goes_on_where_it_was(rank: int) -> None:
 def test_plans_that_make_no_sense(make, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         make()
+
+
+def simulated(
+    ratios: list[int], gap: int, decisions: dict[int, set[int]], steps: int
+) -> list[tuple[int, Counter[int], int]]:
+    """By counting rounds one at a time: the sources of each round, or of its part before a decision."""
+    stopped: set[int] = set()
+    rounds, step, number = [], 0, 0
+    while step < steps:
+        if step in decisions:
+            stopped, number = decisions[step], 0
+        resting = stopped if len(stopped) < len(ratios) and number % gap != gap - 1 else set()
+        taken = {n: ratio for n, ratio in enumerate(ratios) if n not in resting}
+        room = min([decision for decision in decisions if decision > step] + [steps]) - step
+        rounds.append((step, Counter(taken), min(sum(taken.values()), room)))
+        step += rounds[-1][2]
+        number += 1
+    return rounds
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.data())
+def test_stopped_sources_come_in_every_gap_th_round(data: st.DataObject) -> None:
+    ratios = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    gap, seed, steps = data.draw(st.integers(1, 4)), data.draw(seeds), 60
+    places = data.draw(st.lists(st.integers(1, steps - 1), max_size=3, unique=True))
+    decisions = {step: data.draw(st.sets(st.integers(0, len(ratios) - 1))) for step in sorted(places)}
+    sources = [source(f"s{n}", 9, ratio) for n, ratio in enumerate(ratios)]
+    plan = Plan(sources, seed, 2, 3, None, gap)
+    counters: Counter[int] = Counter()
+    drawn = []
+    for step in range(steps):
+        if step in decisions:
+            plan.go_on(step, {f"s{n}" for n in decisions[step]})
+            again = Plan(sources, seed, 2, 3, None, gap)
+            again.load_state_dict(json.loads(json.dumps(plan.state_dict())))
+            plan = again  # what a plan remembers is enough to go on
+        number, earlier = plan.source_of(step)
+        assert earlier == counters[number], "each source counts its own steps, whatever was decided"
+        counters[number] += 1
+        drawn.append(number)
+    for first, taken, length in simulated(ratios, gap, decisions, steps):
+        own = Counter(drawn[first : first + length])
+        assert own == taken if length == taken.total() else own <= taken
+
+
+def test_a_plan_does_not_look_back_before_a_decision() -> None:
+    plan = Plan([source("a"), source("b")], 0, 1, 3, None, 4)
+    plan.go_on(5, {"b"})
+    with pytest.raises(ValueError, match="step 4 lies before step 5"):
+        plan.source_of(4)
+    with pytest.raises(ValueError, match="1 sources, that of the checkpoint 2"):
+        Plan([source("a")], 0, 1, 3, None, 4).load_state_dict(plan.state_dict())
+
+
+def test_a_source_may_have_batches_of_its_own() -> None:
+    many = PlannedSource("b", "fingerprint of b", 1, 40, micro_batch=7)
+    for pairs, tokens in ((3, None), (None, 64)):
+        plan = Plan([with_lengths([5] * 20), many], 0, 1, pairs, tokens)
+        sizes = {0: set(), 1: set()}
+        for step in range(12):
+            number, chosen = plan.pairs_of(step, 0)
+            sizes[number].add(len(chosen))
+        assert sizes[1] == {7}
+        assert sizes[0] == ({3} if pairs else {8, 4})  # 64 tokens of 8 each; 20 pairs are 8 and 8 and 4
+
+
+def test_stages_end_where_something_may_be_decided() -> None:
+    bounds = Stages(lambda first, end: [(first, end)], [3, 5, 10, 12], 12)  # type: ignore[arg-type,return-value]
+    assert list(bounds) == [(3, 5), (5, 10), (10, 12)]
+    assert len(bounds) == 12
+    assert list(PlaceSampler(3, 12, 2, 1, 2, 5)) == [(3, 1), (4, 1)]

@@ -37,19 +37,20 @@ class Monitor:
     def judge(self, accuracy: float, config: StopAndGoConfig) -> None:
         """Take the accuracy of a validation into account.
 
-        Source: 12-in-1 (Lu et al. 2020), vilbert/task_utils.py and its MultiTaskStopOnPlateau.
+        Source: 12-in-1 (Lu et al. 2020), section 3.3; vilbert/task_utils.py, which counts validations without gain of
+        a group that rests too, and so may miss one in which it should go on.
         """
-        if self.best < 0 or accuracy > self.best * (1 + config.least_gain):
-            self.best, self.bad = accuracy, 0
-        else:
-            self.bad += 1
-        if self.cooldown > 0:
-            self.cooldown -= 1
-            self.bad = 0
+        gained = self.best < 0 or accuracy > self.best * (1 + config.least_gain)
+        if gained:
+            self.best = accuracy
+        if self.stopped:
+            if accuracy < self.best * (1 - config.resume_drop):
+                self.stopped, self.cooldown = False, config.cooldown
+            return
+        self.bad = 0 if gained or self.cooldown else self.bad + 1
+        self.cooldown = max(self.cooldown - 1, 0)
         if self.bad > config.patience:
-            self.stopped, self.cooldown, self.bad = True, config.cooldown, 0
-        elif self.stopped and accuracy < self.best * (1 - config.resume_drop):
-            self.stopped, self.cooldown, self.bad = False, config.cooldown, 0
+            self.stopped, self.bad = True, 0
 
 
 class StopAndGo:
