@@ -15,6 +15,7 @@ from test_exact_resume import train
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from tools.train import check_resumed
 from vlp.config import ConfigError, OptimConfig, ParameterGroupConfig
 from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream
@@ -224,3 +225,12 @@ def test_two_processes_with_frozen_layers(tmp_path: Path) -> None:
         frozen = "embedder" in name or "pooler" in name
         if frozen or name.startswith("model.encoder"):
             assert torch.equal(trained[name], value) == frozen, name
+
+
+@pytest.mark.parametrize("change", ["optim.frozen=[embedder]", "optim.layer_decay=0.9", "optim.lr=1e-2"])
+def test_a_resumed_run_keeps_what_its_optimizer_has(tmp_path: Path, change: str) -> None:
+    """A checkpoint's state would win over another rate without a word, and not fit other parameters."""
+    began, now = made_up.config(tmp_path, []), made_up.config(tmp_path, [change, "optim.warmup_steps=3"])
+    with pytest.raises(ConfigError, match=rf"{change.split('=')[0]} can't change while a run goes on"):
+        check_resumed(began.optim, now.optim)
+    check_resumed(began.optim, made_up.config(tmp_path, ["optim.warmup_steps=3"]).optim)
