@@ -299,6 +299,24 @@ class Source:
         sample = int(self.sample_of[pair])
         return self._question(self.reader.facts(sample), sample, int(self.caption_of[pair]))
 
+    def known_truths(self, most: int = 500) -> tuple[int, int]:
+        """How many questions were looked at, `most` of the pairs evenly spread, and of how many the answer is in the
+        manifest's list, or the box that an expression refers to is known.
+        """
+        asked = known = 0
+        for pair in np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64)).tolist():
+            try:
+                facts = self.reader.facts(int(self.sample_of[pair]))
+                question = self.question(pair)
+            except BadSampleError:
+                continue  # it is replaced when its turn comes
+            expression = "questions" not in facts and "expressions" in facts
+            if question is None or not (expression or self.answer_numbers):
+                continue
+            asked += 1
+            known += question.box is not None if expression else bool(question.scores(self.answer_numbers))
+        return asked, known
+
     def _question(self, facts: dict[str, Any], sample: int, number: int) -> Question | None:
         captions = len(facts["captions"]) * self.captions
         return None if number < captions else question_of(facts, self.reader.key(sample), number - captions)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import made_up
 import pytest
 import torch
+import two_streams_small
 from torch import nn
 
 from vlp.checkpoints.key_map import KeyMismatchError
@@ -36,7 +39,7 @@ class Run(nn.Module):
 
     def begin(self, path: Path, **lists: list[str]) -> str:
         init = InitConfig(str(path), **lists)  # type: ignore[arg-type]
-        return describe(init, load_initial_weights(init, self, self.tokenizer))
+        return describe(init, load_initial_weights(init, self, self.tokenizer, made_up.FACTS.answer_names))
 
 
 STAGE_TWO = [  # one objective fewer and one more, and a third type
@@ -58,21 +61,26 @@ def test_another_set_of_objectives_has_to_be_listed(tmp_path: Path) -> None:
     path, before = one.write(), {name: value.clone() for name, value in two.state_dict().items()}
     with pytest.raises(KeyMismatchError) as caught:
         two.begin(path)
-    told = str(caught.value).splitlines()
-    assert told[0] == f"init: {path} holds the weights of another model:"
-    assert told[1].startswith("  missing: objectives.masked_region_class.classifier.classify.bias, ")
-    assert told[2].startswith("  not expected: objectives.masked_region_regression.bias, ")
-    assert told[3] == "  other shape: model.embedder.type_table.weight: (2, 32) in the file, (3, 32) in the model"
-    assert "may_be_missing" in told[4]
+    assert str(caught.value).splitlines() == [
+        f"init: the weights of {path} do not fit the configuration:",
+        "- types of tokens: 2 rows in the file, 3 here; set model.embedder.types=2, or load the first rows that"
+        " both have: init.may_differ_in_rows: ['type_table']",
+        "- the head masked_region_class is not in the file (6 tensors); to begin at random: init.may_be_missing:"
+        r" ['^objectives\.masked_region_class($|\.)']",
+        "- the head masked_region_regression is in the file alone (5 tensors); to leave it out: init.may_be_unused:"
+        r" ['^objectives\.masked_region_regression($|\.)']",
+    ]
     assert all(torch.equal(value, before[name]) for name, value in two.state_dict().items()), "nothing was loaded"
     lists = {"may_be_missing": ["masked_region_class"], "may_be_unused": ["masked_region_regression"]}
-    with pytest.raises(KeyMismatchError, match=r"other shape: model\.embedder\.type_table") as caught:
+    with pytest.raises(KeyMismatchError, match=r"types of tokens: 2 rows") as caught:
         two.begin(path, **lists)
-    assert "not expected" not in str(caught.value)
+    assert "head" not in str(caught.value)
     said = two.begin(path, **lists, may_differ_in_rows=["type_table"])
-    assert "missing, so random (init.may_be_missing): objectives.masked_region_class.classifier.classify.bias" in said
-    assert "not used (init.may_be_unused): objectives.masked_region_regression.bias" in said
-    assert "the first rows alone (init.may_differ_in_rows): model.embedder.type_table.weight" in said
+    assert said.splitlines()[1:] == [
+        "- the head masked_region_class: not in the file, begins at random (6 tensors)",
+        "- the head masked_region_regression: in the file alone, not used (5 tensors)",
+        "- types of tokens: 2 rows in the file, 3 here: the first 2 loaded, 1 new rows begin at random",
+    ]
     after, theirs = two.state_dict(), one.state_dict()
     for name, value in after.items():
         if name == "model.embedder.type_table.weight":
@@ -124,3 +132,83 @@ def test_what_is_no_run_or_no_weights(tmp_path: Path) -> None:
         two.begin(path)
     with pytest.raises(ConfigError, match="unknown key 'brt'; did you mean 'bert'"):
         two.begin(path, importer="brt")  # type: ignore[arg-type]
+
+
+def told(run: Run, path: Path, **lists: list[str]) -> list[str]:
+    with pytest.raises(KeyMismatchError) as caught:
+        run.begin(path, **lists)
+    lines = str(caught.value).splitlines()[1:]
+    assert max(map(len, lines)) < 500, "words, not lists of keys"
+    return lines
+
+
+def test_the_patterns_that_are_offered_mend_it(tmp_path: Path) -> None:
+    one, two = Run(tmp_path / "one", 1), Run(tmp_path / "two", 2, "model.layers=3", *STAGE_TWO[1:])
+    path = one.write()
+    lines = told(two, path)
+    assert lines[0].startswith("- model.encoder.layers 2 is not in the file (")
+    lists: dict[str, list[str]] = {"may_be_missing": [], "may_be_unused": []}
+    for line in lines:
+        key, pattern = re.findall(r"init\.(\w+): \['(.*)'\]$", line)[0]
+        lists[key].append(pattern)
+    assert len(lists["may_be_missing"]) == 2
+    assert len(lists["may_be_unused"]) == 1
+    assert "model.encoder.layers 2: not in the file, begins at random" in two.begin(path, **lists)
+
+
+def test_sizes_that_differ_are_told_in_words(tmp_path: Path) -> None:
+    one = Run(tmp_path / "one", 1).write()
+    (wide,) = told(Run(tmp_path / "wide", 2, "model.hidden_size=64"), one)
+    assert wide.startswith("- hidden size: 32 in the file, 64 in the model (model.hidden_size), so that")
+    long = Run(tmp_path / "long", 2, "model.embedder.positions=60")
+    (line,) = told(long, one)
+    assert line.startswith("- positions: 32 rows in the file, 60 here; set model.embedder.positions=32, or")
+    assert "28 new rows begin at random" in long.begin(one, may_differ_in_rows=["position_table"])
+    facts = made_up.FACTS
+    try:
+        made_up.FACTS = replace(facts, feature_size=20, class_names=facts.class_names[:5])
+        lines = told(Run(tmp_path / "other", 2), one)
+    finally:
+        made_up.FACTS = facts
+    assert lines[0].startswith("- region features: 24 numbers in the file, 20 in the model (the data's manifest")
+    assert any(line.startswith("- the head masked_region_distribution chooses among others") for line in lines)
+
+
+def test_another_topology_is_one_line(tmp_path: Path) -> None:
+    one, two = Run(tmp_path / "one", 1), Run(tmp_path / "two", 2)
+    two.model = two_streams_small.build(two_streams_small.LXMERT)
+    (line,) = told(two, one.write(), may_be_missing=["^objectives"], may_be_unused=["^objectives"])
+    assert line.startswith("- they are those of a single stream (model.type: single_stream), and the configuration's")
+    assert "two streams (model.type: two_stream)" in line
+
+
+QUESTIONS = [
+    "model.layout=[CLS, question, SEP, regions]",
+    "model.max_tokens={question: 20}",
+    "objectives=[{name: vqa, sampling_ratio: 1, objectives: [{type: answer_classification}]}]",
+]
+
+
+def test_answers_in_another_order_or_of_another_number(tmp_path: Path) -> None:
+    """The shapes alone would not tell the first."""
+    facts = made_up.FACTS
+    try:
+        made_up.FACTS = replace(facts, answer_names=["red", "blue", "two"])
+        path = Run(tmp_path / "one", 1, *QUESTIONS).write()
+        same = Run(tmp_path / "same", 2, *QUESTIONS)
+        same.begin(path)
+        made_up.FACTS = replace(facts, answer_names=["red", "two", "blue"])
+        with pytest.raises(ConfigError, match=r"head answer_classification of .* chooses among 3 answers"):
+            same.begin(path)
+        renamed = [*QUESTIONS[:2], QUESTIONS[2].replace("classification}", "classification, name: new}")]
+        heads = ["^objectives"]
+        said = Run(tmp_path / "new", 2, *renamed).begin(path, may_be_missing=heads, may_be_unused=heads)
+        assert "the head new: not in the file, begins at random" in said
+        made_up.FACTS = replace(facts, answer_names=["red", "two"])
+        more = Run(tmp_path / "more", 2, *QUESTIONS)
+        (line,) = told(more, path)
+        assert "the head answer_classification chooses among others or has another size (3 rows in the file, 2" in line
+        said = more.begin(path, may_be_missing=heads, may_be_unused=heads)
+        assert "the head answer_classification: of another shape in the file, begins at random (2 tensors)" in said
+    finally:
+        made_up.FACTS = facts

@@ -43,6 +43,7 @@ from vlp.evaluation.regions import Located, predictions_file
 from vlp.evaluation.regions import summary as summary_of_boxes
 from vlp.inference import TrainedModel
 from vlp.tasks.region_choice import RegionChoice
+from vlp.text.answers import normalise_answer
 
 PAIRS = 64  # of a batch, if the run's batches were not of so many pairs
 
@@ -233,6 +234,16 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
         console.print(table_of(found, f"{run.name}, split {split} of {source.reader.folder}"))
     else:
         console.print(f"{len(answered)} questions answered; the split says nothing of their answers")
+    names = set(model.facts.answer_names)
+    outside = sum(1 for one in texts if one.answers and not names & {*one.answers, *map(normalise_answer, one.answers)})
+    if outside:
+        found["outside"] = outside
+        console.print(
+            f"{outside} of {found['known']} questions have no answer among the {len(names)} that this run chooses from;"
+            " they count as wrong",
+            style="yellow",
+            soft_wrap=True,
+        )
     if left_out:
         console.print(f"{left_out} questions could not be read and have no prediction", style="yellow")
     name = f"{options['task']}-{split}" if options["task"] else split

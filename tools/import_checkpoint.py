@@ -138,7 +138,7 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     }
     trained = build(config, tokenizer, names)
     assert config.init is not None
-    loaded = load_initial_weights(config.init, trained, tokenizer)
+    loaded = load_initial_weights(config.init, trained, tokenizer, trained.facts.answer_names)
     report(respelled(read_checkpoint(options.file), key_map), key_map, console)
     console.print(describe(config.init, loaded), markup=False, soft_wrap=True)
     partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")

@@ -27,7 +27,7 @@ from data_pipelines.source import Source
 from vlp.build import pixel_size, predict_attributes
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import load_trunk
-from vlp.config import ConfigError, RunConfig, convert, load_config
+from vlp.config import ConfigError, OptimConfig, RunConfig, convert, load_config
 from vlp.distributed import is_launching_process
 from vlp.initial_weights import describe, load_initial_weights
 from vlp.interfaces import NONE, SquareSize, Tokenizer
@@ -55,6 +55,7 @@ USER_ERRORS = (
 )
 
 
+ANSWERED = {"answer_classification", "answering", "paired_images", "region_choice"}  # learn from known answers
 STOPPED = 75  # exit code of a run that a signal stopped in good order: try again with resume=last
 
 
@@ -100,6 +101,20 @@ def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tup
     return sources, DataFacts(manifest.feature_size, *names)
 
 
+def check_resumed(began: OptimConfig, now: OptimConfig) -> None:
+    """Refuse what the optimizer's state in a checkpoint decides, so that a change would do nothing.
+
+    Raises:
+        ConfigError: such a key was changed.
+    """
+    for key in ("lr", "betas", "eps", "groups", "layer_decay", "frozen"):
+        if getattr(began, key) != getattr(now, key):
+            raise ConfigError(
+                f"optim.{key} can't change while a run goes on; begin another one with the weights of this:"
+                " init.path=RUN run_dir=OTHER, without resume"
+            )
+
+
 def check_negatives(config: RunConfig, micro_batch: int, sources: list[Source], held_out: list[Source]) -> None:
     """Whether the pairs of a dual encoder's step have others to be compared with, and none of them itself.
 
@@ -118,6 +133,32 @@ def check_negatives(config: RunConfig, micro_batch: int, sources: list[Source], 
                     f"{what} has {pairs} pairs, but split {source.reader.split!r} of source {source.name!r} only"
                     f" {len(source)}: they would be negatives of themselves; take a smaller data.micro_batch"
                 )
+
+
+def check_truths(config: RunConfig, sources: list[Source], console: Console) -> None:
+    """Say how many questions have no known answer, where a task learns from those.
+
+    Raises:
+        ShardError: none has one, as in a benchmark's test split.
+    """
+    if not ANSWERED & {listed.get("type") for group in config.objectives for listed in group.objectives}:
+        return
+    for source in sources:
+        asked, known = source.known_truths()
+        where = f"source {source.name}, split {source.reader.split}"
+        if asked and not known:
+            raise ShardError(
+                f"{where}: of {asked} questions looked at none has an answer that is known and in the list of"
+                f" {source.reader.folder}/manifest.json; a benchmark's test split can't be trained or validated on"
+                " (data.sources.N.split, validation.split), and a list of other answers has to be made anew"
+            )
+        if known < asked:
+            console.print(
+                f"{where}: {asked - known} of {asked} questions looked at ({(asked - known) / asked:.0%}) have no known"
+                " answer in the manifest's list; to the model all answers to them are wrong",
+                style="yellow",
+                soft_wrap=True,
+            )
 
 
 def load_start_weights(model: nn.Module) -> None:
@@ -150,6 +191,8 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             ensure_scenes(place, s.train, s.val, s.seed, console.print, s.asks)
     while not launching and not (folder.path / "config.yaml").is_file():
         time.sleep(0.2)  # the first process is making data and folder
+    if resume:
+        check_resumed(folder.read_config([]).optim, config.optim)
     tokenizer = (
         folder.tokenizer(config)
         if resume
@@ -159,6 +202,8 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     held_out, _ = open_data(config, tokenizer, config.validation.split)
     if resume and facts != folder.read_facts():
         raise ConfigError(f"the data is not what {folder.path}/data.json says the run was trained on; restore it")
+    if launching:
+        check_truths(config, [*sources, *held_out], console)
     with_lengths = data.micro_batch_tokens is not None
     planned = [s.planned(c.ratio, with_lengths, c.micro_batch) for s, c in zip(sources, data.sources, strict=True)]
     sizes = (data.micro_batch, data.micro_batch_tokens)
@@ -184,7 +229,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     if start is None:
         load_start_weights(module.model)
         if config.init is not None:
-            loaded = load_initial_weights(config.init, module, tokenizer)
+            loaded = load_initial_weights(config.init, module, tokenizer, facts.answer_names)
             if launching:
                 console.print(describe(config.init, loaded), soft_wrap=True)
     if launching:

@@ -8,11 +8,22 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vlp.build import IMPORTERS
-from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state, listed
-from vlp.checkpoints.load import Exceptions, Loaded, load_listing, read_checkpoint, read_weights
+from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state
+from vlp.checkpoints.load import (
+    Exceptions,
+    Loaded,
+    WeightsMismatchError,
+    load_listing,
+    read_checkpoint,
+    read_weights,
+)
+from vlp.checkpoints.words import changes, faults
 from vlp.config import ConfigError, InitConfig, unknown_key
 from vlp.interfaces import Tokenizer
+from vlp.objectives.answering import Answering
 from vlp.run_folder import RunFolder, weights_file
+from vlp.tasks.answer_classification import AnswerClassification
+from vlp.tasks.paired_images import PairedImages
 
 WORDS = (
     "model.embedder.word_table.weight",
@@ -21,12 +32,14 @@ WORDS = (
 )
 
 
-def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: Tokenizer) -> Loaded:
+def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: Tokenizer, answers: list[str]) -> Loaded:
     """Load what `init` names into a module with `model` and `objectives`; says what became of each tensor.
 
+    answers: the names of the answers that the module's heads choose among.
+
     Raises:
-        ConfigError: no such importer or run, a file that is not weights, a pattern that is no regular expression, or a
-            vocabulary other than that of the weights.
+        ConfigError: no such importer or run, a file that is not weights, a pattern that is no regular expression, a
+            vocabulary other than that of the weights, or a head that would take its answers for others.
         FileNotFoundError: there is no such file.
         KeyMismatchError: keys or shapes do not fit and are not listed as exceptions.
     """
@@ -36,11 +49,11 @@ def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: Tokeniz
     exceptions = Exceptions(init.may_be_missing, init.may_be_unused, init.may_differ_in_rows)
     try:
         loaded = load_listing(module, tensors, init.path, exceptions)
-    except KeyMismatchError as error:
-        raise KeyMismatchError(
-            f"init: {error}\nadapt the configuration, or list under init what may_be_missing from the file (it keeps"
-            " its random start) and what of the file may_be_unused"
-        ) from error
+    except WeightsMismatchError as error:
+        told = "".join(f"\n- {line}" for line in faults(error, tensors, module.state_dict()))
+        raise KeyMismatchError(f"init: the weights of {init.path} do not fit the configuration:{told}") from error
+    if init.importer is None:
+        _check_answers(init, module, loaded, answers)
     # a run of ours may have more rows than tokens, and its vocabulary was compared; for others this is all there is
     for words in set(WORDS) & set(loaded.loaded) if init.importer is not None else ():
         if len(tensors[words]) != len(tokenizer):
@@ -51,15 +64,26 @@ def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: Tokeniz
     return loaded
 
 
+def _check_answers(init: InitConfig, module: nn.Module, loaded: Loaded, answers: list[str]) -> None:
+    """Refuse heads that were trained to choose among other answers, or the same in another order."""
+    theirs = RunFolder(weights_file(Path(init.path)).parent).read_facts().answer_names
+    if theirs == answers or len(theirs) != len(answers):  # another number has another shape, which is seen anyway
+        return
+    objectives: dict[str, nn.Module] = dict(module.objectives.named_children())  # type: ignore[union-attr]
+    for name, objective in objectives.items():
+        chooses = isinstance(objective, AnswerClassification | Answering | PairedImages)
+        if chooses and any(t.startswith(f"objectives.{name}.") for t in loaded.loaded):
+            raise ConfigError(
+                f"init: the head {name} of {init.path} chooses among {len(theirs):,} answers ({', '.join(theirs[:3])}"
+                f" ...), and the data's manifest lists others, or these in another order ({', '.join(answers[:3])}"
+                " ...): give the objective another `name` in the configuration, so that its head is new"
+            )
+
+
 def describe(init: InitConfig, loaded: Loaded) -> str:
     """What was loaded, in words."""
-    parts = {
-        "missing, so random (init.may_be_missing)": loaded.missing,
-        "not used (init.may_be_unused)": loaded.unused,
-        "the first rows alone (init.may_differ_in_rows)": loaded.first_rows,
-    }
-    told = [f"\n  {what}: {listed(names)}" for what, names in parts.items() if names]
-    return f"{len(loaded.loaded)} tensors begin with the weights of {init.path}{''.join(told)}"
+    told = "".join(f"\n- {line}" for line in changes(loaded))
+    return f"{len(loaded.loaded)} tensors begin with the weights of {init.path}{told}"
 
 
 def check_patterns(init: InitConfig) -> None:

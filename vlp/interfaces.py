@@ -389,6 +389,13 @@ class Model(Protocol):
             KeyError: the model has no such parameter.
         """
 
+    def layer_order(self) -> list[list[str]]:
+        """Beginnings of the names of the model's parameters, from the embeddings to the last layer.
+
+        Each item holds the modules that are equally many layers away from the output. What is in none stands above all
+        layers, as poolers do.
+        """
+
 
 class DualModel(Protocol):
     """What contrastive objectives and evaluation may ask of a dual encoder."""
@@ -405,6 +412,13 @@ class DualModel(Protocol):
 
     def embed_texts(self, texts: Texts) -> Tensor:
         """Embeddings float32 [T, D] of length 1."""
+
+    def layer_order(self) -> list[list[str]]:
+        """As a fusion model's; the towers count for themselves.
+
+        Raises:
+            ValueError: a tower doesn't know its layers.
+        """
 
 
 class Objective(Protocol):

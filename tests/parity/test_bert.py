@@ -93,7 +93,7 @@ def started(name: str, init: InitConfig, tokenizer: WordPiece) -> tuple[TrainedM
     """The system of a configuration, its weights loaded as `init` says; and what the file lacked."""
     config: RunConfig = load_config(CONFIGS / f"{name}.yaml", SYSTEMS[name])
     model = build(config, tokenizer, {kind: ["a", "b"] for kind in NAMED})
-    loaded = load_initial_weights(init, model, tokenizer)
+    loaded = load_initial_weights(init, model, tokenizer, [])
     return model.eval(), loaded.missing
 
 

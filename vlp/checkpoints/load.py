@@ -105,52 +105,73 @@ class Exceptions:
     may_differ_in_rows: Sequence[str] = ()
 
 
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """Names of tensors by what became of them, sorted. One of `first_rows` is among the `loaded`."""
+    """Names of tensors by what became of them, sorted. One of `first_rows`, with its shapes in the file and in the
+    model, is among the `loaded`.
+    """
 
     loaded: list[str]
     missing: list[str]
     unused: list[str]
-    first_rows: list[str]
+    first_rows: dict[str, Shapes]
+
+
+class WeightsMismatchError(KeyMismatchError):
+    """Weights don't fit a module: names that are `missing` from the file, and `unexpected` ones of it; of those of
+    `other_shape` the shapes in the file and in the model.
+    """
+
+    def __init__(self, source: str, missing: list[str], unexpected: list[str], other_shape: dict[str, Shapes]):
+        shapes = [f"{name}: {theirs} in the file, {ours} in the model" for name, (theirs, ours) in other_shape.items()]
+        faults = {"missing": missing, "not expected": unexpected, "other shape": shapes}
+        text = "\n".join(f"  {what}: {listed(names)}" for what, names in faults.items() if names)
+        super().__init__(f"{source} holds the weights of another model:\n{text}")
+        self.missing, self.unexpected, self.other_shape = missing, unexpected, other_shape
 
 
 def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, exceptions: Exceptions) -> Loaded:
     """Load tensors into a module; what does not fit must be among the exceptions.
 
     Raises:
-        KeyMismatchError: missing or unexpected keys, or other shapes; all three are listed.
+        WeightsMismatchError: missing or unexpected keys, or other shapes; all three are listed.
     """
     expected = module.state_dict()
     state = dict(expected)
-    done = Loaded([], [], [], [])
-    faults: dict[str, list[str]] = {"missing": [], "not expected": [], "other shape": []}
+    done = Loaded([], [], [], {})
+    lacking: list[str] = []
+    unexpected: list[str] = []
+    other_shape: dict[str, Shapes] = {}
     for name in sorted(set(expected) | set(tensors)):
         missing, unused, rows_differ = (
             any(re.search(pattern, name) for pattern in patterns)
             for patterns in (exceptions.may_be_missing, exceptions.may_be_unused, exceptions.may_differ_in_rows)
         )
         if name not in tensors:
-            (done.missing if missing else faults["missing"]).append(name)
-        elif name not in expected:
-            (done.unused if unused else faults["not expected"]).append(name)
-        elif tensors[name].shape == expected[name].shape:
+            (done.missing if missing else lacking).append(name)
+            continue
+        if name not in expected:
+            (done.unused if unused else unexpected).append(name)
+            continue
+        shapes = tuple(tensors[name].shape), tuple(expected[name].shape)
+        if shapes[0] == shapes[1]:
             state[name] = tensors[name]
             done.loaded.append(name)
-        elif rows_differ and tensors[name].shape[1:] == expected[name].shape[1:]:
+        elif rows_differ and shapes[0][1:] == shapes[1][1:]:
             rows = min(len(tensors[name]), len(expected[name]))
             state[name] = torch.cat([tensors[name][:rows].to(expected[name]), expected[name][rows:]])
             done.loaded.append(name)
-            done.first_rows.append(name)
+            done.first_rows[name] = shapes
         elif missing and unused:
             done.missing.append(name)
             done.unused.append(name)
         else:
-            shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
-            faults["other shape"].append(f"{name}: {shapes}")
-    if any(faults.values()):
-        text = "\n".join(f"  {what}: {listed(names)}" for what, names in faults.items() if names)
-        raise KeyMismatchError(f"{source} holds the weights of another model:\n{text}")
+            other_shape[name] = shapes
+    if lacking or unexpected or other_shape:
+        raise WeightsMismatchError(source, lacking, unexpected, other_shape)
     with torch.no_grad():
         module.load_state_dict(state)
     return done

@@ -81,6 +81,21 @@ class DualEncoder(nn.Module):
             raise KeyError(name)
         return self.text.word_embeddings  # type: ignore[return-value]
 
+    def layer_order(self) -> list[list[str]]:
+        """The layers of both towers, each counted from its own end; see `vlp.interfaces.Model`.
+
+        Raises:
+            ValueError: a tower doesn't know its layers.
+        """
+        towers = []
+        for side, tower in (("image", self.image), ("text", self.text)):
+            layers: list[list[str]] = tower.layer_order()  # type: ignore[operator]
+            towers.append([[f"{side}.{part}" for part in parts] for parts in layers])
+        depth = max(map(len, towers))
+        nothing: list[list[str]] = [[]]
+        aligned = [nothing * (depth - len(layers)) + layers for layers in towers]
+        return [of_image + of_text for of_image, of_text in zip(*aligned, strict=True)]
+
     def forward(self, batch: Batch) -> Embedded:
         """Embed text and image of every pair; an image of several pairs is embedded once.
 

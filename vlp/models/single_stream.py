@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlp.interfaces import NONE, Batch, Encoded, Images, Ragged, Rows
 from vlp.nn.attention import plan_attention
+from vlp.nn.backbones.timm_grid import TimmGrid
 from vlp.nn.layout import Layout, Sequences
 from vlp.nn.transformer import Transformer, initialise
 
@@ -84,6 +85,12 @@ class SingleStream(nn.Module):
     def tied(self, name: str) -> Tensor:
         """A parameter shared with a head; see `vlp.interfaces.Model`."""
         return self.embedder.tied(name)  # type: ignore[operator]
+
+    def layer_order(self) -> list[list[str]]:
+        """The backbone's layers, the embedder, the blocks; see `vlp.interfaces.Model`."""
+        seeing = self.backbone.layer_order() if isinstance(self.backbone, TimmGrid) else []
+        below = [[f"backbone.{part}" for part in parts] for parts in seeing]
+        return [*below, ["embedder"], *([f"encoder.layers.{n}"] for n in range(len(self.encoder.layers)))]
 
     def see(self, images: Images) -> Images:
         """The images with regions made from their pixels, if the model sees pixels and they have them."""

@@ -165,6 +165,20 @@ class TwoStream(nn.Module):
         """A parameter shared with a head; see `vlp.interfaces.Model`."""
         return self.embedder.tied(name)  # type: ignore[operator]
 
+    def layer_order(self) -> list[list[str]]:
+        """The embedder, then the layers by how many follow in the schedule on the longer way; see
+        `vlp.interfaces.Model`.
+        """
+        above = {"text": 0, "visual": 0}  # layers that the streams still go through
+        left = {"text": len(self.text_layers), "visual": len(self.visual_layers), "cross": len(self.cross_layers)}
+        order: dict[int, list[str]] = {}
+        for kind in reversed(self.schedule):
+            left[kind] -= 1
+            height = max(above.values()) if kind == "cross" else above[kind]
+            order.setdefault(height, []).append(f"{kind}_layers.{left[kind]}")
+            above |= {"text": height + 1, "visual": height + 1} if kind == "cross" else {kind: height + 1}
+        return [["embedder"], *(order[height] for height in sorted(order, reverse=True))]
+
     def forward(self, batch: Batch) -> Encoded:
         """Encode every pair; either side of a pair may be absent.
 

@@ -192,12 +192,13 @@ def print_estimate(config: RunConfig, module: TrainingModule, rows_per_micro_bat
     pairs = config.data.micro_batch
     batch = f"{pairs} pairs" if pairs else f"{config.data.micro_batch_tokens} tokens"
     parameters = sum(p.numel() for p in module.parameters())
-    known = {"parameters": f"{parameters / 1e6:.1f} M", "hardware": f"{processes} x {accelerator}, {precision}"}
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    share = "" if trained == parameters else f"; {trained / 1e6:.1f} M of them are trained"
+    known = {"parameters": f"{parameters / 1e6:.1f} M{share}", "hardware": f"{processes} x {accelerator}, {precision}"}
+    weights = trained * 16 + (parameters - trained) * 4  # a frozen one has neither gradient nor moments
     if config.model["type"] == "dual_encoder":
-        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        memory = (trained * 16 + (parameters - trained) * 4) / 2**30
         known["global batch"] = f"{per_step * (pairs or 0)} pairs a step, all compared with one another"
-        known["memory"] = f"about {memory:.1f} GiB a device, and what the towers keep of a batch"
+        known["memory"] = f"about {weights / 2**30:.1f} GiB a device, and what the towers keep of a batch"
         console.print(estimate_table(known))
         return
     words = module.model.tied("word_embeddings").numel()  # type: ignore[operator]
@@ -215,7 +216,7 @@ def print_estimate(config: RunConfig, module: TrainingModule, rows_per_micro_bat
                 **known,
                 "global batch": f"{per_step} micro-batches of {batch} a step"
                 f" (about {rows_per_micro_batch * per_step:.0f} tokens and regions)",
-                "memory": f"about {(parameters * 16 + activations) / 2**30:.1f} GiB a device",
+                "memory": f"about {(weights + activations) / 2**30:.1f} GiB a device",
                 "time": f"about {duration(seconds)} a step, {duration(seconds * config.trainer.max_steps)} in all"
                 f" ({config.trainer.max_steps} steps)",
             }

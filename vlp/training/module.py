@@ -15,7 +15,7 @@ from vlp.build import Group
 from vlp.config import ConfigError, OptimConfig, ratio_for
 from vlp.distributed import derive_seed, generator_for
 from vlp.interfaces import Batch, Losses, Model, Objective, Replacement, Report
-from vlp.training.optim import build_optimizer
+from vlp.training.optim import build_optimizer, freeze
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -58,7 +58,7 @@ class TrainingModule(lightning.LightningModule):
         model: a fusion model (`vlp.interfaces.Model`).
         objectives: objectives by name.
         groups: which of them go together, and how often.
-        optim: rates, decay, warm-up.
+        optim: rates, decay, warm-up, and what is frozen.
         max_steps: where the schedule ends.
         seed: the run's seed.
     """
@@ -80,6 +80,15 @@ class TrainingModule(lightning.LightningModule):
         self.max_steps = max_steps
         self.seed = seed
         self.record = StepRecord()
+        self.frozen_norms = freeze(self, optim.frozen)
+        self.train(self.training)  # for the sake of those norms
+
+    def train(self, mode: bool = True) -> TrainingModule:
+        """As any module, but frozen batch norms stay in evaluation mode: their statistics are of what is frozen."""
+        super().train(mode)
+        for norm in self.frozen_norms:
+            norm.eval()
+        return self
 
     def group_losses(self, batch: Batch, group: Group, *seed: int | str) -> tuple[Tensor, Losses, Report, int, int]:
         """Weighted sum, losses, report, rows and computed rows of one group on one micro-batch."""
@@ -118,6 +127,10 @@ class TrainingModule(lightning.LightningModule):
                     f"the loss of {name} is {number} at step {batch.step + 1} (micro-batch {batch.micro_batch}"
                     f" of source {batch.source!r}); samples: {batch.images.ids.tolist()[:40]}"
                 )
+        if not total.requires_grad:
+            raise ConfigError(
+                f"optim.frozen leaves nothing to train of what the objectives of the group {group.name!r} depend on"
+            )
         record = self.record
         record.group = group.name
         for name, value in {

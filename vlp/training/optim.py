@@ -1,38 +1,113 @@
-"""Parameter groups by ordered patterns, and the schedule."""
+"""What is trained and how fast: frozen parameters, groups by ordered patterns and by layers, the schedule."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlp.config import ConfigError, OptimConfig
 
 
+def freeze(module: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """Take the parameters in whose names one of the regular expressions is found out of training.
+
+    A parameter that several parts share has one name, that of the part which comes first (the model's word table, which
+    heads use).
+
+    Returns:
+        Batch norms that are frozen as a whole; they should stay in evaluation mode, or their statistics would move.
+
+    Raises:
+        ConfigError: a pattern is no regular expression or found in no name, or nothing is left to train.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    for number, pattern in enumerate(patterns):
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except re.error as error:
+            raise ConfigError(f"optim.frozen.{number}: {pattern!r} is not a regular expression: {error}") from error
+        if not found:
+            raise ConfigError(
+                f"optim.frozen.{number}: {pattern!r} is found in the name of no parameter; they are named as"
+                f" {names[0]} and {names[-1]} are"
+            )
+
+    def is_frozen(name: str) -> bool:
+        return any(re.search(pattern, name) for pattern in patterns)
+
+    for name, parameter in module.named_parameters():
+        if is_frozen(name):
+            parameter.requires_grad_(False)
+    if patterns and not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError("optim.frozen leaves no parameter to train; leave out a pattern")
+    norms: list[nn.Module] = []
+    for place, part in module.named_modules():
+        if isinstance(part, _BatchNorm):
+            own = [name for name, _ in part.named_parameters()] or ["running_mean"]
+            if all(is_frozen(f"{place}.{name}") for name in own):
+                norms.append(part)
+    return norms
+
+
+def decay_of_layers(module: nn.Module, decay: float) -> dict[str, float]:
+    """What the learning rate of each parameter is multiplied by: `decay` once for each layer between it and the heads.
+
+    1 for the heads, poolers and objectives; `decay` for the last layer, and so on down to the embeddings; as BEiT (Bao
+    et al. 2021) and timm have it. `module.model` says what its layers are, see `vlp.interfaces.Model.layer_order`.
+
+    Raises:
+        ConfigError: the model doesn't know its layers.
+    """
+    scales = {name: 1.0 for name, _ in module.named_parameters()}
+    if decay == 1:
+        return scales
+    try:
+        layers = module.model.layer_order()  # type: ignore[union-attr, operator]
+    except ValueError as error:
+        raise ConfigError(f"optim.layer_decay: {error}; leave the key out") from error
+    for number, parts in enumerate(layers):
+        for name in scales:
+            if any(f"{name}.".startswith(f"model.{part}.") for part in parts):
+                scales[name] = decay ** (len(layers) - number)
+    return scales
+
+
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict]:
-    """Each parameter goes to the first group whose pattern is found in its name; frozen ones to none.
+    """Each parameter goes to the first group whose pattern is found in its name, frozen ones to none; a group is
+    divided by layers if their rates differ.
 
     Raises:
         ConfigError: a pattern that matches nothing, or a parameter that no pattern matches.
     """
-    groups: list[dict] = [
-        {"params": [], "lr": config.lr * group.lr_scale, "weight_decay": group.weight_decay} for group in config.groups
-    ]
+    scales = decay_of_layers(module, config.layer_decay)
+    groups: dict[tuple[int, float], list[nn.Parameter]] = {}
+    used = set()
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        for group, settings in zip(config.groups, groups, strict=True):
+        for number, group in enumerate(config.groups):
             if re.search(group.match, name):
-                settings["params"].append(parameter)
+                used.add(number)
+                if parameter.requires_grad:
+                    groups.setdefault((number, scales[name]), []).append(parameter)
                 break
         else:
-            raise ConfigError(f"optim.groups: no pattern matches the parameter {name}; end with a group for '.*'")
-    for number, (group, settings) in enumerate(zip(config.groups, groups, strict=True)):
-        if not settings["params"]:
+            if parameter.requires_grad:
+                raise ConfigError(f"optim.groups: no pattern matches the parameter {name}; end with a group for '.*'")
+    for number, group in enumerate(config.groups):
+        if number not in used:
             raise ConfigError(f"optim.groups.{number}: {group.match!r} matches no parameter that is left")
-    return groups
+    return [
+        {
+            "params": parameters,
+            "lr": config.lr * config.groups[number].lr_scale * scale,
+            "weight_decay": config.groups[number].weight_decay,
+        }
+        for (number, scale), parameters in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))
+    ]
 
 
 def warmup_then_linear(step: int, warmup_steps: int, max_steps: int) -> float:

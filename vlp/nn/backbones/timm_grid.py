@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlp.interfaces import Images
 from vlp.nn.backbones.pixels import by_size, grid_regions
+from vlp.nn.backbones.timm_layers import timm_layers
 
 
 class TimmGrid(nn.Module):
@@ -71,6 +72,10 @@ class TimmGrid(nn.Module):
             if isinstance(part, _BatchNorm):
                 part.eval()
         return self
+
+    def layer_order(self) -> list[list[str]]:
+        """Names of the trunk's parameters by layer, as `vlp.interfaces.Model.layer_order`."""
+        return timm_layers(self.trunk.model, "trunk.model.")
 
     def forward(self, images: Images) -> Images:
         """The images with the cells of the trunk's last grid as regions, in place of pixels."""

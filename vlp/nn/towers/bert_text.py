@@ -67,6 +67,11 @@ class BertTrunk(nn.Module):
         """The word table [V, H]."""
         return self.word_table.weight
 
+    def layer_order(self) -> list[list[str]]:
+        """The tables with their norm, then the blocks, as `vlp.interfaces.Model.layer_order`."""
+        blocks = ([f"encoder.layers.{n}"] for n in range(len(self.encoder.layers)))
+        return [["word_table", "position_table", "type_table", "norm"], *blocks]
+
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """States [N, H] of all tokens but padding, text after text; ids int64 [T, L], lengths int64 [T]."""
         place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
@@ -101,6 +106,10 @@ class BertText(nn.Module):
     def word_embeddings(self) -> Tensor:
         """The word table [V, H]."""
         return self.backbone.word_embeddings
+
+    def layer_order(self) -> list[list[str]]:
+        """The trunk's layers, as `vlp.interfaces.Model.layer_order`."""
+        return [[f"backbone.{part}" for part in parts] for parts in self.backbone.layer_order()]
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings [T, D], not normalised; ids int64 [T, L] padded at the end, lengths int64 [T]."""

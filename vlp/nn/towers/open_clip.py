@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from vlp.interfaces import Images
 from vlp.nn.backbones.pixels import by_size
+from vlp.nn.backbones.timm_layers import timm_layers
 
 # stand-ins for the tower that isn't wanted, so that building one doesn't cost two
 NO_IMAGE: dict[str, Any] = {"layers": 1, "width": 64, "patch_size": 8, "image_size": 8}
@@ -109,6 +110,16 @@ class OpenClipImage(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
+    def layer_order(self) -> list[list[str]]:
+        """As `vlp.interfaces.Model.layer_order`; those of a timm trunk as timm has them.
+
+        Raises:
+            ValueError: they are not known, as of CLIP's ResNets, for which open_clip has none either.
+        """
+        if hasattr(self.trunk, "trunk"):
+            return timm_layers(self.trunk.trunk, "trunk.trunk.")
+        return _blocks(self.trunk, ("conv1", "class_embedding", "positional_embedding", "ln_pre"))
+
     def forward(self, images: Images) -> Tensor:
         """Embeddings [I, D], not yet of length 1.
 
@@ -165,6 +176,14 @@ class OpenClipText(nn.Module):
         table: Tensor = self.trunk.token_embedding.weight
         return table
 
+    def layer_order(self) -> list[list[str]]:
+        """As `vlp.interfaces.Model.layer_order`.
+
+        Raises:
+            ValueError: they are not known.
+        """
+        return _blocks(self.trunk, ("token_embedding", "positional_embedding", "cls_emb"))
+
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings [T, D], not yet of length 1, of padded texts `ids` int64 [T, L] of `lengths` int64 [T]."""
         mask = self.trunk.attn_mask
@@ -174,6 +193,15 @@ class OpenClipText(nn.Module):
             shorter = {"attn_mask": mask[: ids.shape[1], : ids.shape[1]]}
             embedded = functional_call(self.trunk, shorter, (ids,))
         return embedded
+
+
+def _blocks(trunk: Any, embeddings: tuple[str, ...]) -> list[list[str]]:
+    """The embeddings of a transformer of open_clip's, then its blocks."""
+    blocks = getattr(getattr(trunk, "transformer", None), "resblocks", None)
+    if blocks is None:
+        raise ValueError(f"the layers of open_clip's {type(trunk).__name__} are not known here")
+    numbered = ([f"trunk.transformer.resblocks.{n}"] for n in range(len(blocks)))
+    return [[f"trunk.{name}" for name in embeddings], *numbered]
 
 
 def open_clip_config(model: dict[str, Any], special: dict[str, int]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlp.interfaces import Images
 from vlp.nn.backbones.pixels import by_size
+from vlp.nn.backbones.timm_layers import timm_layers
 
 
 def timm_backbone(name: str, picture_size: int | None = None, **options: Any) -> tuple[nn.Module, set[str]]:
@@ -73,6 +74,10 @@ class TimmImage(nn.Module):
         self.projection = nn.Linear(int(self.backbone.head_hidden_size), embedding_size, bias=False)  # type: ignore[arg-type]
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def layer_order(self) -> list[list[str]]:
+        """Names of the backbone's parameters by layer, as `vlp.interfaces.Model.layer_order`."""
+        return timm_layers(self.backbone, "backbone.")
 
     def forward(self, images: Images) -> Tensor:
         """Embeddings [I, D], not normalised, of images with pixels."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vlp.interfaces import Images
 from vlp.nn.backbones.pixels import by_size
+from vlp.nn.backbones.timm_layers import timm_layers
 from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, padded_index, ranges
 from vlp.nn.towers.set_head import HeadSizes, SetHead, train_only
 from vlp.nn.towers.timm_image import timm_backbone
@@ -86,6 +87,10 @@ class WenlanImage(nn.Module):
         self.head = SetHead(feature_size, embedding_size, head)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def layer_order(self) -> list[list[str]]:
+        """Names of the backbone's parameters by layer, as `vlp.interfaces.Model.layer_order`."""
+        return timm_layers(self.backbone, "backbone.")
 
     def forward(self, images: Images) -> Tensor:
         """Embeddings [I, D], not normalised, of images with pixels and boxes."""

@@ -56,6 +56,10 @@ class WenlanText(nn.Module):
         """The word table [V, H]."""
         return self.backbone.word_embeddings
 
+    def layer_order(self) -> list[list[str]]:
+        """BERT's layers, as `vlp.interfaces.Model.layer_order`; the head stands above them."""
+        return [[f"backbone.{part}" for part in parts] for parts in self.backbone.layer_order()]
+
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings [T, D], not normalised; ids int64 [T, L] padded at the end, lengths int64 [T].
 

@@ -1,0 +1,66 @@
+"""Questions without a known answer are counted before training, and refused where there are no others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import made_up
+import pytest
+from made_up_shards import CLASSES, make_sample, write_vocabulary
+from rich.console import Console
+
+from data_pipelines.shards import Manifest, ShardError, write_manifest, write_split
+from data_pipelines.source import Source
+from tools.train import check_truths
+from vlp.config import RunConfig
+from vlp.text.wordpiece import WordPiece
+
+
+def source(folder: Path, facts: list[dict], answers: list[str], split: str = "train") -> Source:
+    folder.mkdir(exist_ok=True)
+    samples = [replace(make_sample(n, 1), facts=own) for n, own in enumerate(facts)]
+    count = write_split(folder, split, samples)
+    write_manifest(folder, Manifest("q", 16, CLASSES, "", "CC0", {split: count}, answer_names=answers))
+    tokenizer = WordPiece(write_vocabulary(folder / "vocabulary.txt"), lowercase=True)
+    return Source("vqa", folder, split, tokenizer, {"question": 8}, 5)
+
+
+def config(folder: Path, kind: str) -> RunConfig:
+    listed = f"objectives=[{{name: a, sampling_ratio: 1, objectives: [{{type: {kind}}}]}}]"
+    return made_up.config(folder, [listed])
+
+
+def asked(*answers: list[str]) -> dict:
+    return {"questions": ["a red"] * len(answers), "answers": list(answers)}
+
+
+def test_a_share_without_answers_is_told(tmp_path: Path) -> None:
+    """Two of five: one has an answer outside the list, one none at all."""
+    made = source(tmp_path, [asked(["red"], ["green"]), asked([], ["blue"], ["red"] * 9 + ["mauve"])], ["red", "blue"])
+    assert made.known_truths() == (5, 3)
+    console = Console(record=True, width=80, quiet=False)
+    check_truths(config(tmp_path, "answer_classification"), [made], console)
+    assert "source vqa, split train: 2 of 5 questions looked at (40%) have no known answer" in console.export_text()
+    check_truths(config(tmp_path, "matching"), [made], console)
+    assert console.export_text() == "", "no task that learns from answers"
+
+
+def test_a_split_without_a_known_answer_is_refused(tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    for facts, answers in (
+        ([asked(["green"], ["mauve"])], ["red"]),  # another list
+        ([{"questions": ["a red"]}], ["blue"]),  # a test split
+    ):
+        made = source(tmp_path / answers[0], facts, answers, "test")
+        with pytest.raises(ShardError, match=r"split test: of \d questions looked at none has an answer that is known"):
+            check_truths(config(tmp_path, "answer_classification"), [made], console)
+
+
+def test_expressions_are_known_by_their_boxes(tmp_path: Path) -> None:
+    boxed, unknown = {"text": "a red", "box": [0.1, 0.1, 0.5, 0.5]}, {"text": "a blue", "box": None}
+    made = source(tmp_path, [{"expressions": [boxed, unknown]}], [])
+    assert made.known_truths() == (2, 1)
+    made = source(tmp_path / "test", [{"expressions": [unknown]}], [], "test")
+    with pytest.raises(ShardError, match="of 1 questions looked at none"):
+        check_truths(config(tmp_path, "region_choice"), [made], Console(quiet=True))
