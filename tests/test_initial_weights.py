@@ -15,7 +15,7 @@ from torch import nn
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.config import ConfigError, InitConfig
 from vlp.initial_weights import describe, load_initial_weights
-from vlp.run_folder import RunFolder, build_run
+from vlp.run_folder import RunFolder, answers_of_objectives, build_run
 from vlp.text.wordpiece import WordPiece
 
 
@@ -29,6 +29,7 @@ class Run(nn.Module):
         self.tokenizer = made_up.tokenizer(folder)
         torch.manual_seed(seed)
         self.model, self.objectives, _ = build_run(self.config, self.tokenizer, made_up.FACTS)
+        self.answers = answers_of_objectives(self.config, made_up.FACTS)
 
     def write(self) -> Path:
         run = RunFolder(Path(self.config.run_dir))
@@ -39,7 +40,7 @@ class Run(nn.Module):
 
     def begin(self, path: Path, **lists: list[str]) -> str:
         init = InitConfig(str(path), **lists)  # type: ignore[arg-type]
-        return describe(init, load_initial_weights(init, self, self.tokenizer, made_up.FACTS.answer_names))
+        return describe(init, load_initial_weights(init, self, self.tokenizer, self.answers))
 
 
 STAGE_TWO = [  # one objective fewer and one more, and a third type
@@ -193,18 +194,19 @@ def test_answers_in_another_order_or_of_another_number(tmp_path: Path) -> None:
     """The shapes alone would not tell the first."""
     facts = made_up.FACTS
     try:
-        made_up.FACTS = replace(facts, answer_names=["red", "blue", "two"])
+        made_up.FACTS = replace(facts, answer_names={"made_up": ["red", "blue", "two"]})
         path = Run(tmp_path / "one", 1, *QUESTIONS).write()
         same = Run(tmp_path / "same", 2, *QUESTIONS)
         same.begin(path)
-        made_up.FACTS = replace(facts, answer_names=["red", "two", "blue"])
+        made_up.FACTS = replace(facts, answer_names={"made_up": ["red", "two", "blue"]})
+        same = Run(tmp_path / "other", 2, *QUESTIONS)
         with pytest.raises(ConfigError, match=r"head answer_classification of .* chooses among 3 answers"):
             same.begin(path)
         renamed = [*QUESTIONS[:2], QUESTIONS[2].replace("classification}", "classification, name: new}")]
         heads = ["^objectives"]
         said = Run(tmp_path / "new", 2, *renamed).begin(path, may_be_missing=heads, may_be_unused=heads)
         assert "the head new: not in the file, begins at random" in said
-        made_up.FACTS = replace(facts, answer_names=["red", "two"])
+        made_up.FACTS = replace(facts, answer_names={"made_up": ["red", "two"]})
         more = Run(tmp_path / "more", 2, *QUESTIONS)
         (line,) = told(more, path)
         assert "the head answer_classification chooses among others or has another size (3 rows in the file, 2" in line

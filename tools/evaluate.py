@@ -234,7 +234,7 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
         console.print(table_of(found, f"{run.name}, split {split} of {source.reader.folder}"))
     else:
         console.print(f"{len(answered)} questions answered; the split says nothing of their answers")
-    names = set(model.facts.answer_names)
+    names = set(model.answer_names)
     outside = sum(1 for one in texts if one.answers and not names & {*one.answers, *map(normalise_answer, one.answers)})
     if outside:
         found["outside"] = outside

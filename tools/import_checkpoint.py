@@ -34,7 +34,7 @@ from vlp.config import ConfigError, RunConfig, load_config
 from vlp.inference import TrainedModel
 from vlp.initial_weights import describe, load_initial_weights, read_layout
 from vlp.interfaces import Tokenizer
-from vlp.run_folder import DataFacts, RunFolder, build_run
+from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run
 from vlp.text.choose import CLIP, open_tokenizer
 from vlp.text.wordpiece import VocabularyError, WordPiece
 
@@ -138,7 +138,7 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     }
     trained = build(config, tokenizer, names)
     assert config.init is not None
-    loaded = load_initial_weights(config.init, trained, tokenizer, trained.facts.answer_names)
+    loaded = load_initial_weights(config.init, trained, tokenizer, answers_of_objectives(config, trained.facts))
     report(respelled(read_checkpoint(options.file), key_map), key_map, console)
     console.print(describe(config.init, loaded), markup=False, soft_wrap=True)
     partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")

@@ -34,7 +34,7 @@ from vlp.interfaces import NONE, SquareSize, Tokenizer
 from vlp.nn.backbones.timm_grid import TimmGrid
 from vlp.nn.towers.timm_image import TimmImage
 from vlp.nn.towers.wenlan_image import WenlanImage
-from vlp.run_folder import DataFacts, RunFolder
+from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives
 from vlp.text.choose import open_tokenizer
 from vlp.text.wordpiece import VocabularyError
 from vlp.training.callbacks import TooManyBrokenSamplesError
@@ -229,7 +229,8 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     if start is None:
         load_start_weights(module.model)
         if config.init is not None:
-            loaded = load_initial_weights(config.init, module, tokenizer, facts.answer_names)
+            answers = answers_of_objectives(config, facts)
+            loaded = load_initial_weights(config.init, module, tokenizer, answers)
             if launching:
                 console.print(describe(config.init, loaded), soft_wrap=True)
     if launching:

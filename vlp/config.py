@@ -18,9 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
-
-class ConfigError(ValueError):
-    """The configuration is wrong; the message names file and key."""
+from vlp.strict_yaml import ConfigError, StrictLoader, read_yaml
 
 
 @dataclass
@@ -205,42 +203,6 @@ class RunConfig:
     stop_and_go: StopAndGoConfig | None = None
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without repeated keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if not isinstance(key, str | int):
-                raise ConfigError(
-                    f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} can't be a key"
-                )
-            if key in seen:
-                raise ConfigError(f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} repeated")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(text: str, name: str) -> dict[str, Any]:
-    """A YAML mapping, safely and without repeated keys.
-
-    Raises:
-        ConfigError: not YAML, not a mapping, or a key twice.
-    """
-    try:
-        loader = _Loader(text)
-        loader.name = name
-        value = loader.get_single_data()
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # as of a date in month 13, or a value within itself
-        raise ConfigError(f"{name} is not valid YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{name} must hold a mapping of keys to values")
-    return value
-
-
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a run's configuration.
 
@@ -345,7 +307,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not dotted:
         raise ConfigError(f"{override!r} is not of the form key.sub=value")
     try:
-        value = yaml.load(text, _Loader)
+        value = StrictLoader(text).get_single_data()
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:

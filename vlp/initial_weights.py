@@ -21,7 +21,7 @@ from vlp.checkpoints.words import changes, faults
 from vlp.config import ConfigError, InitConfig, unknown_key
 from vlp.interfaces import Tokenizer
 from vlp.objectives.answering import Answering
-from vlp.run_folder import RunFolder, weights_file
+from vlp.run_folder import RunFolder, answers_of_objectives, weights_file
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.paired_images import PairedImages
 
@@ -32,10 +32,12 @@ WORDS = (
 )
 
 
-def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: Tokenizer, answers: list[str]) -> Loaded:
+def load_initial_weights(
+    init: InitConfig, module: nn.Module, tokenizer: Tokenizer, answers: dict[str, list[str]]
+) -> Loaded:
     """Load what `init` names into a module with `model` and `objectives`; says what became of each tensor.
 
-    answers: the names of the answers that the module's heads choose among.
+    answers: what each of the module's objectives, by name, chooses among, see `answers_of_objectives`.
 
     Raises:
         ConfigError: no such importer or run, a file that is not weights, a pattern that is no regular expression, a
@@ -64,18 +66,20 @@ def load_initial_weights(init: InitConfig, module: nn.Module, tokenizer: Tokeniz
     return loaded
 
 
-def _check_answers(init: InitConfig, module: nn.Module, loaded: Loaded, answers: list[str]) -> None:
+def _check_answers(init: InitConfig, module: nn.Module, loaded: Loaded, answers: dict[str, list[str]]) -> None:
     """Refuse heads that were trained to choose among other answers, or the same in another order."""
-    theirs = RunFolder(weights_file(Path(init.path)).parent).read_facts().answer_names
-    if theirs == answers or len(theirs) != len(answers):  # another number has another shape, which is seen anyway
-        return
+    folder = RunFolder(weights_file(Path(init.path)).parent)
+    of_theirs = answers_of_objectives(folder.read_config([]), folder.read_facts())
     objectives: dict[str, nn.Module] = dict(module.objectives.named_children())  # type: ignore[union-attr]
     for name, objective in objectives.items():
         chooses = isinstance(objective, AnswerClassification | Answering | PairedImages)
+        theirs, ours = of_theirs.get(name, []), answers.get(name, [])
+        if theirs == ours or len(theirs) != len(ours):  # another number has another shape, which is seen anyway
+            continue
         if chooses and any(t.startswith(f"objectives.{name}.") for t in loaded.loaded):
             raise ConfigError(
                 f"init: the head {name} of {init.path} chooses among {len(theirs):,} answers ({', '.join(theirs[:3])}"
-                f" ...), and the data's manifest lists others, or these in another order ({', '.join(answers[:3])}"
+                f" ...), and the data's manifest lists others, or these in another order ({', '.join(ours[:3])}"
                 " ...): give the objective another `name` in the configuration, so that its head is new"
             )
 

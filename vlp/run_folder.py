@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlp.build import FeatureFacts, Group, build_model, build_objectives
 from vlp.checkpoints.load import write_atomically, write_weights
-from vlp.config import ConfigError, RunConfig, convert, dump_config, load_config, read_yaml
+from vlp.config import ConfigError, RunConfig, convert, dump_config, load_config, ratio_for, read_yaml
 from vlp.interfaces import Model, Replacement, Tokenizer
 from vlp.text.choose import CLIP, open_tokenizer
 from vlp.text.tokenizer_file import TokenizerFile
@@ -180,6 +180,16 @@ class RunFolder:
     def finished(self, config: RunConfig) -> bool:
         """Whether the last step's checkpoint is there."""
         return self.checkpoint(config.trainer.max_steps).is_file()
+
+
+def answers_of_objectives(config: RunConfig, facts: DataFacts) -> dict[str, list[str]]:
+    """For each objective, by name, the answers of the sources that it is trained on; none where they have none."""
+    answers: dict[str, list[str]] = {}
+    for group in config.objectives:
+        of_sources = [own for s, own in facts.answer_names.items() if ratio_for(group.sampling_ratio, s) > 0]
+        names = (str(listed.get("name", listed.get("type"))) for listed in group.objectives)
+        answers.update(dict.fromkeys(names, next(iter(of_sources), [])))
+    return answers
 
 
 def weights_file(path: Path) -> Path:

@@ -198,7 +198,7 @@ def test_weights_multiply_and_every_loss_is_reported() -> None:
     module = TrainingModule(model, objectives, [Group("g", 1.0, {"a": 2.0, "b": 0.5})], config(), 5, seed=1)
     made = samples.batch([[7], [8]], [2, 1], [[0, 0], [1, 1]])
     total, losses, _, rows, computed = module.group_losses(made, module.groups[0], 1)
-    assert set(losses) == {"a/matching", "b/matching"}
-    assert total.item() == pytest.approx(2 * losses["a/matching"].item() + 0.5 * losses["b/matching"].item())
+    assert set(losses) == {"a", "b"}
+    assert total.item() == pytest.approx(2 * losses["a"].item() + 0.5 * losses["b"].item())
     assert rows == 2 * 3 + 3
     assert computed >= rows
