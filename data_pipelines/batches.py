@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -55,7 +55,7 @@ class MicroBatchLoader:
 
 def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, replaced: list[Replacement]) -> Batch:
     """Pairs as a clean batch; an image that several captions share is in it once. Texts alone have none, and questions
-    about two images have two.
+    about two images have two. The choices of a question are pairs side by side.
 
     A batch without any image holds one without regions, which no pair shows.
     """
@@ -66,13 +66,14 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
             if sample not in rows and (len(regions.boxes) or regions.pixels is not None):
                 rows[sample] = len(images)
                 images.append(regions)
+    segments = loaded[0].segments if loaded else {}
+    asked = "question" in segments
+    boxes = any(pair.box is not None for pair in loaded)
+    questions, loaded = loaded, [one for pair in loaded for one in _choices(pair)]
     numbers = torch.arange(len(loaded))
     slots = [torch.tensor([rows.get(pair.sample, NONE) for pair in loaded])]
     if any(pair.second is not None for pair in loaded):
         slots.append(torch.tensor([NONE if pair.second is None else rows[pair.second[0]] for pair in loaded]))
-    segments = loaded[0].segments if loaded else {}
-    asked = "question" in segments
-    boxes = any(pair.box is not None for pair in loaded)
     return Batch(
         texts=Texts(
             segments={name: Segment.from_tokens([pair.segments[name] for pair in loaded]) for name in segments},
@@ -81,11 +82,20 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
         images=Images.from_regions(images or [loaded[0].regions], list(rows) or [NONE]),
         pairs=torch.stack([numbers, *slots], 1),
         matched=torch.ones(len(loaded), dtype=torch.bool),
-        answers=torch.tensor([pair.answer for pair in loaded]) if asked else None,
-        answer_scores=AnswerScores.from_dicts([pair.answers for pair in loaded]) if asked else None,
+        answers=torch.tensor([pair.answer for pair in questions]) if asked else None,
+        answer_scores=AnswerScores.from_dicts([pair.answers for pair in questions]) if asked else None,
         target_boxes=torch.tensor([pair.box or (0.0,) * 4 for pair in loaded]) if boxes else None,
         source=source,
         step=step,
         micro_batch=micro_batch,
         replaced=replaced,
     )
+
+
+def _choices(pair: LoadedPair) -> list[LoadedPair]:
+    """A pair for each choice of a question, with a text number of its own; the pair itself if it has none."""
+    every = (pair.segments, *pair.more)
+    return [
+        replace(pair, segments=segments, text=pair.text * len(every) + number, more=())
+        for number, segments in enumerate(every)
+    ]

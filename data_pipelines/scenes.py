@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data_pipelines.scene_choices import choose
 from data_pipelines.scene_expressions import refer
 from data_pipelines.scene_features import RegionFeatures
 from data_pipelines.scene_hypotheses import ANSWERS as LABELS
@@ -54,12 +55,13 @@ MOST_LARGE = 3  # large objects in a scene; more may not fit
 DEALS = 20  # tries to deal the shapes so that held-out combinations stay out
 CLASS_NAMES = ["background", *SHAPES]
 ATTRIBUTE_NAMES = [*COLOURS, *SIZES, *TEXTURES]
-Asked = Literal["questions", "statements", "hypotheses", "expressions"]
+Asked = Literal["questions", "statements", "hypotheses", "expressions", "choices"]
 ANSWERS_TO: dict[Asked, list[str]] = {
     "questions": ANSWERS,
     "statements": TRUTHS,
     "hypotheses": LABELS,
     "expressions": [],
+    "choices": [],
 }
 CHUNK = 250  # scenes that a process makes at a time
 CALIBRATION = 600  # scenes on which the region features are calibrated
@@ -289,7 +291,7 @@ def make_samples(
     """Samples of scenes, complete with picture, captions and region features.
 
     asks: what there is to be answered: questions or hypotheses about a scene, or statements about two; or expressions
-        that refer to objects.
+        that refer to objects, or questions with choices.
     among: how many scenes the split has, which statements need.
     """
     scores = class_scores()
@@ -328,10 +330,13 @@ def make_samples(
         }
         if asks == "statements":
             facts |= make_statements(seed, split, number, numbers.stop if among is None else among)
-        if asks == "expressions":
+        if asks in ("expressions", "choices"):
             facts = {k: v for k, v in facts.items() if k not in ("questions", "answers", "question_types")}
-            rng = _rng(seed, split, number, "expressions")
-            facts["expressions"] = make_expressions(scene, boxes, sample_key(split, number), rng)
+            rng, key = _rng(seed, split, number, asks), sample_key(split, number)
+            if asks == "expressions":
+                facts["expressions"] = make_expressions(scene, boxes, key, rng)
+            else:
+                facts["vcr"] = choose(scene, key, rng)
         samples.append(
             Sample(
                 sample_key(split, number),
@@ -380,7 +385,8 @@ def build_scenes(
     """Make the data set: splits `train`, `val` and `unseen` (as large as `val`), vocabulary and manifest.
 
     asks: what there is to be answered: questions about a scene, statements about two (by True or False), or hypotheses
-    about one (by entailment, neutral or contradiction); expressions that refer to objects take their place.
+    about one (by entailment, neutral or contradiction); expressions that refer to objects, or questions with choices,
+    take their place.
 
     It is built in a hidden folder beside `folder` and renamed at the end, so `folder` is whole or absent. A build that
     is killed leaves the hidden folder behind; it may be removed.

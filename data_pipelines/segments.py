@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.shards import WHOLE_IMAGE, RegionArrays
 from vlp.distributed import derive_seed
-from vlp.interfaces import NONE
+from vlp.interfaces import NONE, Tokenizer, Tokens
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,16 @@ def word_regions(facts: dict[str, Any]) -> dict[str, list[int]]:
                 raise ValueError(f"{kind}_regions don't fit the words")
             known[text] = numbers
     return known
+
+
+def with_word_regions(text: str, numbers: Sequence[int], tokenizer: Tokenizer) -> Tokens:
+    """Tokens with the regions that they refer to, given those of the words: punctuation refers to none."""
+    pieces = tokenizer.encode(text.split())
+    regions: list[int] = []
+    for piece, number in zip(pieces, numbers, strict=True):
+        regions += [number if any(map(str.isalnum, tokenizer.tokens[i])) else NONE for i in piece.ids]
+    starts = [start for piece in pieces for start in piece.word_starts]
+    return Tokens([i for piece in pieces for i in piece.ids], starts, regions)
 
 
 def region_names(facts: dict[str, Any], regions: RegionArrays, class_names: list[str], most: int) -> list[str]:

@@ -266,7 +266,7 @@ def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
                 if member == "json":
                     facts = json.loads(data)
                     row["caption_count"] = len(facts["captions"])
-                    row["question_count"] = len(facts.get("questions", facts.get("expressions", [])))
+                    row["question_count"] = len(facts.get("questions", facts.get("expressions", facts.get("vcr", []))))
                 if member == "regions":
                     row["region_count"] = len(load_arrays(data)["boxes"])
             file.seek(tar.offset)

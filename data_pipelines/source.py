@@ -11,6 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_pipelines.choices import (
+    CHOICES,
+    PARTS,
+    ChoiceQuestion,
+    check_choices,
+    choice_question,
+    choice_tokens,
+    encode_choices,
+    parts_of,
+)
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
 from data_pipelines.questions import Question, question_of
 from data_pipelines.segments import (
@@ -21,6 +31,7 @@ from data_pipelines.segments import (
     list_of_texts,
     most_tokens,
     region_names,
+    with_word_regions,
     word_regions,
 )
 from data_pipelines.shards import BadSampleError, RegionArrays, ShardError, ShardReader
@@ -36,7 +47,8 @@ class LoadedPair:
 
     A text without an image has no region. `answers`: how right those answers of the manifest's list are that are known
     for its question, by number, the best first. `second`: the other image that it is about, with its sample. `box`:
-    what its question speaks of, corners as shares of the image.
+    what its question speaks of, corners as shares of the image. `more`: the segments of the other choices of a question
+    with choices, each of which is a pair; `answers` then says which choice is right.
     """
 
     sample: int
@@ -46,6 +58,7 @@ class LoadedPair:
     answers: dict[int, float] = field(default_factory=dict)
     second: tuple[int, Regions] | None = None
     box: tuple[float, ...] | None = None
+    more: tuple[dict[str, Tokens], ...] = ()
 
     @property
     def answer(self) -> int:
@@ -56,7 +69,7 @@ class LoadedPair:
 class Source:
     """The pairs of a split: each caption of each sample that has regions (or a picture, if pixels are asked for), and
     each question where they are loaded (and questions alone where captions are not); or, of a text-only split, each
-    text.
+    text. Where answers or rationales are loaded, each question with choices, once or twice (`data_pipelines.choices`).
 
     Args:
         name: what the mix and the log call it.
@@ -94,11 +107,13 @@ class Source:
         self.max_tokens, self.max_regions, self.pixels = max_tokens, max_regions, pixels
         self.reader = ShardReader(folder, split)
         for segment in max_tokens:
-            if segment not in SEGMENTS:
+            if segment not in (*SEGMENTS, *PARTS):
                 raise ShardError(
                     f"source {name!r} can't fill the segment {segment!r} of the model's max_tokens;"
-                    f" there are {', '.join(SEGMENTS)}"
+                    f" there are {', '.join([*SEGMENTS, *PARTS])}"
                 )
+        self.parts = parts_of(max_tokens)  # of questions with choices
+        self.texts = CHOICES if self.parts else 1  # of an item
         self.text_only = self.reader.text_only
         self.sizes = self.reader.manifest  # widths of features and scores; of a text-only source those of the mix
         if self.text_only and pixels is not None:
@@ -111,7 +126,7 @@ class Source:
         self.captions = "caption" in max_tokens or "question" not in max_tokens
         texts = self.reader.caption_counts * self.captions
         if "question" in max_tokens:
-            texts = texts + self.reader.question_counts
+            texts = texts + self.reader.question_counts * max(len(self.parts), 1)
         counts = np.where(usable, texts, 0)
         self.unusable_samples = int((counts == 0).sum())
         if not counts.sum():
@@ -123,13 +138,15 @@ class Source:
                 f"{' with regions' if self.boxes else ''}"
             )
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
+        there = [name for name in ("vcr", "questions", "region_names") if not self.text_only and self._has_fact(name)]
+        check_choices(folder, list(max_tokens), there, token_region)
         if not self.text_only and attributes and not self.reader.manifest.attribute_names:
             raise ShardError(
                 f"an objective predicts attributes of regions, but the manifest of {folder} names none; take features"
                 " of boxes with attributes, or leave attribute out of what it predicts (embedded scenes of an older"
                 " version are made anew once their folder is removed)"
             )
-        if not self.text_only and token_region and not self._has_fact("caption_regions"):
+        if not self.text_only and token_region and not self.parts and not self._has_fact("caption_regions"):
             raise ShardError(
                 f"model.token_region is set, but the samples of {folder} have no fact caption_regions that says which"
                 " region a word refers to; take it out of the model (embedded scenes of an older version are made anew"
@@ -196,7 +213,7 @@ class Source:
             tokens = np.load(path, allow_pickle=False)
         else:
             more = self.pixels is not None or self.two_images  # a row of cells, and of the second image's rows
-            tokens = np.zeros((len(segments) + more, len(self)), dtype=np.int64)
+            tokens = np.zeros((self.texts * len(segments) + more, len(self)), dtype=np.int64)
             longest_class = max([0, *(len(t.ids) for t in tokenizer.encode(class_names[1:]))])
             for sample in np.unique(self.sample_of):
                 places = _span(self.sample_of, sample)
@@ -214,6 +231,11 @@ class Source:
                 of_tags = self._most_tag_tokens(int(sample), facts, longest_class) if "tags" in segments else 0
                 if self.pixels is not None:
                     tokens[-1, places] = cells(facts, self.pixels)
+                if self.parts:
+                    count, key = (places.stop - places.start) // len(self.parts), self.reader.key(int(sample))
+                    of_choices = choice_tokens(facts, key, count, segments, tokenizer)
+                    tokens[: len(of_choices), places] = of_choices
+                    continue
                 if self.two_images:
                     of_second = self._second_lengths(facts, len(captions))
                     tokens[-1, places] += of_second[: places.stop - places.start]
@@ -223,11 +245,11 @@ class Source:
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
             np.save(temporary, tokens)
             os.replace(temporary, path)
-        most = np.array([*self.max_tokens.values()], dtype=np.int64)[:, None]
-        kept = np.minimum(tokens[: len(segments)], most).sum(0) + tokens[len(segments) :].sum(0)
+        most = np.repeat(np.array([*self.max_tokens.values()], dtype=np.int64), self.texts)[:, None]
+        kept = np.minimum(tokens[: len(most)], most).sum(0) + self.texts * tokens[len(most) :].sum(0)
         if self.pixels is not None:
             return kept
-        return kept + np.minimum(self.reader.region_counts[self.sample_of], self.max_regions)
+        return kept + self.texts * np.minimum(self.reader.region_counts[self.sample_of], self.max_regions)
 
     def _second_lengths(self, facts: dict[str, Any], captions: int) -> np.ndarray:
         """Rows of the second image of each pair of a sample, int64 [pairs]; captions come first and have none."""
@@ -261,13 +283,16 @@ class Source:
         except BadSampleError:
             return True  # one damaged sample says nothing of the others
 
-    def load(self, pair: int, draw: int = 0, crop: int = 0) -> LoadedPair:
-        """One pair. `draw` decides what of its text is chosen at random, `crop` what is cut from its picture.
+    def load(self, pair: int, draw: int = 0, crop: int = 0, given: int | None = None) -> LoadedPair:
+        """One pair. `draw` decides what of its text is chosen at random, `crop` what is cut from its picture. `given`:
+        the answer that rationales are of, if not the right one.
 
         Raises:
             BadSampleError: it cannot be used.
         """
         sample, number = int(self.sample_of[pair]), int(self.caption_of[pair])
+        if self.parts:
+            return self._load_choices(pair, crop, given)
         facts = self.reader.facts(sample)
         captions = facts["captions"]
         question = self._question(facts, sample, number)
@@ -289,6 +314,26 @@ class Source:
             return LoadedPair(sample, pair, segments, regions)
         scores, second = question.scores(self.answer_numbers), self._second(sample, question, crop)
         return LoadedPair(sample, pair, segments, regions, scores, second, question.box)
+
+    def choices(self, pair: int) -> tuple[ChoiceQuestion, str]:
+        """The question with choices of a pair, and the part of it that is asked.
+
+        Raises:
+            BadSampleError: it cannot be read.
+        """
+        sample, (number, part) = int(self.sample_of[pair]), divmod(int(self.caption_of[pair]), len(self.parts))
+        return choice_question(self.reader.facts(sample), self.reader.key(sample), number), self.parts[part]
+
+    def _load_choices(self, pair: int, crop: int, given: int | None) -> LoadedPair:
+        sample, (question, part) = int(self.sample_of[pair]), self.choices(pair)
+        try:
+            texts = question.texts(part, self.max_tokens, given)
+        except ValueError as error:
+            raise BadSampleError(self.reader.key(sample), str(error)) from error
+        first, *more = encode_choices(texts, list(self.max_tokens), self.tokenizer, self.token_region)
+        right = question.right(part)
+        answers = {} if right is None else {right: 1.0}
+        return LoadedPair(sample, pair, first, self._image(sample, crop)[0], answers, more=tuple(more))
 
     def question(self, pair: int) -> Question | None:
         """The question of a pair; None if it is a caption.
@@ -372,16 +417,11 @@ class Source:
             known = word_regions(facts)
         except (ValueError, TypeError, AttributeError) as error:
             raise BadSampleError(self.reader.key(sample), "regions of words that don't fit the words") from error
-        encoded = []
-        for text in texts:
-            words = text.split()
-            pieces = self.tokenizer.encode(words)
-            regions: list[int] = []
-            for piece, number in zip(pieces, known.get(text, [NONE] * len(words)), strict=True):
-                regions += [number if any(map(str.isalnum, self.tokenizer.tokens[i])) else NONE for i in piece.ids]
-            starts = [start for piece in pieces for start in piece.word_starts]
-            encoded.append(Tokens([i for piece in pieces for i in piece.ids], starts, regions))
-        return encoded
+        nothing = [[NONE] * len(text.split()) for text in texts]
+        return [
+            with_word_regions(text, known.get(text, none), self.tokenizer)
+            for text, none in zip(texts, nothing, strict=True)
+        ]
 
     def _no_regions(self) -> RegionArrays:
         def none(width: int) -> np.ndarray:

@@ -5,7 +5,9 @@ RUN is the folder of a run that was fine-tuned on questions, or one of its weigh
 question and answer; writes predictions-SPLIT.json (or .csv) in the benchmark's own form and evaluation-SPLIT.json
 beside the run's weights. A split without answers, as a benchmark's test, gives predictions alone. `most`: the first N
 questions alone, for a quick look. `task`: of a run on several tasks, the group to evaluate; its name then stands in the
-names of the files. Of a run on referring expressions, the share of boxes that are right.
+names of the files. Of a run on referring expressions, the share of boxes that are right. Of one on questions with
+choices, the shares of right answers, of right rationales of the right answer, and of both; and the file that VCR's
+leaderboard takes.
 
 A run that was trained on captioning writes a caption of each image of the split, following so many `beams` (1: the
 likeliest word each time; the papers report 5), in COCO's result format, and measures them by those of the split.
@@ -33,6 +35,7 @@ from data_pipelines.batches import collate
 from data_pipelines.questions import Question
 from data_pipelines.shards import BadSampleError
 from data_pipelines.source import LoadedPair, Source
+from tools.choices import evaluate_choices
 from tools.command import run_command
 from vlp.build import pixel_size
 from vlp.checkpoints.load import write_atomically
@@ -42,6 +45,7 @@ from vlp.evaluation.captions import Captioned, caption_metrics, official_caption
 from vlp.evaluation.regions import Located, predictions_file
 from vlp.evaluation.regions import summary as summary_of_boxes
 from vlp.inference import TrainedModel
+from vlp.tasks.multiple_choice import MultipleChoice
 from vlp.tasks.region_choice import RegionChoice
 from vlp.text.answers import normalise_answer
 
@@ -224,6 +228,8 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
     if options["form"] and isinstance(task, RegionChoice):
         raise ConfigError("form: predictions of boxes have one form alone; leave the option out")
     source = open_source(model, options["data"], split)
+    if isinstance(task, MultipleChoice):
+        return evaluate_choices(model, source, run, options, console)
     answered, left_out = answer_all(model, source, int(options["most"]) if options["most"] else None, console)
     if not answered:
         raise ConfigError(f"split {split!r} of {source.reader.folder} has no question that can be read")

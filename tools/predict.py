@@ -1,10 +1,13 @@
 """Answer a question, or describe a picture: python tools/predict.py RUN --image photo.jpg --text "what colour is it?".
 
 RUN is the folder of a run that was fine-tuned on questions, or one of its weight files; or on captioning, which takes
-no --text. A statement about two images takes --image twice. For a model that reads regions they are made of the picture
-as those of its data were, if that was by tools/extract_features.py in a grid (--weights: the same file as there). Else
-it takes --regions FILE.safetensors with the tensors `features` [R, F] and `boxes` [R, 4], corners as shares of width
-and height; or --sample SPLIT/KEY, a sample of its data.
+no --text. A statement about two images takes --image twice. A run on questions with choices takes those of yours by
+--choice, four times: answers to the question, or rationales of the answer that --answer gives.
+
+For a model that reads regions they are made of the picture as those of its data were, if that was by
+tools/extract_features.py in a grid (--weights: the same file as there). Else it takes --regions FILE.safetensors with
+the tensors `features` [R, F] and `boxes` [R, 4], corners as shares of width and height; or --sample SPLIT/KEY, a sample
+of its data.
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ import vlp
 from data_pipelines.images import ImageError, sized_pixels
 from data_pipelines.segments import region_names
 from data_pipelines.shards import BadSampleError, Sample, ShardError, ShardReader, read_manifest
+from tools.choices import choose
 from vlp.build import pixel_size
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import read_weights
 from vlp.config import ConfigError
 from vlp.inference import TrainedModel
 from vlp.interfaces import Regions
+from vlp.tasks.multiple_choice import MultipleChoice
 
 USER_ERRORS = (ConfigError, ShardError, BadSampleError, ImageError, KeyMismatchError, OSError, ValueError)
 
@@ -42,6 +47,8 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--text", help="the question; a run that was trained on captioning takes none")
+    parser.add_argument("--choice", action="append", default=[], help="an answer, or a rationale, to choose among")
+    parser.add_argument("--answer", help="the answer whose rationales the choices are")
     parser.add_argument("--tags", default="", help="names of the picture's objects, for captions; a sample has its own")
     parser.add_argument("--beams", type=int, default=5, help="beginnings of a caption that are followed")
     for name, what in (("image", "a picture"), ("regions", "a file of regions"), ("sample", "SPLIT/KEY")):
@@ -145,12 +152,19 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     if model.captioning is not None:
         describe(model, options, console)
         return
-    model.task()  # before anything is read
+    task = model.task()  # before anything is read
     if options.text is None:
         raise ConfigError('give the question: --text "what colour is the bus?"')
     images = read_images(model, options, console)
     table = Table("answer", "likelihood", title=options.text, title_justify="left")
-    for answer, likelihood in model.answer(options.text, images)[: options.top]:
+    if isinstance(task, MultipleChoice) or options.choice or options.answer is not None:
+        if len(images) != 1:
+            raise ConfigError(f"{len(images)} pictures were given; a question with choices is about one")
+        likely = choose(model, options.text, options.choice, options.answer, images[0])
+        found = sorted(zip(options.choice, likely, strict=True), key=lambda item: -item[1])
+    else:
+        found = model.answer(options.text, images)[: options.top]
+    for answer, likelihood in found:
         table.add_row(answer, f"{likelihood:.3f}")
     console.print(table)
 

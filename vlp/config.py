@@ -37,13 +37,14 @@ class GroupConfig:
 @dataclass
 class ScenesConfig:
     """Embedded scenes to be made at first use: numbers of images a split, and the seed. `asks`: what is to be answered;
-    `questions`, `hypotheses` and `expressions` (that refer to objects) are about one scene, `statements` about two.
+    `questions`, `hypotheses`, `expressions` (that refer to objects) and `choices` (questions with four answers and four
+    rationales) are about one scene, `statements` about two.
     """
 
     train: int
     val: int
     seed: int
-    asks: Literal["questions", "statements", "hypotheses", "expressions"] = "questions"
+    asks: Literal["questions", "statements", "hypotheses", "expressions", "choices"] = "questions"
 
 
 @dataclass

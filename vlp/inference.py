@@ -33,6 +33,7 @@ from vlp.objectives.segment_matching import SegmentMatching
 from vlp.run_folder import DataFacts, RunFolder, build_run, weights_file
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.captioning import Captioning
+from vlp.tasks.multiple_choice import MultipleChoice
 from vlp.tasks.pair_ranking import PairRanking
 from vlp.tasks.paired_images import PairedImages
 from vlp.tasks.region_choice import RegionChoice
@@ -101,7 +102,7 @@ class TrainedModel(nn.Module):
         Raises:
             ConfigError: it was trained on none, or on several.
         """
-        kinds = AnswerClassification | PairedImages | RegionChoice
+        kinds = AnswerClassification | MultipleChoice | PairedImages | RegionChoice
         tasks = {name: o for name, o in self._of_group.items() if isinstance(o, kinds)}
         if len(tasks) > 1:
             groups = ", ".join(group.name for group in self.config.objectives)
@@ -160,7 +161,8 @@ class TrainedModel(nn.Module):
     def answer_batch(self, batch: Batch) -> Tensor:
         """How likely each answer of `answer_names` is, float32 [questions, answers], of a clean batch.
 
-        Of `region_choice`, how likely each region of the image is, float32 [questions, most regions].
+        Of `region_choice`, how likely each region of the image is, float32 [questions, most regions]; of
+        `multiple_choice`, each choice, float32 [questions, choices].
         """
         task = self.task()
         batch = replace(batch, source=self.source.name).to(self.device)

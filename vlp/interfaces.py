@@ -279,9 +279,10 @@ class Batch:
     `pairs` int64 [P, 1 + K]: a text row and K image rows; NONE where there is none. `matched` bool [P]:
     text and images belong together; an objective that swaps one of them clears it. `answers` int64 [P]: the
     label of the best answer to the pair's question, NONE where there is none; `answer_scores`: how right it and
-    others are. `target_boxes` float [P, 4]: the box that the pair's question speaks of, as those of regions; zeros
-    where there is none. `source` names the data set; (`step`, `micro_batch`) is the place in the run, from which all
-    randomness of the micro-batch is derived. `replaced`: broken samples that others stand in for.
+    others are. Of questions with choices, which are pairs side by side, both have one entry a question: the number of
+    its right choice. `target_boxes` float [P, 4]: the box that the pair's question speaks of, as those of regions;
+    zeros where there is none. `source` names the data set; (`step`, `micro_batch`) is the place in the run, from which
+    all randomness of the micro-batch is derived. `replaced`: broken samples that others stand in for.
     """
 
     texts: Texts

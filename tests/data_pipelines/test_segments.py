@@ -249,9 +249,9 @@ def test_segments_that_cannot_be_filled_are_refused(tmp_path: Path, tokenizer: W
     with pytest.raises(ShardError, match="segment tags needs names of regions"):
         source(folder, tokenizer)
     with pytest.raises(
-        ShardError, match=r"can't fill the segment 'answer'.*caption, foil, question, second_caption, tags"
+        ShardError, match=r"can't fill the segment 'title'.*caption, foil, question, second_caption, tags, answer"
     ):
-        Source("made_up", folder, "train", tokenizer, {"caption": 5, "answer": 5}, 100)
+        Source("made_up", folder, "train", tokenizer, {"caption": 5, "title": 5}, 100)
 
 
 @pytest.mark.parametrize("scores", [True, False])

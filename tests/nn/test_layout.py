@@ -22,6 +22,10 @@ LAYOUTS = {
     "two images": (["CLS", "caption", "regions", "SEP", "regions_2"], [0, 1, 2, 3, 4]),
     "text only": (["CLS", "caption"], [0, 1]),
     "regions only": (["regions"], [1]),
+    "beside a segment": (
+        ["CLS", "caption", "SEP-tags", "SEP+tags", "tags", "SEP+tags", "regions"],
+        [0, 1, 2, 3, 4, 5, 6],
+    ),
 }
 
 
@@ -75,8 +79,12 @@ def slow(case: Case, items: list[str], types: list[int]) -> list[list[Row]]:
         rows: list[Row] = []
         position = 0
         for item, kind in zip(items, types, strict=True):
-            if item in SPECIAL:
-                words = [(SPECIAL[item], NONE)] if text != NONE else []
+            if item.isupper() or item in ("SEP-tags", "SEP+tags"):
+                there = text != NONE
+                if there and "tags" in item:
+                    tags = segments["tags"][text][: case.cap] if segments["tags"] is not None else []
+                    there = bool(tags) == (item == "SEP+tags")
+                words = [(SPECIAL[item[:3]], NONE)] if there else []
             elif item.startswith("regions"):
                 image = images[1 if item == "regions_2" else 0]
                 if image != NONE:
@@ -89,7 +97,7 @@ def slow(case: Case, items: list[str], types: list[int]) -> list[list[Row]]:
                 first = sum(len(t) for t in segments[item][:text])
                 words = [(token, first + n) for n, token in enumerate(segments[item][text])][: case.cap]
             for token, source in words:
-                rows.append(("text", token, source, position, kind, None if item in SPECIAL else item))
+                rows.append(("text", token, source, position, kind, item if item in segments else None))
                 position += 1
         sequences.append(rows)
     return sequences
@@ -179,6 +187,8 @@ def test_a_token_without_a_position() -> None:
         (["CLS", "caption", "tags"], [0, 0, 0], {"caption": 3}, "the segment tags needs an entry in max_tokens"),
         (["caption", "regions_two"], [0, 0], {"caption": 3}, "regions_two"),
         (["caption", "regions_1"], [0, 0], {"caption": 3}, "regions_1"),
+        (["CLS", "caption", "SEP+tags"], [0, 0, 0], {"caption": 3}, r"SEP\+tags must be a special token and, after"),
+        (["caption", "tags-caption"], [0, 0], {"caption": 3, "tags": 3}, "tags-caption must be a special token"),
     ],
 )
 def test_layouts_that_make_no_sense(items: list[str], types: list[int], caps: dict[str, int], expected: str) -> None:

@@ -51,6 +51,8 @@ class Layout:
     Args:
         items: in order, special tokens by name (upper case), segments by name, `regions` (those of the first image
             slot; `regions_2` those of the second, and so on), `whole` (one row for the first image as a whole).
+            `SEP+tags` is a special token that stands only in texts whose segment tags has tokens, `SEP-tags` one that
+            stands only in the others.
         types: the type id of each item, as many as there are items.
         special: ids of the special tokens, by name: the tokenizer's, and those that the embedder has vectors for.
         max_tokens: the most tokens that each segment may have; the rest is cut off at the end.
@@ -82,11 +84,14 @@ class Layout:
         if len(items) != len(types):
             raise ValueError(f"layout has {len(items)} items but layout_types has {len(types)}: give one type an item")
         for item in items:
-            if item.isupper() and item not in special:
-                raise ValueError(f"layout: no special token {item}; there are {', '.join(special)}")
+            name, beside = _parts(item)
+            if name.isupper() and name not in special:
+                raise ValueError(f"layout: no special token {name}; there are {', '.join(special)}")
+            if beside and not (name.isupper() and beside in items):
+                raise ValueError(f"layout: {item} must be a special token and, after its sign, a segment of the layout")
             if item.startswith("regions") and not re.fullmatch(r"regions(_[2-9])?", item):
                 raise ValueError(f"layout: {item} is no image slot; they are regions, regions_2, regions_3 ...")
-            if not item.isupper() and not _is_visual(item) and item not in max_tokens:
+            if not name.isupper() and not _is_visual(item) and item not in max_tokens:
                 raise ValueError(f"layout: the segment {item} needs an entry in max_tokens")
         for item in causal:
             if item not in items or _is_visual(item):
@@ -123,8 +128,12 @@ class Layout:
         causal_pair = self._causal_pairs(batch)
         starts, lengths = [], []  # per item: first source index and number of rows of each pair
         for item in self.items:
-            if item.isupper():
+            name, beside = _parts(item)
+            if name.isupper():
                 start, length = torch.zeros_like(text_row), has_text.long()
+                if beside:
+                    filled = self._segment(batch, beside)[1] > 0
+                    length = length * (filled if item == f"{name}+{beside}" else ~filled)
             elif item.startswith("regions"):
                 slot = 1 if item == "regions" else int(item.removeprefix("regions_"))
                 if slot >= pairs.shape[1]:
@@ -132,11 +141,8 @@ class Layout:
                 start, length = _spans(batch.images.offsets, pairs[:, slot])
             elif item == "whole":
                 start, length = pairs[:, 1], (pairs[:, 1] != NONE).long()
-            elif item in batch.texts.segments:
-                start, length = _spans(batch.texts.segments[item].offsets, text_row)
-                length = length.clamp(max=self.max_tokens[item])
             else:
-                start = length = torch.zeros_like(text_row)
+                start, length = self._segment(batch, item)
             starts.append(start)
             lengths.append(length)
         length_table = torch.stack(lengths, 1)  # [P, items]
@@ -164,10 +170,12 @@ class Layout:
                 after_regions = True
                 continue
             refers = torch.full_like(row, NONE)
-            if item.isupper():
-                ids = torch.full_like(row, self.special[item])
+            name, beside = _parts(item)
+            if name.isupper():
+                ids = torch.full_like(row, self.special[name])
                 source = torch.full_like(row, NONE)
-                special[item] = Rows(row, source, pair)
+                if not beside:  # it has a row of each pair with text
+                    special[name] = Rows(row, source, pair)
             elif item in batch.texts.segments:
                 segment = batch.texts.segments[item]
                 ids = segment.tokens.index_select(0, source)
@@ -217,6 +225,13 @@ class Layout:
             else torch.zeros_like(order, dtype=torch.bool).index_fill(0, torch.cat(causal), True),
         )
 
+    def _segment(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
+        """Where a segment of each pair's text begins, and how many of its tokens are kept."""
+        if name not in batch.texts.segments:
+            return torch.zeros_like(batch.pairs[:, 0]), torch.zeros_like(batch.pairs[:, 0])
+        start, length = _spans(batch.texts.segments[name].offsets, batch.pairs[:, 0])
+        return start, length.clamp(max=self.max_tokens[name])
+
     def _causal_pairs(self, batch: Batch) -> Tensor | None:
         """Pairs whose text is causal, bool [P]; None if no text is."""
         if batch.texts.causal is None or not bool(batch.texts.causal.any()):
@@ -225,6 +240,12 @@ class Layout:
             raise ValueError("some texts are causal; name the items that are in model.layout_causal")
         text = batch.pairs[:, 0]
         return batch.texts.causal.index_select(0, text.clamp(min=0)) & (text != NONE)
+
+
+def _parts(item: str) -> tuple[str, str]:
+    """The name of an item, and the segment beside which alone, or beside which never, it stands; empty if always."""
+    name, _, beside = item.replace("-", "+").partition("+")
+    return name, beside
 
 
 def _is_visual(item: str) -> bool:
