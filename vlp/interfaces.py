@@ -370,6 +370,8 @@ class Model(Protocol):
     norm_eps: float  # of every norm, those of heads included
     initial_std: float  # of random weights, those of heads included
     region_rows: bool  # whether `Encoded.regions` is there
+    items: list[str]  # of the layout: what a sequence can have
+    streams: int  # 1, or 2 of which one has the text and one the regions
 
     def __call__(self, batch: Batch) -> Encoded:
         """Encode the pairs of a (possibly corrupted) batch."""

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
 from vlp.nn.ragged import lengths_of, padded_index
-from vlp.tasks.answer_classification import AnswerTargets, check_answers, loss_and_accuracy, targets_of
+from vlp.tasks.answer_classification import (
+    AnswerTargets,
+    check_answers,
+    check_two_images,
+    loss_and_accuracy,
+    targets_of,
+)
 
 
 class PairedImages(nn.Module):
@@ -32,7 +38,8 @@ class PairedImages(nn.Module):
         dropout: on its weights and states.
 
     Raises:
-        ValueError: there are no answers, or the model has no pooled vector.
+        ValueError: there are no answers, or the model has no pooled vector, no second image where `shown` wants it, or
+            streams or a width that the attention doesn't fit.
     """
 
     def __init__(
@@ -48,6 +55,12 @@ class PairedImages(nn.Module):
         check_answers(answers)
         if attention_heads is None and not model.pooled_size:
             raise ValueError("it reads the pooled vector; set model.pooler=true, or give attention_heads")
+        if shown == "own":
+            check_two_images(model, "shown: own")
+        if attention_heads is not None and model.streams != 1:
+            raise ValueError("attention_heads needs a model of one stream; leave it out for the pooled vectors")
+        if attention_heads is not None and (attention_heads < 1 or model.hidden_size % attention_heads):
+            raise ValueError(f"attention_heads={attention_heads} does not divide the model's width {model.hidden_size}")
         self.answers, self.shown = answers, shown
         self.attention = (
             None if attention_heads is None else PairedAttention(model.hidden_size, attention_heads, dropout)
@@ -112,13 +125,7 @@ class PairedAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, encoded: Encoded) -> Tensor:
-        """Pooled vectors [2 P, size] of 2 P sequences.
-
-        Raises:
-            ValueError: text and regions are not in one stream.
-        """
-        if encoded.text is not encoded.visual:
-            raise ValueError("paired_images.attention_heads needs a model of one stream")
+        """Pooled vectors [2 P, size] of 2 P sequences of a model of one stream."""
         stream = encoded.text
         index, real = padded_index(stream.offsets, int(lengths_of(stream.offsets).max()))
         rows = stream.values.index_select(0, index.flatten()).view(*index.shape, -1)
