@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_pipelines.neighbours import read_neighbours
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
 from data_pipelines.questions import Question, question_of
 from data_pipelines.segments import (
@@ -36,7 +37,7 @@ class LoadedPair:
 
     A text without an image has no region. `answers`: how right those answers of the manifest's list are that are known
     for its question, by number, the best first. `second`: the other image that it is about, with its sample. `box`:
-    what its question speaks of, corners as shares of the image.
+    what its question speaks of, corners as shares of the image. `hard`: other images that are easily taken for its own.
     """
 
     sample: int
@@ -46,6 +47,7 @@ class LoadedPair:
     answers: dict[int, float] = field(default_factory=dict)
     second: tuple[int, Regions] | None = None
     box: tuple[float, ...] | None = None
+    hard: list[tuple[int, Regions]] = field(default_factory=list)
 
     @property
     def answer(self) -> int:
@@ -156,11 +158,28 @@ class Source:
         self.caption_of = np.arange(len(self.sample_of)) - first[self.sample_of]
         self.two_images = "question" in max_tokens and self._has_fact("second_images")
         self._numbers: dict[str, int] | None = None
+        self._neighbours: list[np.ndarray] | None = None
+        self._hard_images = 0
         self._lengths: np.ndarray | None = None
         self._by_length: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.sample_of)
+
+    def bring_neighbours(self, path: Path, images: int) -> None:
+        """Have each pair that is loaded bring so many images, drawn from its sample's neighbours.
+
+        Raises:
+            ShardError: `path` is no file of neighbours, or they were mined from other data.
+        """
+        self._neighbours, self._hard_images = read_neighbours(path, self.reader), images
+
+    def _hard(self, sample: int, pair: int, draw: int, crop: int) -> list[tuple[int, Regions]]:
+        """Neighbours of a sample, drawn for a pair, those left out that have no image."""
+        own = self._neighbours[sample] if self._neighbours else np.zeros(0, np.int64)
+        own = own[self.usable[own]]
+        chosen = np.random.default_rng(derive_seed("neighbours", draw, pair)).permutation(own)[: self._hard_images]
+        return [(number, self._image(number, crop)[0]) for number in sorted(chosen.tolist())]
 
     def planned(self, ratio: int, with_lengths: bool) -> PlannedSource:
         """What the plan needs to know; the lengths are measured at first use and kept beside the index."""
@@ -281,7 +300,7 @@ class Source:
         encoded = self._with_regions(sample, facts, texts) if self.token_region else self.tokenizer.encode(texts)
         segments = dict(zip(self.max_tokens, encoded, strict=True))
         if question is None:
-            return LoadedPair(sample, pair, segments, regions)
+            return LoadedPair(sample, pair, segments, regions, hard=self._hard(sample, pair, draw, crop))
         scores, second = question.scores(self.answer_numbers), self._second(sample, question, crop)
         return LoadedPair(sample, pair, segments, regions, scores, second, question.box)
 

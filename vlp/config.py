@@ -49,14 +49,25 @@ class ScenesConfig:
 
 
 @dataclass
+class NeighboursConfig:
+    """A file of hard negatives (tools/mine_negatives.py), of which each pair brings `images` to `pair_ranking`."""
+
+    path: str
+    images: int = 1
+
+
+@dataclass
 class SourceConfig:
-    """A data set in the mix. `path` is relative to `data.root`; `ratio` an integer share of the steps."""
+    """A data set in the mix. `path` and that of `neighbours` are relative to `data.root`; `ratio` an integer share of
+    the steps.
+    """
 
     name: str
     path: str
     split: str = "train"
     ratio: int = 1
     scenes: ScenesConfig | None = None
+    neighbours: NeighboursConfig | None = None
 
 
 @dataclass
@@ -250,6 +261,11 @@ def _check_ranges(config: RunConfig, file: str) -> None:
         "checkpoint.keep": config.checkpoint.keep,
         "log_every": config.log_every,
         **{f"data.sources.{n}.ratio": source.ratio for n, source in enumerate(data.sources)},
+        **{
+            f"data.sources.{n}.neighbours.images": s.neighbours.images
+            for n, s in enumerate(data.sources)
+            if s.neighbours
+        },
     }
     for key, value in positive.items():
         if isinstance(value, int) and value < 1:

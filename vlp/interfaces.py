@@ -275,7 +275,8 @@ class Batch:
     label of the best answer to the pair's question, NONE where there is none; `answer_scores`: how right it and
     others are. `target_boxes` float [P, 4]: the box that the pair's question speaks of, as those of regions; zeros
     where there is none. `source` names the data set; (`step`, `micro_batch`) is the place in the run, from which all
-    randomness of the micro-batch is derived. `replaced`: broken samples that others stand in for.
+    randomness of the micro-batch is derived. `replaced`: broken samples that others stand in for. `hard_images` int64
+    [P, n]: images that are easily taken for the pair's own, or NONE; mined before training.
     """
 
     texts: Texts
@@ -285,6 +286,7 @@ class Batch:
     answers: Tensor | None = None
     answer_scores: AnswerScores | None = None
     target_boxes: Tensor | None = None
+    hard_images: Tensor | None = None
     source: str = ""
     step: int = 0
     micro_batch: int = 0
