@@ -62,7 +62,11 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
     rows: dict[int, int] = {}
     images: list[Regions] = []
     for pair in loaded:
-        for sample, regions in ((pair.sample, pair.regions), *([] if pair.second is None else [pair.second])):
+        for sample, regions in (
+            (pair.sample, pair.regions),
+            *([] if pair.second is None else [pair.second]),
+            *pair.hard,
+        ):
             if sample not in rows and (len(regions.boxes) or regions.pixels is not None):
                 rows[sample] = len(images)
                 images.append(regions)
@@ -74,6 +78,8 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
     slots = [torch.tensor([rows.get(pair.sample, NONE) for pair in loaded])]
     if any(pair.second is not None for pair in loaded):
         slots.append(torch.tensor([NONE if pair.second is None else rows[pair.second[0]] for pair in loaded]))
+    most = max((len(pair.hard) for pair in loaded), default=0)
+    hard = [[rows[n] for n, _ in pair.hard] + [NONE] * (most - len(pair.hard)) for pair in loaded]
     return Batch(
         texts=Texts(
             segments={name: Segment.from_tokens([pair.segments[name] for pair in loaded]) for name in segments},
@@ -85,6 +91,7 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
         answers=torch.tensor([pair.answer for pair in questions]) if asked else None,
         answer_scores=AnswerScores.from_dicts([pair.answers for pair in questions]) if asked else None,
         target_boxes=torch.tensor([pair.box or (0.0,) * 4 for pair in loaded]) if boxes else None,
+        hard_images=torch.tensor(hard) if most else None,
         source=source,
         step=step,
         micro_batch=micro_batch,

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -138,3 +139,18 @@ def random_box(
     w, h = min(width, max(round(height * 4 / 3), 1)), min(height, max(round(width * 4 / 3), 1))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def cells(facts: dict[str, Any], size: PixelSize | SquareSize) -> int:
+    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size.
+
+    Squares are all of one size: 0.
+    """
+    if isinstance(size, SquareSize):
+        return 0
+    height, width = facts.get("height"), facts.get("width")
+    if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+        scaled = size.of(height, width)
+    else:
+        scaled = size.shorter, size.longer
+    return scaled[0] // size.multiple * (scaled[1] // size.multiple)

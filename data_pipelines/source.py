@@ -21,6 +21,8 @@ from data_pipelines.choices import (
     encode_choices,
     parts_of,
 )
+from data_pipelines.images import cells
+from data_pipelines.neighbours import read_neighbours
 from data_pipelines.plan import LENGTH_STEP, PlannedSource
 from data_pipelines.questions import Question, question_of
 from data_pipelines.segments import (
@@ -48,7 +50,8 @@ class LoadedPair:
     A text without an image has no region. `answers`: how right those answers of the manifest's list are that are known
     for its question, by number, the best first. `second`: the other image that it is about, with its sample. `box`:
     what its question speaks of, corners as shares of the image. `more`: the segments of the other choices of a question
-    with choices, each of which is a pair; `answers` then says which choice is right.
+    with choices, each of which is a pair; `answers` then says which choice is right. `hard`: other images that are
+    easily taken for its own.
     """
 
     sample: int
@@ -59,6 +62,7 @@ class LoadedPair:
     second: tuple[int, Regions] | None = None
     box: tuple[float, ...] | None = None
     more: tuple[dict[str, Tokens], ...] = ()
+    hard: list[tuple[int, Regions]] = field(default_factory=list)
 
     @property
     def answer(self) -> int:
@@ -173,11 +177,28 @@ class Source:
         self.caption_of = np.arange(len(self.sample_of)) - first[self.sample_of]
         self.two_images = "question" in max_tokens and self._has_fact("second_images")
         self._numbers: dict[str, int] | None = None
+        self._neighbours: list[np.ndarray] | None = None
+        self._hard_images = 0
         self._lengths: np.ndarray | None = None
         self._by_length: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.sample_of)
+
+    def bring_neighbours(self, path: Path, images: int) -> None:
+        """Have each pair that is loaded bring so many images, drawn from its sample's neighbours.
+
+        Raises:
+            ShardError: `path` is no file of neighbours, or they were mined from other data.
+        """
+        self._neighbours, self._hard_images = read_neighbours(path, self.reader), images
+
+    def _hard(self, sample: int, pair: int, draw: int, crop: int) -> list[tuple[int, Regions]]:
+        """Neighbours of a sample, drawn for a pair, those left out that have no image."""
+        own = self._neighbours[sample] if self._neighbours else np.zeros(0, np.int64)
+        own = own[self.usable[own]]
+        chosen = np.random.default_rng(derive_seed("neighbours", draw, pair)).permutation(own)[: self._hard_images]
+        return [(number, self._image(number, crop)[0]) for number in sorted(chosen.tolist())]
 
     def planned(self, ratio: int, with_lengths: bool, micro_batch: int | None = None) -> PlannedSource:
         """What the plan needs to know; the lengths are measured at first use and kept beside the index.
@@ -311,7 +332,7 @@ class Source:
         cut = (own.first(most) for own, most in zip(encoded, self.max_tokens.values(), strict=True))
         segments = dict(zip(self.max_tokens, cut, strict=True))
         if question is None:
-            return LoadedPair(sample, pair, segments, regions)
+            return LoadedPair(sample, pair, segments, regions, hard=self._hard(sample, pair, draw, crop))
         scores, second = question.scores(self.answer_numbers), self._second(sample, question, crop)
         return LoadedPair(sample, pair, segments, regions, scores, second, question.box)
 
@@ -464,21 +485,6 @@ class Source:
 
 def _tensor(array: np.ndarray | None, kept: slice) -> torch.Tensor | None:
     return None if array is None else torch.from_numpy(array[kept])
-
-
-def cells(facts: dict[str, Any], size: PixelSize | SquareSize) -> int:
-    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size.
-
-    Squares are all of one size: 0.
-    """
-    if isinstance(size, SquareSize):
-        return 0
-    height, width = facts.get("height"), facts.get("width")
-    if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
-        scaled = size.of(height, width)
-    else:
-        scaled = size.shorter, size.longer
-    return scaled[0] // size.multiple * (scaled[1] // size.multiple)
 
 
 def _span(ordered: np.ndarray, value: int) -> slice:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_tools_train import SIZES, run
 
+from data_pipelines.neighbours import read_neighbours
 from data_pipelines.scenes import build_scenes
 from data_pipelines.shards import ShardReader
 from vlp.evaluation.regions import Located, predictions_file, summary
@@ -74,3 +75,16 @@ def test_summary_and_file() -> None:
     rows = [{"sent_id": 7, "pred_box": [0, 0, 100, 50]}, {"sent_id": 8, "pred_box": [0, 0, 0.5, 0.4]}]
     assert json.loads(predictions_file(located))[:2] == rows
     assert summary(located[2:]) == {"questions": 1, "known": 0}
+
+
+def test_mined_negatives(tmp_path: Path) -> None:
+    build_scenes(tmp_path / "scenes", 40, 12, 0, lambda text: None, processes=1)
+    train("retrieval/uniter_small.yaml", tmp_path, tmp_path / "first")
+    mined = run("mine_negatives.py", str(tmp_path / "first"), "count=5")
+    assert mined.returncode == 0, mined.stderr
+    assert "neighbours of 40 samples" in mined.stdout
+    found = read_neighbours(tmp_path / "scenes" / "train-neighbours.parquet", ShardReader(tmp_path / "scenes", "train"))
+    assert all(len(own) == 5 and number not in own for number, own in enumerate(found))
+    given = "data.sources.0.neighbours={path: scenes/train-neighbours.parquet, images: 2}"
+    train("retrieval/uniter_small.yaml", tmp_path, tmp_path / "second", given)
+    assert "scenes, neighbours" in json.loads((tmp_path / "second" / "data.json").read_text())["fingerprints"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -97,6 +98,15 @@ def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tup
         for source, own in zip(sources, segments, strict=True)
         if "question" in own and source.reader.manifest.answer_names  # a source of captions alone has none
     }
+    for source, listed in zip(sources, data.sources, strict=True):
+        if listed.neighbours is not None and split is None:
+            if not any(o.get("type") == "pair_ranking" for group in config.objectives for o in group.objectives):
+                raise ConfigError(
+                    f"source {source.name!r} has neighbours, which only pair_ranking looks at; leave them out"
+                )
+            path = Path(data.root) / listed.neighbours.path
+            source.bring_neighbours(path, listed.neighbours.images)
+            fingerprints[f"{source.name}, neighbours"] = hashlib.sha256(path.read_bytes()).hexdigest()
     names = manifest.class_names, fingerprints, manifest.attribute_names, answers
     return sources, DataFacts(manifest.feature_size, *names)
 

@@ -25,7 +25,7 @@ from vlp.nn.embedders.uniter import UniterEmbedder
 from vlp.nn.embedders.vilt import ViltEmbedder
 from vlp.nn.embedders.visualbert import VisualBertEmbedder
 from vlp.nn.embedders.vlbert import VLBertEmbedder
-from vlp.nn.layout import Layout
+from vlp.nn.layout import Layout, is_visual
 from vlp.nn.towers.bert_text import BertText
 from vlp.nn.towers.open_clip import OpenClipImage, OpenClipText
 from vlp.nn.towers.timm_image import TimmImage
@@ -281,6 +281,9 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
     embedder = construct("model.embedder", parts["embedder"], EMBEDDERS, **shared)
     if parts["token_region"] and not getattr(embedder, "reads_token_region", False):
         raise ConfigError("model.token_region: this embedder does not look at the regions that words refer to")
+    for item in parts["layout"]:
+        if is_visual(item) and item.split("_")[0] not in getattr(embedder, "shows", ("regions", "whole")):
+            raise ConfigError(f"model.layout: this embedder has no rows for {item}")
     try:
         layout = Layout(
             parts["layout"],
@@ -293,6 +296,9 @@ def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts:
         )
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    types, most = parts["embedder"]["types"], max(layout.types, default=0)
+    if most >= types:
+        raise ConfigError(f"model.layout_types has {most}, but model.embedder.types is {types}; it must be greater")
     if backbone is not None:
         if constructor is not SingleStream:
             raise ConfigError("model.backbone: only a model of type single_stream can see pixels")

@@ -48,8 +48,17 @@ class ScenesConfig:
 
 
 @dataclass
+class NeighboursConfig:
+    """A file of hard negatives (tools/mine_negatives.py), of which each pair brings `images` to `pair_ranking`."""
+
+    path: str
+    images: int = 1
+
+
+@dataclass
 class SourceConfig:
-    """A data set in the mix. `path` is relative to `data.root`; `ratio` an integer share of the steps.
+    """A data set in the mix. `path` and that of `neighbours` are relative to `data.root`; `ratio` an integer share of
+    the steps.
 
     `micro_batch`: pairs of its micro-batches, where they are not those of `data`. `max_tokens`: of the segments of
     `model.max_tokens` those that are loaded from it, and the most tokens of each.
@@ -62,6 +71,7 @@ class SourceConfig:
     scenes: ScenesConfig | None = None
     micro_batch: int | None = None
     max_tokens: dict[str, int] | None = None
+    neighbours: NeighboursConfig | None = None
 
 
 @dataclass
@@ -246,6 +256,11 @@ def _check_ranges(config: RunConfig, file: str) -> None:
         **{f"data.sources.{n}.ratio": source.ratio for n, source in enumerate(data.sources)},
         **{f"data.sources.{n}.micro_batch": source.micro_batch for n, source in enumerate(data.sources)},
         **({} if config.stop_and_go is None else {"stop_and_go.gap": config.stop_and_go.gap}),
+        **{
+            f"data.sources.{n}.neighbours.images": s.neighbours.images
+            for n, s in enumerate(data.sources)
+            if s.neighbours
+        },
     }
     for key, value in positive.items():
         if isinstance(value, int) and value < 1:

@@ -282,7 +282,8 @@ class Batch:
     others are. Of questions with choices, which are pairs side by side, both have one entry a question: the number of
     its right choice. `target_boxes` float [P, 4]: the box that the pair's question speaks of, as those of regions;
     zeros where there is none. `source` names the data set; (`step`, `micro_batch`) is the place in the run, from which
-    all randomness of the micro-batch is derived. `replaced`: broken samples that others stand in for.
+    all randomness of the micro-batch is derived. `replaced`: broken samples that others stand in for. `hard_images`
+    int64 [P, n]: images that are easily taken for the pair's own, or NONE; mined before training.
     """
 
     texts: Texts
@@ -292,6 +293,7 @@ class Batch:
     answers: Tensor | None = None
     answer_scores: AnswerScores | None = None
     target_boxes: Tensor | None = None
+    hard_images: Tensor | None = None
     source: str = ""
     step: int = 0
     micro_batch: int = 0
@@ -377,6 +379,8 @@ class Model(Protocol):
     norm_eps: float  # of every norm, those of heads included
     initial_std: float  # of random weights, those of heads included
     region_rows: bool  # whether `Encoded.regions` is there
+    items: list[str]  # of the layout: what a sequence can have
+    streams: int  # 1, or 2 of which one has the text and one the regions
 
     def __call__(self, batch: Batch) -> Encoded:
         """Encode the pairs of a (possibly corrupted) batch."""

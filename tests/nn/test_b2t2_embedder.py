@@ -45,7 +45,7 @@ def test_regions_of_words_are_asked_for_where_they_are_looked_at() -> None:
         samples.model(token_region=True)
     for kind in ("b2t2", "vlbert", "visualbert"):
         embedder = {"type": kind, "vocab_size": WORDS, "positions": 32, "types": 2}
-        samples.model(embedder=embedder, token_region=True)
+        samples.model(embedder=embedder, layout=["CLS", "caption", "SEP"], layout_types=[0, 0, 0], token_region=True)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["mean of regions", "whole given"])

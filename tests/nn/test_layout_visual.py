@@ -36,6 +36,7 @@ def slow(batch: Batch, items: list[str], types: list[int], shared: bool, cap: in
                 image = images[1 if item == "regions_2" else 0]
                 there = [] if image == NONE else range(offsets[image], offsets[image + 1])
                 if item == "whole":
+                    image = next((image for image in images if image != NONE), NONE)
                     rows += [("whole", None, image, kind, position, None)] if image != NONE else []
                 else:
                     rows += [("region", None, region, kind, position, None) for region in there]

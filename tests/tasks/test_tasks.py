@@ -117,7 +117,7 @@ def test_attention_sees_the_other_sequence_and_no_padding() -> None:
 
 
 def test_refusals() -> None:
-    model = samples.model(**QUESTIONS)
+    model, of_two = samples.model(**QUESTIONS), samples.model(**TWO)
     with pytest.raises(ValueError, match="needs two images"):
         PairedImages(model, 2).corrupt(asking([[0, 1]], [{}]), generator())
     with pytest.raises(ValueError, match="needs two images"):
@@ -126,13 +126,10 @@ def test_refusals() -> None:
         AnswerClassification(model, 2).corrupt(samples.batch([[7]], [1], [[0, 0]]), generator())
     for images, pair, message in ((1, [0, 1, 2], "about two images"), (2, [0, 1, NONE], "about one image")):
         with pytest.raises(ValueError, match=message):
-            AnswerClassification(model, 2, images=images).corrupt(asking([pair], [{}]), generator())
+            AnswerClassification(of_two, 2, images=images).corrupt(asking([pair], [{}]), generator())
     with pytest.raises(ValueError, match="about one image"):
-        AnswerClassification(model, 2, images=2).corrupt(asking([[0, 1]], [{}]), generator())
+        AnswerClassification(of_two, 2, images=2).corrupt(asking([[0, 1]], [{}]), generator())
     AnswerClassification(model, 2).corrupt(asking([[0, 1, NONE]], [{}]), generator())
-    task = AnswerClassification(model, 2, read="END")
-    with pytest.raises(ValueError, match="has only CLS, MASK, SEP"):
-        task.logits(model(asking([[0, 0]], [{}])))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +139,11 @@ def test_refusals() -> None:
         ({"type": "paired_images"}, 0, "there are no answers"),
         ({"type": "answer_classification", "head": {"hiden_size": 3}}, 3, "hidden_size"),
         ({"type": "answer_classification", "loss": "bce"}, 3, "binary"),
+        ({"type": "answer_classification", "read": "END"}, 3, "has only CLS, MASK, SEP"),
+        ({"type": "answer_classification", "read": "question"}, 3, "has only CLS, MASK, SEP"),
+        ({"type": "answer_classification", "images": 2}, 3, "images: 2 shows the second image as regions_2"),
+        ({"type": "paired_images", "shown": "own"}, 3, "shown: own shows the second image as regions_2"),
+        ({"type": "paired_images", "attention_heads": 3}, 3, "attention_heads=3 does not divide the model's width 8"),
     ],
 )
 def test_configuration_errors(settings: dict, answers: int, message: str, tmp_path) -> None:

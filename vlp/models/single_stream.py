@@ -62,6 +62,7 @@ class SingleStream(nn.Module):
         self.initial_std = initial_std
         self.layout = layout
         self.region_rows = layout.has_regions
+        self.items, self.streams = layout.items, 1
         self.embedder = embedder
         self.encoder = Transformer(
             layers,

@@ -129,6 +129,7 @@ class TwoStream(nn.Module):
         self.schedule, self.pooling = schedule, pooling
         self.text_layout, self.visual_layout = layout.split()
         self.region_rows = layout.has_regions
+        self.items, self.streams = layout.items, 2
         self.embedder = embedder
         rates = (dropout, attention_dropout, norm_eps)
 

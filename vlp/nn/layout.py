@@ -50,7 +50,7 @@ class Layout:
 
     Args:
         items: in order, special tokens by name (upper case), segments by name, `regions` (those of the first image
-            slot; `regions_2` those of the second, and so on), `whole` (one row for the first image as a whole).
+            slot; `regions_2` those of the second, and so on), `whole` (one row for the first image there is).
             `SEP+tags` is a special token that stands only in texts whose segment tags has tokens, `SEP-tags` one that
             stands only in the others.
         types: the type id of each item, as many as there are items.
@@ -91,10 +91,10 @@ class Layout:
                 raise ValueError(f"layout: {item} must be a special token and, after its sign, a segment of the layout")
             if item.startswith("regions") and not re.fullmatch(r"regions(_[2-9])?", item):
                 raise ValueError(f"layout: {item} is no image slot; they are regions, regions_2, regions_3 ...")
-            if not name.isupper() and not _is_visual(item) and item not in max_tokens:
+            if not name.isupper() and not is_visual(item) and item not in max_tokens:
                 raise ValueError(f"layout: the segment {item} needs an entry in max_tokens")
         for item in causal:
-            if item not in items or _is_visual(item):
+            if item not in items or is_visual(item):
                 raise ValueError(f"layout_causal: {item} is no text of the layout, which has {', '.join(items)}")
         self.items, self.types, self.special, self.max_tokens = items, types, special, max_tokens
         self.causal, self.unplaced = frozenset(causal), frozenset(unplaced)
@@ -109,7 +109,7 @@ class Layout:
         """The layouts of the text and of the image, for models with a stream each; a pair may lack either."""
         parts = []
         for visual in (False, True):
-            chosen = [k for k, item in enumerate(self.items) if _is_visual(item) == visual]
+            chosen = [k for k, item in enumerate(self.items) if is_visual(item) == visual]
             items, types = [self.items[k] for k in chosen], [self.types[k] for k in chosen]
             rest = (self.special, self.max_tokens, self.regions_share_position)
             parts.append(Layout(items, types, *rest, may_be_empty=True, unplaced=self.unplaced))
@@ -140,7 +140,8 @@ class Layout:
                     raise ValueError(f"the layout has {item}, but the pairs have {pairs.shape[1] - 1} image slots")
                 start, length = _spans(batch.images.offsets, pairs[:, slot])
             elif item == "whole":
-                start, length = pairs[:, 1], (pairs[:, 1] != NONE).long()
+                start = first_image(pairs)
+                length = (start != NONE).long()
             else:
                 start, length = self._segment(batch, item)
             starts.append(start)
@@ -164,7 +165,7 @@ class Layout:
             pair = owner_of_rows(lengths[k])
             source = starts[k].index_select(0, pair) + within
             item_type = torch.full_like(row, self.types[k])
-            if _is_visual(item):
+            if is_visual(item):
                 kind = "whole" if item == "whole" else "regions"
                 visual_parts[kind].append((row, source, pair, item_type, text_before.index_select(0, pair)))
                 after_regions = True
@@ -248,8 +249,15 @@ def _parts(item: str) -> tuple[str, str]:
     return name, beside
 
 
-def _is_visual(item: str) -> bool:
+def is_visual(item: str) -> bool:
+    """Whether an item of a layout is of the image."""
     return item == "whole" or item.startswith("regions")
+
+
+def first_image(pairs: Tensor) -> Tensor:
+    """The first image that each pair has, int64 [P], or NONE: that which is shown as a whole."""
+    slot = (pairs[:, 1:] != NONE).int().argmax(1, keepdim=True)
+    return pairs.gather(1, slot + 1)[:, 0]
 
 
 def _spans(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class AnswerClassification(nn.Module):
         images: how many each question is about. With 2 the layout shows them as `regions` and `regions_2`.
 
     Raises:
-        ValueError: there are no answers, or the model lacks the vector that is to be read.
+        ValueError: there are no answers, the model lacks the vector that is to be read, or shows one image alone.
     """
 
     def __init__(
@@ -58,6 +58,11 @@ class AnswerClassification(nn.Module):
         check_answers(answers)
         if read == "pooled" and not model.pooled_size:
             raise ValueError("it reads the pooled vector; set model.pooler=true, or read the name of a special token")
+        if read != "pooled" and read not in filter(str.isupper, model.items):
+            there = ", ".join(filter(str.isupper, model.items)) or "none"
+            raise ValueError(f"it reads the special token {read}, but of those model.layout has only {there}")
+        if images == 2:
+            check_two_images(model, "images: 2")
         self.read, self.kind, self.images = read, loss, images
         size = model.pooled_size if read == "pooled" else model.hidden_size
         self.answers = answers
@@ -79,16 +84,9 @@ class AnswerClassification(nn.Module):
         return batch, targets_of(batch, self.answers)
 
     def logits(self, encoded: Encoded) -> Tensor:
-        """Logits float32 [P, answers].
-
-        Raises:
-            ValueError: the sequences don't have the special token that is to be read.
-        """
+        """Logits float32 [P, answers]."""
         if self.read == "pooled":
             return self.classifier(encoded.pooled["pair"])
-        if self.read not in encoded.special:
-            there = ", ".join(encoded.special) or "none"
-            raise ValueError(f"answer_classification reads {self.read}, but model.layout has only {there}")
         return self.classifier(encoded.text.values.index_select(0, encoded.special[self.read].row))
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -113,6 +111,21 @@ def check_answers(answers: int) -> None:
         raise ValueError(
             "there are no answers to choose from; add the segment question to model.layout and model.max_tokens, with"
             " data whose manifest lists answers"
+        )
+
+
+def check_two_images(model: Model, setting: str) -> None:
+    """Refuse a model that would not look at the second of two images.
+
+    setting: what asks for it.
+
+    Raises:
+        ValueError: its layout shows one image alone.
+    """
+    if "regions_2" not in model.items:
+        raise ValueError(
+            f"{setting} shows the second image as regions_2, which model.layout has not; add it there, and its type to"
+            " model.layout_types"
         )
 
 

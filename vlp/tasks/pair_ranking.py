@@ -29,7 +29,8 @@ class RankingTargets:
 
 class PairRanking(nn.Module):
     """Score pairs by the pooled vector, so that a pair is above its text with other images, and its image with other
-    texts, of the micro-batch.
+    texts, of the micro-batch. Images that the data knows to be hard for a pair (`Batch.hard_images`) are its negatives
+    beside those that are drawn.
 
     With `hardest`, the model first scores the negatives that are drawn, in evaluation mode and without gradient, and
     learns from those alone that it takes most for right.
@@ -70,7 +71,15 @@ class PairRanking(nn.Module):
         wrong, owner, side = draw_negatives(batch, self.negatives, generator)
         count = len(batch.pairs)
         mismatched = torch.zeros(len(wrong), dtype=torch.bool, device=wrong.device)
-        pool = replace(batch, pairs=wrong, matched=mismatched, answers=None, answer_scores=None, target_boxes=None)
+        pool = replace(
+            batch,
+            pairs=wrong,
+            matched=mismatched,
+            answers=None,
+            answer_scores=None,
+            target_boxes=None,
+            hard_images=None,
+        )
         targets = RankingTargets(count, owner, 2 * owner + side, pool)
         if self.hardest is not None:
             return batch, targets
@@ -129,7 +138,8 @@ class PairRanking(nn.Module):
 
 
 def draw_negatives(batch: Batch, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """For each pair its text with up to `count` other images of the batch, and its image with as many other texts.
+    """For each pair its text with its hard images and up to `count` others of the batch, and its image with up to
+    `count` other texts.
 
     Images are compared by id, so neither a copy of an image nor another text of it is a negative.
 
@@ -140,10 +150,14 @@ def draw_negatives(batch: Batch, count: int, generator: torch.Generator) -> tupl
     pairs, ids = batch.pairs, batch.images.ids
     complete = batch.matched & (pairs[:, :2] != NONE).all(1)
     own = ids.index_select(0, pairs[:, 1].clamp(min=0))
+    hard = torch.full_like(pairs[:, :0], NONE) if batch.hard_images is None else batch.hard_images
+    of_hard = torch.zeros(len(pairs), len(ids) + 1, dtype=torch.bool, device=pairs.device)
+    of_hard = of_hard.scatter(1, torch.where(hard == NONE, len(ids), hard), True)[:, :-1]
+    of_hard &= complete[:, None] & (ids[None, :] != own[:, None])
     parts = []
     for side, possible in enumerate(
         (
-            complete[:, None] & (ids[None, :] != own[:, None]),
+            complete[:, None] & (ids[None, :] != own[:, None]) & ~of_hard,
             complete[:, None] & complete[None, :] & (own[None, :] != own[:, None]),
         )
     ):
@@ -151,6 +165,9 @@ def draw_negatives(batch: Batch, count: int, generator: torch.Generator) -> tupl
         best, place = draw.topk(min(count, draw.shape[1]), 1)
         owner = (best >= 0).nonzero()[:, 0]
         other = place[best >= 0]
+        if side == 0:
+            known_owner, known = of_hard.nonzero(as_tuple=True)
+            owner, other = torch.cat([owner, known_owner]), torch.cat([other, known])
         text, rest = pairs.index_select(0, owner)[:, :1], pairs.index_select(0, owner)[:, 1:]
         if side == 0:
             rest = torch.cat([other[:, None], rest[:, 1:]], 1)

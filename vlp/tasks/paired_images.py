@@ -16,6 +16,7 @@ from vlp.tasks.answer_classification import (
     AnswerTargets,
     LossKind,
     check_answers,
+    check_two_images,
     loss_and_accuracy,
     probabilities_of,
     targets_of,
@@ -39,7 +40,8 @@ class PairedImages(nn.Module):
         loss: `softmax`; or `binary` (12-in-1), or `divergence`.
 
     Raises:
-        ValueError: there are no answers, or the model has no pooled vector.
+        ValueError: there are no answers, or the model has no pooled vector, no second image where `shown` wants it, or
+            streams or a width that the attention doesn't fit.
     """
 
     def __init__(
@@ -56,6 +58,12 @@ class PairedImages(nn.Module):
         check_answers(answers)
         if attention_heads is None and not model.pooled_size:
             raise ValueError("it reads the pooled vector; set model.pooler=true, or give attention_heads")
+        if shown == "own":
+            check_two_images(model, "shown: own")
+        if attention_heads is not None and model.streams != 1:
+            raise ValueError("attention_heads needs a model of one stream; leave it out for the pooled vectors")
+        if attention_heads is not None and (attention_heads < 1 or model.hidden_size % attention_heads):
+            raise ValueError(f"attention_heads={attention_heads} does not divide the model's width {model.hidden_size}")
         self.answers, self.shown, self.kind = answers, shown, loss
         self.attention = (
             None if attention_heads is None else PairedAttention(model.hidden_size, attention_heads, dropout)
@@ -120,13 +128,7 @@ class PairedAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, encoded: Encoded) -> Tensor:
-        """Pooled vectors [2 P, size] of 2 P sequences.
-
-        Raises:
-            ValueError: text and regions are not in one stream.
-        """
-        if encoded.text is not encoded.visual:
-            raise ValueError("paired_images.attention_heads needs a model of one stream")
+        """Pooled vectors [2 P, size] of 2 P sequences of a model of one stream."""
         stream = encoded.text
         index, real = padded_index(stream.offsets, int(lengths_of(stream.offsets).max()))
         rows = stream.values.index_select(0, index.flatten()).view(*index.shape, -1)

@@ -32,6 +32,7 @@ class B2T2Embedder(nn.Module):
     """
 
     reads_token_region = True
+    shows: tuple[str, ...] = ()  # items of the image that a layout may have
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ class SummedEmbedder(nn.Module):
         norm_eps: epsilon of the norms.
     """
 
+    shows: tuple[str, ...] = ("regions",)  # items of the image that a layout may have
+
     def __init__(
         self,
         hidden_size: int,

@@ -9,7 +9,7 @@ from vlp.interfaces import NONE, Batch, Images
 from vlp.nn.embedders.geometry import box_waves
 from vlp.nn.embedders.special_tokens import token_vectors
 from vlp.nn.embedders.whole_image import whole_boxes, whole_features
-from vlp.nn.layout import Sequences
+from vlp.nn.layout import Sequences, first_image
 
 
 class VisualTerm(nn.Module):
@@ -135,7 +135,7 @@ class VLBertEmbedder(nn.Module):
 
     def end_regions(self, batch: Batch) -> Tensor:
         """The region of each pair's first image that stands for END, int64 [P]; NONE where there is none."""
-        image, offsets = batch.pairs[:, 1], batch.images.offsets
+        image, offsets = first_image(batch.pairs), batch.images.offsets
         if not self.last_region_is_end or len(offsets) == 1:
             return torch.full_like(image, NONE)
         first, following = (offsets.index_select(0, image.clamp(min=0) + after) for after in (0, 1))
@@ -153,12 +153,12 @@ class VLBertEmbedder(nn.Module):
         terms = self.text_visual(vectors)
         if self.text_only_vector is not None:
             terms = torch.cat([terms, self.text_visual(self.text_only_vector.weight)])
-        elif bool((batch.pairs[:, 1] == NONE).any()):
+        elif bool((batch.pairs[:, 1:] == NONE).all(1).any()):
             raise ValueError(
                 f"source {batch.source!r} has a pair without an image; set model.embedder.text_only to train on text"
             )
         terms = torch.cat([terms, terms.new_zeros(1, terms.shape[1])])
-        image = batch.pairs[:, 1].index_select(0, s.text.pair)
+        image = first_image(batch.pairs).index_select(0, s.text.pair)
         seen = torch.where(image == NONE, len(vectors), count + image)
         ends = self.end_regions(batch)
         end_seen = ends.index_select(0, s.text.pair)

@@ -1,0 +1,121 @@
+"""Hard negatives for retrieval: python tools/mine_negatives.py RUN [split=train] [count=20] [data=DIR] [out=FILE]
+
+RUN is a run's folder or one of its weight files: a dual encoder, or a fusion model that was trained to score pairs. For
+each sample of the split it finds the `count` other images that the model takes most for one of the sample's captions,
+and writes their keys to FILE (beside the data: SPLIT-neighbours.parquet). A fusion model reads every caption with every
+image, which is for small data alone. A source with `neighbours: {path: FILE, images: 1}` brings them to pair_ranking.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
+
+from data_pipelines.gallery import read_image
+from data_pipelines.neighbours import write_neighbours
+from data_pipelines.shards import BadSampleError, ShardError, ShardReader
+from tools.command import run_command
+from tools.eval_retrieval import check_features, embed, load_models
+from vlp.build import pixel_size
+from vlp.config import ConfigError, unknown_key
+from vlp.evaluation.neighbours import hardest_images
+from vlp.evaluation.retrieval import SCORES_PER_CHUNK, score_all_pairs
+from vlp.interfaces import Regions
+
+MOST_IMAGES = 256  # of a block
+
+
+def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
+    """The run and the options."""
+    options = {"split": "train", "count": "20", "data": "", "out": ""}
+    if "=" in arguments[0]:
+        raise ConfigError(__doc__ or "")
+    for argument in arguments[1:]:
+        name, _, value = argument.partition("=")
+        if name not in options:
+            raise unknown_key("options", name, options)
+        options[name] = value
+    if not options["count"].isdigit() or not int(options["count"]):
+        raise ConfigError("count must be a whole number, at least 1")
+    return Path(arguments[0]), options
+
+
+def mine(run: Path, options: dict[str, str], console: Console) -> Path:
+    """Mine and write; returns the file."""
+    (model,) = load_models(run, {"rerank_by": ""})
+    config, size = model.config, pixel_size(model.config.model)
+    data = Path(options["data"]) if options["data"] else Path(config.data.root) / config.data.sources[0].path
+    reader = ShardReader(data, options["split"])
+    check_features(model, reader)
+    out = Path(options["out"]) if options["out"] else data / f"{reader.split}-neighbours.parquet"
+    samples, captions = [], []
+    broken: list[str] = []
+    for number in range(len(reader)):
+        try:
+            own = [caption for caption in reader.facts(number)["captions"] if caption.strip()]
+        except BadSampleError as error:
+            broken.append(str(error))
+            continue
+        if own:
+            samples.append(number)
+            captions.append(own)
+    if not samples:
+        raise ShardError(f"split {reader.split!r} of {reader.folder} has no sample with captions")
+    texts = [caption for own in captions for caption in own]
+    image_of_text = torch.tensor([place for place, own in enumerate(captions) for _ in own])
+    block = max(min(MOST_IMAGES, SCORES_PER_CHUNK // len(texts)), 1)
+
+    def blocks(progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
+        embedded = embed("captions", model.embed_texts, texts, progress) if model.dual else None
+        tokens = model.tokenizer.encode(texts)
+        task = progress.add_task(f"scoring {len(samples)} images", total=len(samples))
+        for begin in range(0, len(samples), block):
+            places: list[int] = []
+            images: list[Regions] = []
+            for place in range(begin, min(begin + block, len(samples))):
+                try:
+                    image = read_image(reader, samples[place], size)
+                except BadSampleError as error:
+                    broken.append(str(error))
+                    continue
+                if image is not None:
+                    places.append(place)
+                    images.append(image)
+            progress.advance(task, min(block, len(samples) - begin))
+            if not images:
+                continue
+            scores = (
+                score_all_pairs(model.score_batch, tokens, images, see=model.see)
+                if embedded is None
+                else embedded @ model.embed_images(images).t()
+            )
+            yield torch.tensor(places), scores
+
+    with Progress(console=console, transient=True) as progress:
+        found, _ = hardest_images(blocks(progress), image_of_text, len(samples), int(options["count"]))
+    for text in broken:
+        console.print(f"left out: {text}", style="yellow", markup=False, soft_wrap=True)
+    keys = [reader.key(number) for number in samples]
+    neighbours = {key: [keys[n] for n in row if n >= 0] for key, row in zip(keys, found.tolist(), strict=True)}
+    write_neighbours(out, reader, neighbours, str(run))
+    console.print(f"written: {out}, neighbours of {len(neighbours)} samples", soft_wrap=True, markup=False)
+    return out
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; errors that a user can mend are printed without a traceback."""
+    return run_command(__doc__, lambda given: mine(*read_arguments(given), Console(highlight=False)), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
