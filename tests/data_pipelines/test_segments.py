@@ -18,7 +18,7 @@ from data_pipelines.shards import BadSampleError, Manifest, Sample, ShardError, 
 from data_pipelines.source import Source
 from vlp.text.wordpiece import WordPiece
 
-MAX_TOKENS = {"caption": 6, "second_caption": 6, "tags": 3}
+MAX_TOKENS = {"caption": 20, "second_caption": 20, "tags": 3}
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def with_questions(number: int, captions: int = 1) -> Sample:
 
 
 def asking(folder: Path, tokenizer: WordPiece, **more: int) -> Source:
-    return Source("made_up", folder, "train", tokenizer, {"caption": 6, "question": 4, **more}, 100)
+    return Source("made_up", folder, "train", tokenizer, {"caption": 20, "question": 20, **more}, 100)
 
 
 def make_questions(folder: Path, samples: list[Sample]) -> Path:
@@ -110,7 +110,7 @@ def make_questions(folder: Path, samples: list[Sample]) -> Path:
 
 def test_a_pair_has_a_caption_or_a_question_with_its_answer(tmp_path: Path, tokenizer: WordPiece) -> None:
     samples = [with_questions(n, captions=n % 4) for n in range(1, 12)]
-    s = asking(make_questions(tmp_path / "d", samples), tokenizer, second_caption=6, foil=6)
+    s = asking(make_questions(tmp_path / "d", samples), tokenizer, second_caption=20, foil=20)
     expected = []
     for sample in samples:
         expected += [(caption, "", -1) for caption in sample.captions]
@@ -268,7 +268,7 @@ def test_lengths_count_the_longest_choice(tmp_path: Path, tokenizer: WordPiece, 
         most_tags = [(3, 2, 3)[n % 3] for n in range(8)]
     expected = []
     for sample, of_tags in zip(samples, most_tags, strict=True):
-        counts = [min(len(c.split()), 6) for c in sample.captions]
+        counts = [len(c.split()) for c in sample.captions]
         for n, count in enumerate(counts):
             others = max(counts[:n] + counts[n + 1 :])
             expected.append(count + others + of_tags + min(len(sample.regions.boxes), 3))

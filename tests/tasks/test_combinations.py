@@ -167,12 +167,13 @@ def batch_of(scenes: Path) -> Callable[[dict[str, Any], str], tuple[Batch, Token
         segments = {name: most for name, most in settings["max_tokens"].items() if name != "answer"}
         token_region, pixels = settings.get("token_region", False), pixel_size(settings)
         (source,), manifest = open_sources(
-            [asks], [scenes / asks], ["train"], tokenizer, segments, 10, token_region=token_region, pixels=pixels
+            [asks], [scenes / asks], ["train"], tokenizer, [segments], 10, token_region=token_region, pixels=pixels
         )
         # of different scenes, so that there are negatives
         _, chosen = np.unique(source.sample_of, return_index=True)
         loaded = [source.load(int(pair)) for pair in chosen[:SEEN]]
-        facts = FeatureFacts(manifest.feature_size, len(manifest.class_names), 0, len(manifest.answer_names))
+        answers = {asks: source.reader.manifest.answer_names}
+        facts = FeatureFacts(manifest.feature_size, len(manifest.class_names), 0, answers)
         if task != "choices":
             return collate(loaded, asks, 0, 0, []), tokenizer, facts
         choices, right = [], []
@@ -259,7 +260,7 @@ def test_combination(system: str, task: str, expected: str, batch_of: Callable) 
         else:
             answers = {"region_choice": int(batch.images.offsets.diff().max()), "multiple_choice": 4}
             logits = objective.logits(encoded)
-            assert logits.shape == (SEEN, answers.get(settings["type"], facts.answers))
+            assert logits.shape == (SEEN, answers.get(settings["type"], len(next(iter(facts.answers.values())))))
             assert ((objective.probabilities(logits) >= 0) & (objective.probabilities(logits) <= 1)).all()
 
 
