@@ -65,12 +65,18 @@ def parity_of(name: str, cases: dict[str, set[str]]) -> list[str]:
     """The cases of the system that a config's name begins with; if some are of the variant that follows, only those."""
     name = re.sub("^wenlan", "brivl", name)  # the name of its code
     name = re.sub("^siglip", "clip_losses", name)  # its loss was recorded beside CLIP's
+    name = re.sub("^twelve_in_one", "vilbert_vl_tasks", name)  # its model, with heads of tasks
     systems = sorted((s for s in cases if name == s or name.startswith(f"{s}_")), key=len)
     if not systems:
         return []
     variant = name.removeprefix(systems[-1]).strip("_").split("_")[0]
     own = {case for case in cases[systems[-1]] if variant in case.split("_")}
     return [f"{systems[-1]}/{case}" for case in sorted(own or cases[systems[-1]])]
+
+
+def _ratio(ratio: float | dict[str, float]) -> str:
+    """How often a group is drawn, or for which sources."""
+    return ", ".join(ratio) if isinstance(ratio, dict) else f"{ratio:g}"
 
 
 def page() -> str:
@@ -88,7 +94,7 @@ def page() -> str:
         drawn = len(config.objectives) > 1
         groups = [
             " + ".join(str(listed["type"]) for listed in group.objectives)
-            + (f" ({group.sampling_ratio:g})" if drawn else "")
+            + (f" ({_ratio(group.sampling_ratio)})" if drawn else "")
             for group in config.objectives
         ]
         model = config.model

@@ -266,6 +266,7 @@ def test_combination(system: str, task: str, expected: str, batch_of: Callable) 
 
 def test_every_fusion_system_is_in_the_table() -> None:
     shipped = {path.stem for path in (ROOT / "configs").glob("*.yaml") if "_small" not in path.stem}
+    shipped -= {"twelve_in_one"}  # ViLBERT, trained on tasks
     shipped = {name for name in shipped if small(name)["type"] != "dual_encoder"}
     assert {row[0] for row in ROWS} == shipped | {"clip_small"}
 
