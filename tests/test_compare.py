@@ -73,6 +73,45 @@ def test_the_table_is_what_the_runs_were_measured_to_be(out: Path) -> None:
     assert [config["model"]["layout"][-1] for config in configs] == ["regions", "regions", "SEP", "SEP"]
 
 
+def test_retrieval_and_expressions_stand_beside_references(study: dict[str, Any], tmp_path: Path) -> None:
+    """Each task by its own command; chance is of the data, so one number for all seeds, in a row of its own."""
+    root = tmp_path / "data"
+    (tmp_path / "data").mkdir()
+    (root / "scenes").symlink_to(Path(study["out"]).parent / "scenes")
+    build_scenes(root / "expressions", 12, 6, 0, lambda text: None, processes=1, asks="expressions")
+    retrieval = {
+        "name": "retrieval",
+        "config": str(ROOT / "configs/retrieval/uniter_small.yaml"),
+        "evaluate": "retrieval",
+        "options": {"gallery": "6", "pictures": "0"},
+        "metric": "model.text_to_image.recall_at_1",
+        "references": {"chance": "chance.text_to_image.recall_at_1"},
+    }
+    chosen = [f"data.root={root}", "data.sources.0.path=expressions"]
+    chosen += ["data.tokenizer.vocabulary=expressions/vocabulary.txt", "objectives.0.objectives.0.head.hidden_size=32"]
+    expressions = {"name": "expressions", "config": str(ROOT / "configs/refcoco/uniter_small.yaml")}
+    out = tmp_path / "out"
+    changed = {
+        "out": str(out),
+        "seeds": [1],
+        "overrides": study["overrides"][:-1],
+        "tasks": [retrieval, {**expressions, "metric": "accuracy", "overrides": chosen}],
+        "systems": [{"name": "seeing"}],
+    }
+    path = write(study, tmp_path / "study.yaml", **changed)
+    assert main([path]) == 0
+    (found,) = (out / "retrieval" / "seeing" / "seed-1").glob("retrieval-*.json")
+    recall = json.loads(found.read_text())["model"]["text_to_image"]["recall_at_1"]
+    right = json.loads((out / "expressions" / "seeing" / "seed-1" / "evaluation-val.json").read_text())["accuracy"]
+    markdown = (out / "table.md").read_text()
+    assert f"| seeing | {100 * recall:.1f} | {100 * right:.1f} |" in markdown
+    assert f"| chance | {100 / 6:.1f} |  |" in markdown
+    # a cell that was measured with other references is not mixed with these
+    other = [{**retrieval, "references": {"luck": "chance.text_to_image.recall_at_1"}}]
+    with pytest.raises(ConfigError, match="luck"):
+        read_study(Path(write(study, tmp_path / "study.yaml", **{**changed, "tasks": other})), [])[1][0].recorded()
+
+
 def test_what_is_there_is_not_run_again(study: dict[str, Any], out: Path, tmp_path: Path) -> None:
     before = times(out)
     assert main([write(study, tmp_path / "study.yaml")]) == 0
@@ -133,6 +172,7 @@ def test_studies_that_make_no_sense(study: dict[str, Any], tmp_path: Path) -> No
         ({"seeds": [1, 1]}, "each once"),
         ({"systems": [{"name": "a/b"}]}, "names of folders"),
         ({"systems": [{"name": "a", "by_task": {"VAQ": []}}]}, "did you mean 'VQA'"),
+        ({"tasks": [{**study["tasks"][0], "references": {"seeing": "accuracy"}}]}, "the name of the system 'seeing'"),
         ({"systems": [{"name": "a", "overrides": ["sede=1"]}]}, "a on VQA: .* did you mean 'seed'"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -45,7 +45,8 @@ class TaskConfig:
     """What is trained and measured. `evaluate` picks the command, `options` are its own (`split`, `gallery` ...).
 
     `metric`: a number of its report, between 0 and 1, by the keys that lead to it (`accuracy`,
-    `model.text_to_image.recall_at_1`); it is shown in percent.
+    `model.text_to_image.recall_at_1`); it is shown in percent. `references`: other numbers of the report, which depend
+    on the data alone (`chance.text_to_image.recall_at_1`), by the names of their rows in the table.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TaskConfig:
     metric: str
     evaluate: Literal["answers", "retrieval"] = "answers"
     options: dict[str, str] = field(default_factory=dict)
+    references: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
 
 
@@ -80,6 +82,12 @@ class StudyConfig:
     systems: list[SystemConfig]
     overrides: list[str] = field(default_factory=list)
 
+    @property
+    def rows(self) -> list[str]:
+        """Names of the table's rows: systems, then references, each once."""
+        references = dict.fromkeys(name for task in self.tasks for name in task.references)
+        return [*(system.name for system in self.systems), *references]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -105,7 +113,10 @@ class Cell:
                 raise ConfigError(f"init.path: there are no weights {weights} to begin with; train that run first")
             digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         told = dump_config(replace(self.config, run_dir="")).splitlines()
-        measured = {"evaluate": self.task.evaluate, "options": self.task.options, "metric": self.task.metric}
+        measured: dict[str, Any] = {"evaluate": self.task.evaluate, "options": self.task.options}
+        measured["metric"] = self.task.metric
+        if self.task.references:
+            measured["references"] = self.task.references
         return {"config": told, "init_sha256": digest, **measured}
 
     def recorded(self) -> dict[str, Any] | None:
@@ -142,15 +153,25 @@ class Cell:
         tool = cast(Any, EVALUATIONS[self.task.evaluate])
         path, options = tool.read_arguments([str(folder.path), *(f"{k}={v}" for k, v in self.task.options.items())])
         report = tool.evaluate(path, options, console)
-        value: Any = report
-        for key in self.task.metric.split("."):
-            if not isinstance(value, dict) or key not in value:
-                raise unknown_key(
-                    f"metric {self.task.metric} in the report", key, value if isinstance(value, dict) else []
-                )
-            value = value[key]
-        result = {"value": float(value), "steps": self.config.trainer.max_steps, "fingerprint": report["fingerprint"]}
+        result: dict[str, Any] = {"value": number_in(report, self.task.metric), "steps": self.config.trainer.max_steps}
+        result["fingerprint"] = report["fingerprint"]
+        if self.task.references:
+            result["references"] = {name: number_in(report, path) for name, path in self.task.references.items()}
         write_atomically(self.record, json.dumps({**record, "result": result}, indent=1).encode())
+
+
+def number_in(report: dict[str, Any], path: str) -> float:
+    """The number of a report to which keys lead, joined by dots.
+
+    Raises:
+        ConfigError: they lead to none.
+    """
+    value: Any = report
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            raise unknown_key(f"metric {path} in the report", key, value if isinstance(value, dict) else [])
+        value = value[key]
+    return float(value)
 
 
 def read_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[Cell]]:
@@ -168,6 +189,9 @@ def read_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[Cell
     for key, names in (("tasks", [t.name for t in study.tasks]), ("systems", [s.name for s in study.systems])):
         if not names or len(set(names)) < len(names) or any(Path(name).name != name for name in names):
             raise ConfigError(f"{path}: {key} must have names, each another, that can be names of folders")
+    for name in study.rows[len(study.systems) :]:
+        if name in [system.name for system in study.systems]:
+            raise ConfigError(f"{path}: a reference has the name of the system {name!r}; it needs another")
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):
         raise ConfigError(f"{path}: seeds must be given, each once")
     for system in study.systems:
@@ -226,6 +250,7 @@ def summarise(study: StudyConfig, cells: list[Cell], failures: dict[Path, str]) 
     rows = []
     for task in study.tasks:
         measured_on: dict[str, Path] = {}
+        references: dict[str, float] = {}
         for system in study.systems:
             own = [cell for cell in cells if cell.task is task and cell.system is system]
             values: dict[int, float] = {}
@@ -234,6 +259,7 @@ def summarise(study: StudyConfig, cells: list[Cell], failures: dict[Path, str]) 
                 if record is not None and record["result"] is not None:
                     values[cell.seed] = record["result"]["value"]
                     measured_on.setdefault(record["result"]["fingerprint"], cell.record)
+                    references = record["result"].get("references", references)
             if len(measured_on) > 1:
                 raise ConfigError(f"measured on different data: {' and '.join(map(str, measured_on.values()))}")
             if not own:
@@ -251,6 +277,9 @@ def summarise(study: StudyConfig, cells: list[Cell], failures: dict[Path, str]) 
                     "failures": {cell.seed: failures[cell.record] for cell in own if cell.record in failures},
                 }
             )
+        for name, value in references.items():
+            told = {"task": task.name, "metric": task.references[name], "system": name, "seeds": 0, "values": {}}
+            rows.append({**told, "mean": value, "deviation": None, "failures": {}})
     return rows
 
 
@@ -269,10 +298,7 @@ def table_of(study: StudyConfig, rows: list[dict[str, Any]]) -> tuple[Table, str
     """Systems by tasks, for the terminal and as Markdown."""
     known = {(row["system"], row["task"]): row for row in rows}
     heads = ["system", *(f"{task.name}, {task.metric}" for task in study.tasks)]
-    lines = [
-        [system.name, *(cell_text(known.get((system.name, task.name))) for task in study.tasks)]
-        for system in study.systems
-    ]
+    lines = [[name, *(cell_text(known.get((name, task.name))) for task in study.tasks)] for name in study.rows]
     title = f"{study.name}: percent, mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}"
     table = Table(title=title, title_justify="left")
     for number, head in enumerate(heads):
@@ -284,11 +310,11 @@ def table_of(study: StudyConfig, rows: list[dict[str, Any]]) -> tuple[Table, str
 
 
 def draw(study: StudyConfig, rows: list[dict[str, Any]], path: Path) -> None:
-    """One panel a task: a bar to the mean of each system, a dot for each seed."""
+    """One panel a task: a bar to the mean of each system, or to a reference, a dot for each seed."""
     figure, axes = plt.subplots(
         1,
         len(study.tasks),
-        figsize=(3.4 * len(study.tasks) + 1.2, 0.45 * len(study.systems) + 1.6),
+        figsize=(3.4 * len(study.tasks) + 1.2, 0.45 * len(study.rows) + 1.6),
         sharey=True,
         squeeze=False,
     )
@@ -296,7 +322,7 @@ def draw(study: StudyConfig, rows: list[dict[str, Any]], path: Path) -> None:
         for row in rows:
             if row["task"] != task.name or row["mean"] is None:
                 continue
-            place = [system.name for system in study.systems].index(row["system"])
+            place = study.rows.index(row["system"])
             values = [100 * value for value in row["values"].values()]
             axis.barh(place, 100 * row["mean"], color="#9bb8d3", height=0.6)
             axis.plot(values, [place] * len(values), "o", color="#1f4e79", markersize=4)
@@ -307,7 +333,7 @@ def draw(study: StudyConfig, rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xticks(range(0, 101, 20))
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", alpha=0.3)
-    axes[0][0].set_yticks(range(len(study.systems)), [system.name for system in study.systems])
+    axes[0][0].set_yticks(range(len(study.rows)), study.rows)
     axes[0][0].invert_yaxis()
     figure.suptitle(f"{study.name}: means (bars) and seeds (dots)", fontsize=10)
     figure.tight_layout()
