@@ -2,10 +2,13 @@
 
 python tools/extract_features.py regions --shards data/coco --boxes annotations --trunk timm:resnet50 --weights FILE
 python tools/extract_features.py regions --shards data/coco --boxes grid:6x6 --trunk timm:mobilenetv2_100
+python tools/extract_features.py regions --shards data/nlvr1 --boxes annotations --trunk scenes
 
 Each region's feature is RoIAlign over the trunk's last feature map, averaged; the whole image is region 0. Shards are
 replaced in their folder when all are done (it needs twice their space meanwhile). Stopped or killed, the same command
 goes on with the next shard. Without --weights the trunk's weights are random numbers from a fixed seed.
+`--trunk scenes` is the extractor of the embedded scenes, random convolutions on the crop of each box: made for drawn
+shapes of some 10 to 30 pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from torch import nn
@@ -30,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipelines.features.regions import SIDE_STEP, WITHOUT_REGIONS, ExtractionError, RegionExtractor, with_regions
 from data_pipelines.features.rewrite import add_features, finish_replacing, splits_of
+from data_pipelines.scenes import region_features
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader, read_manifest
 from vlp.checkpoints.importers.mobilenet_v2 import MOBILENET_V2, MOBILENET_V2_FLAT
 from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state, listed
@@ -73,7 +79,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     regions.add_argument(
         "--boxes", type=read_boxes_option, required=True, help="annotations (the samples' own) or grid:ROWSxCOLUMNS"
     )
-    regions.add_argument("--trunk", required=True, help="timm:NAME, a convolutional model of timm")
+    regions.add_argument("--trunk", required=True, help="timm:NAME, a convolutional model of timm; or scenes")
     regions.add_argument("--weights", type=Path, help="its weights: .safetensors, or .pt/.pth with tensors alone")
     regions.add_argument(
         "--image-size", type=read_side, help="pictures are scaled to about N x N pixels (default: timm's)"
@@ -129,8 +135,12 @@ def open_trunk(option: str, weights: Path | None, console: Console) -> tuple[nn.
 
 def described(made: str, image_size: int, grid: tuple[int, int] | None) -> str:
     """What a manifest says of its extractor: the trunk, as `open_trunk` tells how it was made, and the boxes."""
-    boxes = "annotated boxes" if grid is None else f"grid {grid[0]}x{grid[1]}"
-    return f"RoIAlign over {made}; image size {image_size}; whole image, then {boxes}"
+    return f"RoIAlign over {made}; image size {image_size}; whole image, then {boxes_described(grid)}"
+
+
+def boxes_described(grid: tuple[int, int] | None) -> str:
+    """Which boxes the regions are, in words."""
+    return "annotated boxes" if grid is None else f"grid {grid[0]}x{grid[1]}"
 
 
 def grid_extractor(text: str, weights: Path | None, console: Console) -> tuple[RegionExtractor, tuple[int, int]]:
@@ -156,15 +166,23 @@ def extract(options: argparse.Namespace, console: Console) -> None:
     folder, grid = options.shards, options.boxes
     finish_replacing(folder)
     manifest = read_manifest(folder)
-    trunk, made = open_trunk(options.trunk, options.weights, console)
-    extractor = RegionExtractor(trunk, options.image_size, "cuda" if torch.cuda.is_available() else "cpu")
+    extractor: Callable[[Image.Image, np.ndarray], np.ndarray]
+    if options.trunk == "scenes":
+        if options.weights is not None or options.image_size is not None:
+            raise ConfigError("--trunk scenes takes neither --weights nor --image-size")
+        convolutions = region_features()
+        extractor, size = (lambda picture, boxes: convolutions([(np.asarray(picture), boxes)])[0]), convolutions.size
+        text = f"random convolutions of the embedded scenes; whole image, then {boxes_described(grid)}"
+    else:
+        trunk, made = open_trunk(options.trunk, options.weights, console)
+        extractor = RegionExtractor(trunk, options.image_size, "cuda" if torch.cuda.is_available() else "cpu")
+        text, size = described(made, extractor.image_size, grid), extractor.feature_size
     class_names = manifest.class_names if grid is None else []
-    text = described(made, extractor.image_size, grid)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
         task = progress.add_task("samples", total=sum(manifest.samples.values()))
         added = add_features(
             folder,
-            extractor.feature_size,
+            size,
             class_names,
             text,
             partial(with_regions, extractor=extractor, grid=grid, class_names=class_names),

@@ -7,7 +7,7 @@ cuts it off. F: feature size, R: regions, C: classes, [h, w]: the feature map.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -158,10 +158,14 @@ def annotated_boxes(sample: Sample) -> tuple[np.ndarray, list[str] | None]:
 
 
 def with_regions(
-    sample: Sample, extractor: RegionExtractor, grid: tuple[int, int] | None, class_names: Sequence[str]
+    sample: Sample,
+    extractor: Callable[[Image.Image, np.ndarray], np.ndarray],
+    grid: tuple[int, int] | None,
+    class_names: Sequence[str],
 ) -> Sample:
     """The sample with regions: the whole image, then the cells of the grid or, if that is None, its annotated boxes.
 
+    extractor: features of a picture's boxes, as a `RegionExtractor` gives them.
     With `class_names` ("background" first) annotated boxes get scores, 1 for their class; the whole image counts as
     background. The fact `region_names` then names each region. A sample whose picture cannot be decoded gets no
     regions, and the fact `without_regions` says why.

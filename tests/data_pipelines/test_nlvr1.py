@@ -15,8 +15,9 @@ from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.nlvr1 import Nlvr1Reader, draw_scene
 from data_pipelines.images import decode_image
+from data_pipelines.scenes import region_features
 from data_pipelines.shards import ShardReader
-from tools import make_shards
+from tools import extract_features, make_shards
 
 SQUARE = {"type": "square", "size": 10, "color": "Yellow", "x_loc": 90, "y_loc": 0}
 CIRCLE = {"type": "circle", "size": 20, "color": "Black", "x_loc": 40, "y_loc": 60}
@@ -121,3 +122,21 @@ def test_the_command_and_a_file_that_is_cut_short(tmp_path: Path, capsys: pytest
     path.write_bytes(path.read_bytes()[:-12])
     assert make_shards.main([str(part) for part in [*command, "--split", "x"]]) == 1
     assert "cannot be unpacked" in capsys.readouterr().err
+
+
+def test_shapes_get_the_features_of_the_embedded_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the picture, the whole image first; the extractor takes nothing that is a trunk's."""
+    rows, out = write_json_lines(tmp_path / "a.json", [row()]), tmp_path / "out"
+    assert make_shards.main(["nlvr1", "--files", str(rows), "--out", str(out)]) == 0
+    command = ["regions", "--shards", str(out), "--boxes", "annotations", "--trunk", "scenes"]
+    assert extract_features.main([*command, "--image-size", "64"]) == 1
+    assert "neither --weights nor --image-size" in " ".join(capsys.readouterr().err.split())
+    assert extract_features.main(command) == 0
+    read = ShardReader(out, "train")
+    sample = read.sample(0)
+    assert sample.regions is not None
+    boxes = np.array([[0, 0, 1, 1], *sample.facts["boxes"]], dtype=np.float32)
+    (expected,) = region_features()([(np.asarray(draw_scene(SCENE)), boxes)])
+    np.testing.assert_array_equal(sample.regions.boxes, boxes)
+    np.testing.assert_array_equal(sample.regions.features, expected)
+    assert read.manifest.extractor == "random convolutions of the embedded scenes; whole image, then annotated boxes"
