@@ -202,6 +202,8 @@ def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], c
             table.add_row(name, f"{100 * score:.2f}")
     console.print(table)
     console.print(f"{found['known']} images, {beams} beams; tokenizer: {found.get('tokenizer')}", soft_wrap=True)
+    for name, reason in found.get("unmeasured", {}).items():
+        console.print(f"{name} is left out: {reason}", style="yellow", soft_wrap=True, markup=False)
     if left_out:
         console.print(f"{left_out} images could not be read and have no caption", style="yellow")
     report = {
