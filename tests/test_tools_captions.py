@@ -50,6 +50,7 @@ def test_evaluate(finished: Path, root: Path, capsys: pytest.CaptureFixture[str]
     report = json.loads((finished / "evaluation-val.json").read_text())
     assert (report["images"], report["known"], report["beams"], report["left_out"]) == (5, 5, 2, 0)
     assert f"{100 * report['CIDEr']:.2f}" in told.out
+    assert all(f"{metric} is left out: {reason}" in told.out for metric, reason in report.get("unmeasured", {}).items())
 
 
 def test_predict(finished: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
-import shutil
+import subprocess
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from vlp.evaluation import captions
-from vlp.evaluation.captions import Captioned, caption_metrics, official_captions, plain_words
+from vlp.evaluation.captions import (
+    SPICE_MODELS,
+    Captioned,
+    UnmeasuredError,
+    caption_metrics,
+    java_runs,
+    meteor,
+    official_captions,
+    plain_words,
+    spice,
+)
 
 LIBRARY = find_spec("pycocoevalcap") is not None
 needs_library = pytest.mark.skipif(not LIBRARY, reason="pycocoevalcap is not installed")
+
+OFFICIAL_METEOR = 0.3385060597008606  # by Meteor().compute_score of pycocoevalcap 1.2
 
 WRITTEN = [
     Captioned(7, "A dog runs.", ["a dog runs on grass", "the dog, running"]),
@@ -36,11 +49,13 @@ def test_plain_words() -> None:
 @needs_library
 @pytest.mark.parametrize("java", [False, True])
 def test_metrics(java: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if java and shutil.which("java") is None:
+    if java and not java_runs():
         pytest.skip("there is no Java")
-    if not java:
-        monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    monkeypatch.setattr(captions, "java_runs", lambda: java)
+    monkeypatch.setattr(captions, "meteor", lambda by_people, written: 0.25)  # has a test of its own; takes seconds
     found = caption_metrics(WRITTEN)
+    assert found.get("METEOR") == (0.25 if java else None)
+    assert ("METEOR" in found["unmeasured"]) == (not java)
     assert (found["images"], found["known"]) == (3, 2)
     assert ("not comparable" in found["tokenizer"]) == (not java)
     # all words and pairs of words are in the references, of which the closest have 3 and 2 words
@@ -52,11 +67,72 @@ def test_metrics(java: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_library
-def test_the_same_caption_is_worth_ten() -> None:
+def test_the_same_caption_is_worth_ten(monkeypatch: pytest.MonkeyPatch) -> None:
     """CIDEr-D of the only reference itself, of four words or more, none of which another image has."""
+    monkeypatch.setattr(captions, "java_runs", lambda: False)
     one = Captioned(1, "a small red circle", ["a small red circle"])
     other = Captioned(2, "the tall green tree", ["some old house by water"])
     assert caption_metrics([one, other])["CIDEr"] == pytest.approx(10.0 / 2)
+
+
+@needs_library
+def test_meteor() -> None:
+    """The number is that of pycocoevalcap's own class, given the same; one caption lacks a second reference."""
+    if not java_runs():
+        pytest.skip("there is no Java")
+    by_people = {
+        0: ["a dog runs on grass", "the dog running"],
+        1: ["two cats"],
+        2: ["café bücher on a table", "a table"],
+    }
+    written = {0: ["a dog runs"], 1: ["two cats"], 2: ["bücher lie on the table"]}
+    assert meteor(by_people, written) == pytest.approx(OFFICIAL_METEOR, abs=1e-9)
+
+
+@needs_library
+@pytest.mark.parametrize("broken", ["status", "silent", "late", "absent"])
+def test_a_failing_meteor_leaves_the_others(broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stand-in for Java that fails on METEOR's program: real processes, and a short time."""
+    java = tmp_path / "java"
+    told = {"status": "echo no memory >&2; exit 3", "silent": "exit 0", "late": "exec sleep 60", "absent": ""}[broken]
+    if told:
+        java.write_text(f"#!/bin/sh\n{told}\n")
+        java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if told else str(tmp_path))
+    real = subprocess.run
+    monkeypatch.setattr(captions.subprocess, "run", lambda *a, **k: real(*a, **(k | {"timeout": 0.5})))
+    reason = {"status": "status 3 and said: no memory", "silent": "no score", "late": "did not end", "absent": "java"}
+    with pytest.raises(UnmeasuredError, match=reason[broken]):
+        meteor({0: ["a dog"]}, {0: ["a dog"]})
+    assert java_runs() == (broken == "silent")
+    monkeypatch.setattr(captions, "java_runs", lambda: False)
+    found = caption_metrics(WRITTEN)
+    assert found["BLEU-1"] == pytest.approx(1.0, abs=1e-6)
+    assert set(found["unmeasured"]) == {"METEOR", "SPICE"}
+
+
+@needs_library
+def test_spice_downloads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is asked for only if both its models lie in its folder; a stand-in, since a test cannot fetch them."""
+    from pycocoevalcap.spice import spice as library
+
+    class Stand:
+        def compute_score(self, by_people: object, written: object) -> tuple[float, list[float]]:
+            if written == {}:
+                raise subprocess.CalledProcessError(1, ["java"])
+            return 0.5, [0.5]
+
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "spice.py"))
+    monkeypatch.setattr(library, "Spice", lambda: pytest.fail("this would download"))
+    (tmp_path / "lib").mkdir()
+    for name in SPICE_MODELS:
+        with pytest.raises(UnmeasuredError, match=f"{name}.* not downloaded unasked.*get_stanford_models"):
+            spice({}, {})
+        (tmp_path / "lib" / name).touch()
+    monkeypatch.setattr(library, "Spice", Stand)
+    assert spice({}, {0: ["a dog"]}) == 0.5
+    with pytest.raises(UnmeasuredError, match="SPICE failed"):
+        spice({}, {})
 
 
 def test_nothing_known() -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 INSTALL = "pip install 'vlp[captions]'"
+NO_JAVA = "there is no Java that runs"
+SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+SPICE_SOURCE = "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
+
+Texts = dict[int, list[str]]
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,13 @@ def official_captions(captioned: Sequence[Captioned]) -> str:
 
 
 def caption_metrics(captioned: Sequence[Captioned]) -> dict[str, Any]:
-    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D of images with captions by people.
+    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr-D, METEOR and SPICE of images with captions by people.
 
     They are those of COCO's evaluation server (Chen et al. 2015), computed by pycocoevalcap. Texts are split into words
     by the Penn Treebank tokenizer, which needs Java; without Java a plain rule stands in for it (`tokenizer` says
-    which), and the numbers compare with one another but not with published ones.
+    which), and the numbers compare with one another but not with published ones. METEOR and SPICE need Java, and SPICE
+    models that pycocoevalcap comes without and that are not downloaded here; those of the two that could not be
+    measured stand in `unmeasured`, a dict of reasons.
 
     Raises:
         ImportError: pycocoevalcap is not installed.
@@ -50,17 +59,102 @@ def caption_metrics(captioned: Sequence[Captioned]) -> dict[str, Any]:
     # a line break would shift the captions after it, since the tokenizer is given one a line
     written = {n: [" ".join(one.caption.split())] for n, one in enumerate(known)}
     by_people = {n: [" ".join(text.split()) for text in one.references if text.strip()] for n, one in enumerate(known)}
-    if shutil.which("java") is not None:
+    java = java_runs()
+    if java:
         found["tokenizer"] = "Penn Treebank"
         written, by_people = (PTBTokenizer().tokenize(_as_entries(texts)) for texts in (written, by_people))
     else:
-        found["tokenizer"] = "plain words, since there is no Java: not comparable with published numbers"
+        found["tokenizer"] = f"plain words, since {NO_JAVA}: not comparable with published numbers"
         written, by_people = ({n: [*map(plain_words, own)] for n, own in t.items()} for t in (written, by_people))
     bleu, _ = Bleu(4).compute_score(by_people, written, verbose=0)
     found |= {f"BLEU-{n}": float(score) for n, score in enumerate(bleu, 1)}
     found["ROUGE-L"] = float(Rouge().compute_score(by_people, written)[0])
     found["CIDEr"] = float(Cider().compute_score(by_people, written)[0])
+    unmeasured: dict[str, str] = {}
+    for name, measure in (("METEOR", meteor), ("SPICE", spice)):
+        try:
+            if not java:
+                raise UnmeasuredError(NO_JAVA)
+            found[name] = measure(by_people, written)
+        except UnmeasuredError as reason:
+            unmeasured[name] = str(reason)
+    if unmeasured:
+        found["unmeasured"] = unmeasured
     return found
+
+
+class UnmeasuredError(Exception):
+    """A metric could not be computed here; the message says why, and what to do."""
+
+
+def java_runs() -> bool:
+    """Whether a command `java` is there and works; macOS has one that only says that Java is missing."""
+    try:
+        return subprocess.run(["java", "-version"], capture_output=True, check=False, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def meteor(by_people: Texts, written: Texts) -> float:
+    """METEOR 1.5 (Denkowski and Lavie 2014) of tokenized captions, by the program that pycocoevalcap carries.
+
+    The program is given files, with the settings of pycocoevalcap's own class, and the number is the same. That class
+    talks to it line by line without a limit of time, and after any error waits for ever for a lock that it holds.
+
+    Raises:
+        UnmeasuredError: the program failed, or did not end in time.
+    """
+    from pycocoevalcap.meteor import meteor as library
+
+    program = Path(library.__file__).parent / library.METEOR_JAR
+    most = max(map(len, by_people.values()))
+    # each caption must have as many references: the last one again changes nothing, since the best of them counts
+    references = [text for own in by_people.values() for text in own + own[-1:] * (most - len(own))]
+    seconds = 600 + len(written)  # ample: reading its table takes up to a minute on a busy machine
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / "written", Path(folder) / "references"]
+        for file, lines in zip(files, ([written[n][0] for n in by_people], references), strict=True):
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        java = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *map(str, files)]
+        try:
+            ended = subprocess.run(
+                [*java, "-l", "en", "-norm", "-r", str(most), "-q"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=True,
+                timeout=seconds,
+                encoding="utf-8",
+                errors="replace",
+            )
+            return float(ended.stdout)
+        except subprocess.TimeoutExpired as error:
+            raise UnmeasuredError(f"{program} did not end within {seconds} seconds") from error
+        except subprocess.CalledProcessError as error:
+            said = (error.stderr.strip() or error.stdout.strip() or "nothing").splitlines()[-1]
+            raise UnmeasuredError(f"{program} failed with status {error.returncode} and said: {said}") from error
+        except (OSError, ValueError) as error:
+            raise UnmeasuredError(f"{program} gave no score: {error}") from error
+
+
+def spice(by_people: Texts, written: Texts) -> float:
+    """SPICE (Anderson et al. 2016) of tokenized captions, by pycocoevalcap, if its models are there.
+
+    Raises:
+        UnmeasuredError: Stanford CoreNLP's models, which pycocoevalcap would download, are not there; or SPICE failed.
+    """
+    from pycocoevalcap.spice import spice as library
+
+    folder = Path(library.__file__).parent / "lib"
+    missing = [name for name in SPICE_MODELS if not (folder / name).is_file()]
+    if missing:
+        raise UnmeasuredError(
+            f"{folder} is without {' and '.join(missing)}, which are not downloaded unasked; to get them, run"
+            f" `python -m pycocoevalcap.spice.get_stanford_models`, or copy them out of {SPICE_SOURCE}"
+        )
+    try:
+        return float(library.Spice().compute_score(by_people, written)[0])
+    except (OSError, ValueError, LookupError, subprocess.CalledProcessError) as error:
+        raise UnmeasuredError(f"pycocoevalcap's SPICE failed: {error}") from error
 
 
 def _as_entries(texts: dict[int, list[str]]) -> dict[int, list[dict[str, str]]]:
