@@ -197,9 +197,9 @@ def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], c
         raise ConfigError(f"{error}; the captions are written, but not measured") from error
     console.print(f"{run.name}, split {split} of {source.reader.folder}", soft_wrap=True)
     table = Table("", "score")
-    for name, score in found.items():
+    for metric, score in found.items():
         if isinstance(score, float):
-            table.add_row(name, f"{100 * score:.2f}")
+            table.add_row(metric, f"{100 * score:.2f}")
     console.print(table)
     console.print(f"{found['known']} images, {beams} beams; tokenizer: {found.get('tokenizer')}", soft_wrap=True)
     if left_out:
