@@ -46,3 +46,12 @@ def test_the_first_source_is_not_taken_for_another(tmp_path: Path) -> None:
 def test_answers_of_a_group_whose_first_source_has_none(tmp_path: Path) -> None:
     model = trained(tmp_path, ["captions", "questions"], [TASK.replace("RATIO", "1")])
     assert model.answer_names == ["no", "yes"]
+
+
+@pytest.mark.parametrize("other", ["matching", "answer_classification"])
+def test_pair_ranking_is_alone_in_its_group(other: str, tmp_path: Path) -> None:
+    """In whichever order: its negatives would have no targets, or its pairs be swapped."""
+    for kinds in (("pair_ranking", other), (other, "pair_ranking")):
+        listed = ", ".join(f"{{type: {kind}}}" for kind in kinds)
+        with pytest.raises(ConfigError, match=r"objectives\.0: pair_ranking adds pairs of its own"):
+            trained(tmp_path, ["questions"], [f"{{name: a, sampling_ratio: 1, objectives: [{listed}]}}"])
