@@ -150,11 +150,17 @@ class Plan:
         self._stopped = np.zeros(len(sources), dtype=bool)
 
     def go_on(self, step: int, stopped: Collection[str]) -> None:
-        """From `step` (counted from 0) on, the sources of these names are stopped and all others are not."""
+        """From `step` (counted from 0) on, the sources of these names are stopped and all others are not.
+
+        Where that changes nothing rounds go on as they are: begun anew at each decision, they might never come to
+        their end, and some sources never to their turn.
+        """
+        now = np.array([source.name in stopped for source in self.sources])
+        if (now == self._stopped).all():
+            return
         deck, place, earlier = self._round_of(step)
         self._before = earlier + np.bincount(deck[:place], minlength=len(self.sources))
-        self._since = step
-        self._stopped = np.array([source.name in stopped for source in self.sources])
+        self._since, self._stopped = step, now
 
     def state_dict(self) -> dict[str, int | list[int] | list[str]]:
         """What a plan has to remember, in plain values."""

@@ -351,7 +351,8 @@ class Source:
             texts = question.texts(part, self.max_tokens, given)
         except ValueError as error:
             raise BadSampleError(self.reader.key(sample), str(error)) from error
-        first, *more = encode_choices(texts, list(self.max_tokens), self.tokenizer, self.token_region)
+        encoded = encode_choices(texts, list(self.max_tokens), self.tokenizer, self.token_region)
+        first, *more = ({name: own.first(self.max_tokens[name]) for name, own in one.items()} for one in encoded)
         right = question.right(part)
         answers = {} if right is None else {right: 1.0}
         return LoadedPair(sample, pair, first, self._image(sample, crop)[0], answers, more=tuple(more))
@@ -367,11 +368,15 @@ class Source:
 
     def known_truths(self, most: int = 500) -> tuple[int, int]:
         """How many questions were looked at, `most` of the pairs evenly spread, and of how many the answer is in the
-        manifest's list, or the box that an expression refers to is known.
+        manifest's list, the box that an expression refers to, or the right one of a question's choices is known.
         """
         asked = known = 0
         for pair in np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64)).tolist():
             try:
+                if self.parts:
+                    choices, part = self.choices(pair)
+                    asked, known = asked + 1, known + (choices.right(part) is not None)
+                    continue
                 facts = self.reader.facts(int(self.sample_of[pair]))
                 question = self.question(pair)
             except BadSampleError:

@@ -12,18 +12,20 @@ from rich.console import Console
 
 from data_pipelines.shards import Manifest, ShardError, write_manifest, write_split
 from data_pipelines.source import Source
-from tools.train import check_truths
-from vlp.config import RunConfig
+from tools.train import check_negatives, check_truths
+from vlp.config import ConfigError, RunConfig
 from vlp.text.wordpiece import WordPiece
 
 
-def source(folder: Path, facts: list[dict], answers: list[str], split: str = "train") -> Source:
+def source(
+    folder: Path, facts: list[dict], answers: list[str], split: str = "train", segments: dict[str, int] | None = None
+) -> Source:
     folder.mkdir(exist_ok=True)
     samples = [replace(make_sample(n, 1), facts=own) for n, own in enumerate(facts)]
     count = write_split(folder, split, samples)
     write_manifest(folder, Manifest("q", 16, CLASSES, "", "CC0", {split: count}, answer_names=answers))
     tokenizer = WordPiece(write_vocabulary(folder / "vocabulary.txt"), lowercase=True)
-    return Source("vqa", folder, split, tokenizer, {"question": 8}, 5)
+    return Source("vqa", folder, split, tokenizer, segments or {"question": 8}, 5)
 
 
 def config(folder: Path, kind: str) -> RunConfig:
@@ -64,3 +66,25 @@ def test_expressions_are_known_by_their_boxes(tmp_path: Path) -> None:
     made = source(tmp_path / "test", [{"expressions": [unknown]}], [], "test")
     with pytest.raises(ShardError, match="of 1 questions looked at none"):
         check_truths(config(tmp_path, "region_choice"), [made], Console(quiet=True))
+
+
+def test_a_source_with_batches_of_its_own_has_no_pair_twice_in_one(tmp_path: Path) -> None:
+    """Of contrastive losses: a pair would be a negative of itself."""
+    made = source(tmp_path, [asked(["red"], ["red"]), asked(["red"], ["blue"])], ["red", "blue"])
+    for own, refused in ((2, False), (5, True)):
+        listed = f"data.sources=[{{name: vqa, path: x, micro_batch: {own}}}]"
+        settings = made_up.config(tmp_path, [listed, "data.micro_batches_per_step=1"])
+        if refused:
+            with pytest.raises(ConfigError, match=r"a step has 5 pairs, .* source 'vqa' only 4"):
+                check_negatives(settings, 2, [made], [made])
+        else:
+            check_negatives(settings, 2, [made], [made])
+
+
+def test_hidden_choices_are_refused(tmp_path: Path) -> None:
+    """Of multiple_choice, as of other tasks."""
+    said = {"text": "a red", "regions": [-1, -1]}
+    fact = {"vcr": [{"question": said, "answers": [said] * 4, "rationales": [said] * 4}]}
+    made = source(tmp_path, [fact], [], "test", {"question": 8, "answer": 8})
+    with pytest.raises(ShardError, match="of 1 questions looked at none has an answer that is known"):
+        check_truths(config(tmp_path, "multiple_choice"), [made], Console(quiet=True))

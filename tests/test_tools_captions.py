@@ -82,3 +82,11 @@ def test_predict(finished: Path, root: Path, tmp_path: Path, capsys: pytest.Capt
 def test_errors(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([str(tmp_path), option]) == 1
     assert f"{option} is not a whole number" in capsys.readouterr().err
+
+
+def test_the_report_is_named_by_the_split(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the metrics are called."""
+    monkeypatch.setattr(evaluate, "caption_metrics", lambda captioned: {"known": 2, "CIDEr": 0.5, "SPICE": 0.1})
+    assert evaluate.main([str(finished), "split=val", "most=2"]) == 0
+    assert json.loads((finished / "evaluation-val.json").read_text())["CIDEr"] == 0.5
+    assert not (finished / "evaluation-SPICE.json").exists()

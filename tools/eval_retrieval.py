@@ -4,8 +4,9 @@
 RUN is a run's folder or one of its weight files. Every caption is scored with every image of the gallery (the first
 samples of the split): by the cosine of their embeddings if RUN is a dual encoder, else by the image-text matching head.
 With rerank=K, the dual encoder RUN proposes its best K images for every caption and K captions for every image, and the
-fusion model RUN2 puts these in order. Prints a table, and writes retrieval-SPLIT-IMAGES.json and .png beside the run's
-weights; other weights, data or re-ranking show in the name too.
+fusion model RUN2 puts these in order. `task`: of a run on several tasks (of RUN2, if there is one), the group that
+scores pairs. Prints a table, and writes retrieval-SPLIT-IMAGES.json and .png beside the run's weights; other weights,
+tasks, data or re-ranking show in the name too.
 """
 
 from __future__ import annotations
@@ -85,9 +86,10 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
 def load_models(run: Path, options: dict[str, str]) -> list[TrainedModel]:
     """The model and, if there is one, the model that re-ranks; before any data is read, that they can score."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = [vlp.load(run, device, options["task"] or None)]
+    group = options["task"] or None
+    models = [vlp.load(run, device, None if options["rerank_by"] else group)]
     if options["rerank_by"]:
-        models.append(vlp.load(options["rerank_by"], device))
+        models.append(vlp.load(options["rerank_by"], device, group))
         if not models[0].dual or models[1].dual:
             raise ConfigError("re-ranking takes a dual encoder as RUN and a fusion model as rerank_by")
     for model in models:
@@ -166,7 +168,7 @@ def table_of(results: Results, texts: int, images: int) -> Table:
 def name_of(run: Path, reader: ShardReader, options: dict[str, str], images: int) -> str:
     """A file name that no other evaluation of the run has."""
     parts = ["retrieval", "" if run.is_dir() else run.stem, reader.folder.name if options["data"] else ""]
-    parts += [reader.split, str(images)]
+    parts += [options["task"], reader.split, str(images)]
     if options["rerank_by"]:
         parts.append(f"rerank-{options['rerank']}-{Path(options['rerank_by']).resolve().name}")
     return "-".join(part for part in parts if part)

@@ -1,9 +1,11 @@
 """Hard negatives for retrieval: python tools/mine_negatives.py RUN [split=train] [count=20] [data=DIR] [out=FILE]
+                                                                      [task=GROUP]
 
 RUN is a run's folder or one of its weight files: a dual encoder, or a fusion model that was trained to score pairs. For
 each sample of the split it finds the `count` other images that the model takes most for one of the sample's captions,
 and writes their keys to FILE (beside the data: SPLIT-neighbours.parquet). A fusion model reads every caption with every
 image, which is for small data alone. A source with `neighbours: {path: FILE, images: 1}` brings them to pair_ranking.
+`task`: of a run on several tasks, the group that scores pairs.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ MOST_IMAGES = 256  # of a block
 
 def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     """The run and the options."""
-    options = {"split": "train", "count": "20", "data": "", "out": ""}
+    options = {"split": "train", "count": "20", "data": "", "out": "", "task": ""}
     if "=" in arguments[0]:
         raise ConfigError(__doc__ or "")
     for argument in arguments[1:]:
@@ -52,9 +54,9 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
 
 def mine(run: Path, options: dict[str, str], console: Console) -> Path:
     """Mine and write; returns the file."""
-    (model,) = load_models(run, {"rerank_by": ""})
-    config, size = model.config, pixel_size(model.config.model)
-    data = Path(options["data"]) if options["data"] else Path(config.data.root) / config.data.sources[0].path
+    (model,) = load_models(run, {"rerank_by": "", "task": options["task"]})
+    size = pixel_size(model.config.model)
+    data = Path(options["data"]) if options["data"] else Path(model.config.data.root) / model.source.path
     reader = ShardReader(data, options["split"])
     check_features(model, reader)
     out = Path(options["out"]) if options["out"] else data / f"{reader.split}-neighbours.parquet"

@@ -28,7 +28,7 @@ from data_pipelines.source import Source
 from vlp.build import pixel_size, predict_attributes
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import load_trunk
-from vlp.config import ConfigError, OptimConfig, RunConfig, convert, load_config
+from vlp.config import ConfigError, OptimConfig, RunConfig, convert, load_config, ratio_for
 from vlp.distributed import is_launching_process
 from vlp.initial_weights import describe, load_initial_weights
 from vlp.interfaces import NONE, SquareSize, Tokenizer
@@ -56,7 +56,7 @@ USER_ERRORS = (
 )
 
 
-ANSWERED = {"answer_classification", "answering", "paired_images", "region_choice"}  # learn from known answers
+ANSWERED = {"answer_classification", "answering", "multiple_choice", "paired_images", "region_choice"}  # learn from
 STOPPED = 75  # exit code of a run that a signal stopped in good order: try again with resume=last
 
 
@@ -100,9 +100,11 @@ def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tup
     }
     for source, listed in zip(sources, data.sources, strict=True):
         if listed.neighbours is not None and split is None:
-            if not any(o.get("type") == "pair_ranking" for group in config.objectives for o in group.objectives):
+            drawn = [group for group in config.objectives if ratio_for(group.sampling_ratio, source.name) > 0]
+            if not any(o.get("type") == "pair_ranking" for group in drawn for o in group.objectives):
                 raise ConfigError(
-                    f"source {source.name!r} has neighbours, which only pair_ranking looks at; leave them out"
+                    f"source {source.name!r} has neighbours, which only pair_ranking looks at, and no group that is"
+                    " drawn for the source has it; leave them out"
                 )
             path = Path(data.root) / listed.neighbours.path
             source.bring_neighbours(path, listed.neighbours.images)
@@ -133,11 +135,15 @@ def check_negatives(config: RunConfig, micro_batch: int, sources: list[Source], 
     """
     if {listed["type"] for group in config.objectives for listed in group.objectives} == {"momentum_contrast"}:
         return  # its negatives are those of other steps
-    step = micro_batch * config.data.micro_batches_per_step
-    if step < 2:
+    own = {listed.name: listed.micro_batch or micro_batch for listed in config.data.sources}
+    if min(own.values()) * config.data.micro_batches_per_step < 2:
         raise ConfigError("data.micro_batch: a step of one pair has nothing to compare it with; take two or more")
-    for pairs, what, listed in ((step, "a step", sources), (micro_batch, "a held-out batch", held_out)):
+    for batches, what, listed in (
+        (config.data.micro_batches_per_step, "a step", sources),
+        (1, "a held-out batch", held_out),
+    ):
         for source in listed:
+            pairs = own[source.name] * batches
             if pairs > len(source):
                 raise ConfigError(
                     f"{what} has {pairs} pairs, but split {source.reader.split!r} of source {source.name!r} only"
@@ -210,7 +216,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     )
     sources, facts = open_data(config, tokenizer, None)
     held_out, _ = open_data(config, tokenizer, config.validation.split)
-    if resume and facts != folder.read_facts():
+    if resume and not facts.goes_on_from(folder.read_facts()):
         raise ConfigError(f"the data is not what {folder.path}/data.json says the run was trained on; restore it")
     if launching:
         check_truths(config, [*sources, *held_out], console)

@@ -346,6 +346,11 @@ def build_objectives(
     for number, config in enumerate(configs):
         weights: dict[str, float] = {}
         answers = answers_for(config, facts)
+        if len(config.objectives) > 1 and any(listed.get("type") == "pair_ranking" for listed in config.objectives):
+            raise ConfigError(
+                f"objectives.{number}: pair_ranking adds pairs of its own to the batch, which the others of its group"
+                " would take for the data's, or swap; give it a group of its own"
+            )
         for place, listed in enumerate(config.objectives):
             where = f"objectives.{number}.objectives.{place}"
             settings = dict(listed)

@@ -30,7 +30,7 @@ from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream
 from vlp.objectives.matching import Matching
 from vlp.objectives.segment_matching import SegmentMatching
-from vlp.run_folder import DataFacts, RunFolder, build_run, weights_file
+from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run, weights_file
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.captioning import Captioning
 from vlp.tasks.multiple_choice import MultipleChoice
@@ -86,10 +86,11 @@ class TrainedModel(nn.Module):
         Raises:
             ConfigError: the run trained none.
         """
-        for objective in self._of_group.values():
-            if isinstance(objective, Matching | PairRanking):
-                return objective
-            if isinstance(objective, SegmentMatching) and "caption" in objective.shares:
+        for name, objective in self._of_group.items():
+            if isinstance(objective, Matching | PairRanking | SegmentMatching):
+                if isinstance(objective, SegmentMatching) and "caption" not in objective.shares:
+                    continue
+                self._check_source(name)
                 return objective
         raise ConfigError(
             "this run can't score pairs: it trained neither `matching` nor `pair_ranking`, nor `segment_matching` of"
@@ -112,13 +113,33 @@ class TrainedModel(nn.Module):
             raise ConfigError(
                 f"{what} trained no task that answers questions; its objectives are {', '.join(self._of_group)}"
             )
+        self._check_source(next(iter(tasks)))
         return next(iter(tasks.values()))
 
     @property
     def captioning(self) -> Captioning | None:
-        """The task of writing captions, if the run was trained on it."""
-        tasks = [objective for objective in self._of_group.values() if isinstance(objective, Captioning)]
-        return tasks[0] if tasks else None
+        """The task of writing captions, if the run was trained on it.
+
+        Raises:
+            ConfigError: on other data than is asked.
+        """
+        for name, objective in self._of_group.items():
+            if isinstance(objective, Captioning):
+                self._check_source(name)
+                return objective
+        return None
+
+    def _check_source(self, name: str) -> None:
+        """Refuse to ask an objective, by name, with the segments, the token of the task or the answers of a source that
+        it was not trained on, as the first of several may be.
+        """
+        for group in self.config.objectives:
+            own = [listed.get("name", listed["type"]) for listed in group.objectives]
+            if name in own and not ratio_for(group.sampling_ratio, self.source.name) > 0:
+                raise ConfigError(
+                    f"{name} was trained on other sources than the run's first, {self.source.name}; say which group is"
+                    f" asked: task={group.name} (of {', '.join(group.name for group in self.config.objectives)})"
+                )
 
     @torch.no_grad()
     def caption_batch(self, batch: Batch, beams: int = 1, keep: int = 1) -> list[list[tuple[str, float]]]:
@@ -193,8 +214,10 @@ class TrainedModel(nn.Module):
 
     @property
     def answer_names(self) -> list[str]:
-        """The answers to choose from; empty where none are."""
-        return self.facts.answer_names.get(self.source.name, [])
+        """The answers that the task chooses from; empty where none are."""
+        task = self.task()
+        name = next(name for name, objective in self._of_group.items() if objective is task)
+        return answers_of_objectives(self.config, self.facts)[name]
 
     @property
     def dual(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, cast
 
@@ -28,6 +28,13 @@ class DataFacts:
     fingerprints: dict[str, str]
     attribute_names: list[str] = field(default_factory=list)
     answer_names: dict[str, list[str]] = field(default_factory=dict)
+
+    def goes_on_from(self, began: DataFacts) -> bool:
+        """Whether a run that began with other facts can go on with these. A folder of an older form gave the answers
+        to all its sources, so those of one without any here are not looked at.
+        """
+        answers = {source: names for source, names in began.answer_names.items() if source in self.answer_names}
+        return self == replace(began, answer_names=answers)
 
     def for_model(self) -> FeatureFacts:
         """What the model is built from."""
@@ -103,7 +110,8 @@ class RunFolder:
         text = (self.path / "data.json").read_text(encoding="utf-8")
         tree = read_yaml(text, "data.json")
         if isinstance(tree.get("answer_names"), list):  # as runs were written when all sources had the same answers
-            tree["answer_names"] = dict.fromkeys(tree.get("fingerprints", {}), tree["answer_names"])
+            names = tree["answer_names"]
+            tree["answer_names"] = dict.fromkeys(tree.get("fingerprints", {}), names) if names else {}
         facts: DataFacts = convert(tree, DataFacts, str(self.path / "data.json"), "")
         return facts
 

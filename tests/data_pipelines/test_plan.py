@@ -264,13 +264,22 @@ def test_stopped_sources_come_in_every_gap_th_round(data: st.DataObject) -> None
     ratios = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
     gap, seed, steps = data.draw(st.integers(1, 4)), data.draw(seeds), 60
     places = data.draw(st.lists(st.integers(1, steps - 1), max_size=3, unique=True))
-    decisions = {step: data.draw(st.sets(st.integers(0, len(ratios) - 1))) for step in sorted(places)}
+    decisions: dict[int, set[int]] = {}
+    stopped: set[int] = set()
+    for step in sorted(places):
+        before, stopped = stopped, data.draw(st.sets(st.integers(0, len(ratios) - 1)))
+        if stopped != before:
+            decisions[step] = stopped
+    stopped = set()
     sources = [source(f"s{n}", 9, ratio) for n, ratio in enumerate(ratios)]
     plan = Plan(sources, seed, 2, 3, None, gap)
     counters: Counter[int] = Counter()
     drawn = []
     for step in range(steps):
+        if step not in decisions and step % 2:
+            plan.go_on(step, {f"s{n}" for n in stopped})  # a decision that changes nothing
         if step in decisions:
+            stopped = decisions[step]
             plan.go_on(step, {f"s{n}" for n in decisions[step]})
             again = Plan(sources, seed, 2, 3, None, gap)
             again.load_state_dict(json.loads(json.dumps(plan.state_dict())))
