@@ -208,7 +208,13 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     while not launching and not (folder.path / "config.yaml").is_file():
         time.sleep(0.2)  # the first process is making data and folder
     if resume:
-        check_resumed(folder.read_config([]).optim, config.optim)
+        began = folder.read_config([])
+        check_resumed(began.optim, config.optim)
+        if (began.stop_and_go and began.stop_and_go.gap) != (config.stop_and_go and config.stop_and_go.gap):
+            raise ConfigError(
+                "stop_and_go can't be added, taken away or given another gap while a run goes on: its sources would"
+                " begin again with samples that they have had"
+            )
     tokenizer = (
         folder.tokenizer(config)
         if resume

@@ -120,7 +120,8 @@ class StopAndGoConfig:
     After each validation a group whose accuracy did not rise by the share `least_gain` above its best in more than
     `patience` validations in a row is stopped: its sources come in every `gap`-th round alone. It goes on when its
     accuracy falls by more than the share `resume_drop` below its best, and for `cooldown` validations after that
-    nothing is held against it.
+    nothing is held against it. Where `validation.every` is less than `gap` times the sum of the sources' ratios, one
+    that rests may not come at all.
     """
 
     patience: int = 1
