@@ -1,4 +1,4 @@
-"""What the evaluating commands share: their help, and errors without a traceback."""
+"""What the evaluating commands share: their options, their help, and errors without a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from data_pipelines.shards import ShardError
 from vlp.checkpoints.key_map import KeyMismatchError
-from vlp.config import ConfigError
+from vlp.config import ConfigError, unknown_key
 
 
 def run_command(usage: str | None, work: Callable[[list[str]], object], arguments: list[str]) -> int:
@@ -25,3 +25,16 @@ def run_command(usage: str | None, work: Callable[[list[str]], object], argument
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     return 0
+
+
+def fill_options(options: dict[str, str], arguments: list[str]) -> None:
+    """Put `name=value` arguments into the options.
+
+    Raises:
+        ConfigError: there is no option of that name.
+    """
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name not in options:
+            raise unknown_key("options", name, options)
+        options[name] = value

@@ -35,10 +35,10 @@ from data_pipelines.gallery import Gallery, read_gallery
 from data_pipelines.images import ImageError, decode_image
 from data_pipelines.scene_language import bag_of_words_scores
 from data_pipelines.shards import BadSampleError, ShardReader
-from tools.command import run_command
+from tools.command import fill_options, run_command
 from vlp.build import pixel_size
 from vlp.checkpoints.load import write_atomically
-from vlp.config import ConfigError, unknown_key
+from vlp.config import ConfigError
 from vlp.evaluation.rerank import reranked
 from vlp.evaluation.retrieval import (
     Scores,
@@ -71,11 +71,7 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     }
     if not arguments or "=" in arguments[0]:
         raise ConfigError(__doc__ or "")
-    for argument in arguments[1:]:
-        name, _, value = argument.partition("=")
-        if name not in options:
-            raise unknown_key("options", name, options)
-        options[name] = value
+    fill_options(options, arguments[1:])
     if not all(options[name].isdigit() for name in ("gallery", "pictures", "rerank")) or not int(options["gallery"]):
         raise ConfigError("gallery, pictures and rerank must be whole numbers, gallery at least 1")
     if bool(int(options["rerank"])) != bool(options["rerank_by"]):

@@ -32,10 +32,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 import vlp
 from data_pipelines.labelled import LabelledImages, open_labelled, read_lines
 from data_pipelines.shards import ShardError
-from tools.command import run_command
+from tools.command import fill_options, run_command
 from vlp.build import pixel_size
 from vlp.checkpoints.load import write_atomically
-from vlp.config import ConfigError, unknown_key
+from vlp.config import ConfigError
 from vlp.evaluation.zero_shot import ClassMetrics, class_metrics, class_weights, predictions, prompts
 from vlp.inference import TrainedModel
 from vlp.interfaces import Regions
@@ -52,11 +52,7 @@ def read_arguments(arguments: list[str]) -> tuple[Path, Path, dict[str, str]]:
     options = {"templates": "", "classes": "", "split": "", "fact": "class"}
     if len(arguments) < 2 or "=" in arguments[0] or "=" in arguments[1]:
         raise ConfigError(__doc__ or "")
-    for argument in arguments[2:]:
-        name, _, value = argument.partition("=")
-        if name not in options:
-            raise unknown_key("options", name, options)
-        options[name] = value
+    fill_options(options, arguments[2:])
     return Path(arguments[0]), Path(arguments[1]), options
 
 

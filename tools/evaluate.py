@@ -36,7 +36,7 @@ from data_pipelines.questions import Question
 from data_pipelines.shards import BadSampleError
 from data_pipelines.source import LoadedPair, Source
 from tools.choices import evaluate_choices
-from tools.command import run_command
+from tools.command import fill_options, run_command
 from vlp.build import pixel_size
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError, unknown_key
@@ -57,11 +57,7 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     options = {"split": "val", "data": "", "form": "", "task": "", "beams": "1", "most": ""}
     if not arguments or "=" in arguments[0]:
         raise ConfigError(__doc__ or "")
-    for argument in arguments[1:]:
-        name, _, value = argument.partition("=")
-        if name not in options:
-            raise unknown_key("options", name, options)
-        options[name] = value
+    fill_options(options, arguments[1:])
     if options["form"] and options["form"] not in get_args(Form):
         raise unknown_key("form", options["form"], get_args(Form))
     for name in ("most", "beams"):

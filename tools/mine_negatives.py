@@ -26,10 +26,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 from data_pipelines.gallery import read_image
 from data_pipelines.neighbours import write_neighbours
 from data_pipelines.shards import BadSampleError, ShardError, ShardReader
-from tools.command import run_command
+from tools.command import fill_options, run_command
 from tools.eval_retrieval import check_features, embed, load_models
 from vlp.build import pixel_size
-from vlp.config import ConfigError, unknown_key
+from vlp.config import ConfigError
 from vlp.evaluation.neighbours import hardest_images
 from vlp.evaluation.retrieval import SCORES_PER_CHUNK, score_all_pairs
 from vlp.interfaces import Regions
@@ -42,11 +42,7 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     options = {"split": "train", "count": "20", "data": "", "out": "", "task": ""}
     if "=" in arguments[0]:
         raise ConfigError(__doc__ or "")
-    for argument in arguments[1:]:
-        name, _, value = argument.partition("=")
-        if name not in options:
-            raise unknown_key("options", name, options)
-        options[name] = value
+    fill_options(options, arguments[1:])
     if not options["count"].isdigit() or not int(options["count"]):
         raise ConfigError("count must be a whole number, at least 1")
     return Path(arguments[0]), options
