@@ -97,6 +97,10 @@ def test_killed_and_resumed(finished: Path, root: Path, tmp_path: Path) -> None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for change in ("stop_and_go.gap=3", "stop_and_go=null"):
+        refused = run("train.py", str(CONFIG), f"run_dir={run_dir}", "resume=last", change)
+        assert refused.returncode == 1
+        assert "stop_and_go can't be added, taken away or given another gap" in refused.stderr
     resumed = run("train.py", str(CONFIG), f"run_dir={run_dir}", "resume=last")
     assert resumed.returncode == 0, resumed.stderr
     assert losses(run_dir) == losses(finished)
