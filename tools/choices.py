@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from data_pipelines.batches import collate
 from data_pipelines.choices import CHOICES, ChoiceQuestion, Said, encode_choices
 from data_pipelines.shards import BadSampleError
 from data_pipelines.source import LoadedPair, Source
+from tools.reports import name_of, write_report
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError
 from vlp.evaluation.choices import Chosen, official_choices, summary
@@ -75,7 +75,7 @@ def evaluate_choices(
     if options["form"]:
         raise ConfigError("form: predictions of choices have one form alone; leave the option out")
     folder, split = run if run.is_dir() else run.parent, options["split"]
-    name = f"{options['task']}-{split}" if options["task"] else split
+    name = name_of(options)
     chosen, left_out = choose_all(model, source, int(options["most"]) if options["most"] else None, console)
     if not chosen:
         raise ConfigError(f"split {split!r} of {source.reader.folder} has no question that can be read")
@@ -97,17 +97,8 @@ def evaluate_choices(
         console.print(f"the leaderboard's file needs answers and rationales; this one has the {source.parts[0]}s alone")
     predictions = folder / f"predictions-{name}.csv"
     write_atomically(predictions, official_choices(chosen).encode())
-    report = {
-        "run": run.name,
-        "data": str(source.reader.folder),
-        "fingerprint": source.reader.fingerprint,
-        "split": split,
-        "left_out": left_out,
-        **found,
-    }
-    write_atomically(folder / f"evaluation-{name}.json", json.dumps(report, indent=1).encode())
-    console.print(f"written: {predictions}, {folder}/evaluation-{name}.json", soft_wrap=True)
-    return report
+    console.print(f"written: {predictions}", soft_wrap=True)
+    return write_report(run, source, name, {"left_out": left_out, **found}, console)
 
 
 def choose(model: TrainedModel, text: str, choices: list[str], answer: str | None, image: Regions) -> list[float]:

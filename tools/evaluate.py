@@ -15,7 +15,6 @@ likeliest word each time; the papers report 5), in COCO's result format, and mea
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -37,6 +36,7 @@ from data_pipelines.shards import BadSampleError
 from data_pipelines.source import LoadedPair, Source
 from tools.choices import evaluate_choices
 from tools.command import fill_options, run_command
+from tools.reports import name_of, write_report
 from vlp.build import pixel_size
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError, unknown_key
@@ -183,7 +183,7 @@ def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], c
     captioned, left_out = caption_all(model, source, int(options["most"]) if options["most"] else None, beams, console)
     if not captioned:
         raise ConfigError(f"split {split!r} of {source.reader.folder} has no image that can be read")
-    name = f"{options['task']}-{split}" if options["task"] else split
+    name = name_of(options)
     predictions = folder / f"captions-{name}.json"
     write_atomically(predictions, official_captions(captioned).encode())
     console.print(f"written: {predictions}", soft_wrap=True)
@@ -202,18 +202,7 @@ def evaluate_captions(model: TrainedModel, run: Path, options: dict[str, str], c
         console.print(f"{metric} is left out: {reason}", style="yellow", soft_wrap=True, markup=False)
     if left_out:
         console.print(f"{left_out} images could not be read and have no caption", style="yellow")
-    report = {
-        "run": run.name,
-        "data": str(source.reader.folder),
-        "fingerprint": source.reader.fingerprint,
-        "split": split,
-        "beams": beams,
-        "left_out": left_out,
-        **found,
-    }
-    write_atomically(folder / f"evaluation-{name}.json", json.dumps(report, indent=1).encode())
-    console.print(f"written: {folder}/evaluation-{name}.json", soft_wrap=True)
-    return report
+    return write_report(run, source, name, {"beams": beams, "left_out": left_out, **found}, console)
 
 
 def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, Any]:
@@ -250,21 +239,12 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
         )
     if left_out:
         console.print(f"{left_out} questions could not be read and have no prediction", style="yellow")
-    name = f"{options['task']}-{split}" if options["task"] else split
+    name = name_of(options)
     predictions = folder / f"predictions-{name}.{'csv' if form == 'csv' else 'json'}"
     content = predictions_file(boxes) if boxes else official_file(texts, form)  # type: ignore[arg-type]
     write_atomically(predictions, content.encode())
-    report = {
-        "run": run.name,
-        "data": str(source.reader.folder),
-        "fingerprint": source.reader.fingerprint,
-        "split": split,
-        "left_out": left_out,
-        **found,
-    }
-    write_atomically(folder / f"evaluation-{name}.json", json.dumps(report, indent=1).encode())
-    console.print(f"written: {predictions}, {folder}/evaluation-{name}.json", soft_wrap=True)
-    return report
+    console.print(f"written: {predictions}", soft_wrap=True)
+    return write_report(run, source, name, {"left_out": left_out, **found}, console)
 
 
 def main(arguments: list[str]) -> int:
