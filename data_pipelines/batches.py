@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from data_pipelines.plan import Plan
-from data_pipelines.source import LoadedPair, Source
+from data_pipelines.sources.plan import Plan
+from data_pipelines.sources.source import LoadedPair, Source
 from vlp.distributed import derive_seed
 from vlp.interfaces import NONE, AnswerScores, Batch, Images, Regions, Replacement, Segment, Texts
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipelines.batches import MicroBatchLoader
-from data_pipelines.plan import Plan
-from data_pipelines.scenes import Asked, build_scenes
-from data_pipelines.shards import Manifest, ShardError, read_manifest
-from data_pipelines.source import Source
+from data_pipelines.scenes.build import Asked, build_scenes
+from data_pipelines.shards.format import Manifest, ShardError, read_manifest
+from data_pipelines.sources.plan import Plan
+from data_pipelines.sources.source import Source
 from vlp.interfaces import Batch, PixelSize, SquareSize, Tokenizer
 
 

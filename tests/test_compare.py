@@ -11,7 +11,7 @@ import pytest
 import yaml
 from test_tools_train import SIZES
 
-from data_pipelines.scenes import build_scenes
+from data_pipelines.scenes.build import build_scenes
 from tools.compare import main, read_study
 from vlp.config import ConfigError
 

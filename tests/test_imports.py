@@ -10,7 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vlp", "data_pipelines", "tools")
-MOST_LINES = 500
 
 LEVEL_0 = {"interfaces", "distributed", "text"}
 PARTS = LEVEL_0 | {"nn", "metrics", "checkpoints", "models", "objectives", "tasks", "evaluation", "config"}
@@ -35,6 +34,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": LEVEL_0 | {"config", "build", "run_folder"},
 }
 DATA_MAY_IMPORT = {"vlp.interfaces", "vlp.text", "vlp.distributed", "data_pipelines"}
+# what each room of data_pipelines may import from data_pipelines, itself apart
+ROOMS: dict[str, set[str]] = {
+    "shards": set(),
+    "sources": {"shards"},
+    "scenes": {"shards"},
+    "annotations": {"shards"},
+    "features": {"shards"},
+    "inspection": {"shards"},
+    "batches": {"shards", "sources"},
+    "datamodule": set(),
+    "prepare": {"shards", "sources", "scenes", "batches"},
+}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 # the one file that may import pickle: it reads a pickle's instructions first, and refuses what could run code
 READS_PICKLES = "tools/convert_refcoco.py"
@@ -84,10 +95,11 @@ def layer_faults(path: str, source: str) -> list[str]:
             faults.append(where)
         if within(name, "vlp") and parts[0] == "data_pipelines" and not any(within(name, m) for m in DATA_MAY_IMPORT):
             faults.append(where)
-        if within(name, "vlp") and parts[0] == "vlp" and path != "vlp/__init__.py":
-            theirs = name.split(".")[1] if "." in name else ""
-            if theirs != parts[1] and theirs not in MAY_IMPORT[parts[1]]:
-                faults.append(where)
+        for package, may_import in (("vlp", MAY_IMPORT), ("data_pipelines", ROOMS)):
+            if within(name, package) and parts[0] == package and path != "vlp/__init__.py":
+                theirs = name.split(".")[1] if "." in name else ""
+                if theirs != parts[1] and theirs not in may_import[parts[1]]:
+                    faults.append(where)
     if path == "vlp/__init__.py":
         faults += [f"{path}: a top-level import of {name}" for name in eager_imports(tree) if within(name, "vlp")]
     return faults
@@ -160,24 +172,22 @@ def test_no_file_can_run_code_from_data(path: Path) -> None:
     assert safety_faults(name_of(path), path.read_text()) == []
 
 
-def test_every_part_of_vlp_has_a_level() -> None:
-    parts = {path.stem for path in (ROOT / "vlp").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert parts - {"__init__"} <= set(MAY_IMPORT), "add the new part to the table above, at its level"
+@pytest.mark.parametrize(("package", "table"), [("vlp", MAY_IMPORT), ("data_pipelines", ROOMS)])
+def test_every_part_has_a_level(package: str, table: dict[str, set[str]]) -> None:
+    folder = ROOT / package
+    parts = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert parts - {"__init__"} == set(table), "each part stands in the table above, at its level, and no other does"
 
 
-def test_levels_have_no_circle() -> None:
+@pytest.mark.parametrize("table", [MAY_IMPORT, ROOMS])
+def test_levels_have_no_circle(table: dict[str, set[str]]) -> None:
     """The table itself goes one way."""
-    left = dict(MAY_IMPORT)
+    left = dict(table)
     while left:
         free = [part for part, below in left.items() if not below & left.keys() - {part}]
         assert free, f"a circle among {sorted(left)}"
         for part in free:
             del left[part]
-
-
-def test_no_file_is_too_long() -> None:
-    lengths = {name_of(p): len(p.read_text().splitlines()) for p in python_files(*PACKAGES, "tests")}
-    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
 
 
 def test_init_files_are_empty() -> None:
@@ -199,10 +209,14 @@ def test_init_files_are_empty() -> None:
         ("vlp/nn/x.py", "from ..models import x"),
         ("vlp/build.py", "import lightning"),
         ("vlp/models/x.py", "from lightning.pytorch import Trainer"),
-        ("data_pipelines/plan.py", "import lightning"),
-        ("data_pipelines/plan.py", "from vlp.config import RunConfig"),
-        ("vlp/training/x.py", "from data_pipelines.plan import Plan"),
-        ("data_pipelines/x.py", "import tools.train"),
+        ("data_pipelines/sources/plan.py", "import lightning"),
+        ("data_pipelines/sources/plan.py", "from vlp.config import RunConfig"),
+        ("data_pipelines/sources/plan.py", "from data_pipelines.batches import MicroBatchLoader"),
+        ("data_pipelines/shards/x.py", "from data_pipelines.sources.plan import Plan"),
+        ("data_pipelines/scenes/x.py", "from data_pipelines.sources.source import Source"),
+        ("data_pipelines/datamodule.py", "from data_pipelines.prepare import open_sources"),
+        ("vlp/training/x.py", "from data_pipelines.sources.plan import Plan"),
+        ("data_pipelines/sources/x.py", "import tools.train"),
         ("vlp/text/x.py", "from transformers import BertTokenizer"),
         ("tools/train.py", "import transformers"),
         ("vlp/__init__.py", "from vlp.run_folder import RunFolder"),
@@ -220,7 +234,7 @@ def test_the_layer_check_can_fail(path: str, source: str) -> None:
         ("vlp/__init__.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from vlp.inference import load"),
         ("vlp/training/x.py", "import lightning\nfrom vlp.build import build_model"),
         ("data_pipelines/datamodule.py", "import lightning\nfrom vlp.interfaces import Batch"),
-        ("tools/benchmark.py", "import transformers, lightning\nfrom data_pipelines.plan import Plan"),
+        ("tools/benchmark.py", "import transformers, lightning\nfrom data_pipelines.sources.plan import Plan"),
     ],
 )
 def test_the_layer_check_lets_pass(path: str, source: str) -> None:

@@ -10,8 +10,9 @@ import pytest
 from made_up_shards import CLASSES, make_sample, write_vocabulary
 from rich.console import Console
 
-from data_pipelines.shards import Manifest, ShardError, write_manifest, write_split
-from data_pipelines.source import Source
+from data_pipelines.shards.format import Manifest, ShardError, write_manifest
+from data_pipelines.shards.index import write_split
+from data_pipelines.sources.source import Source
 from tools.train import check_negatives, check_truths
 from vlp.config import ConfigError, RunConfig
 from vlp.text.wordpiece import WordPiece

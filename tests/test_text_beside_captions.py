@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_pipelines.scenes import build_scenes
+from data_pipelines.scenes.build import build_scenes
 from tools import inspect_data, make_shards
 from vlp.config import dump_config, load_config
 from vlp.training.callbacks import _without_idle

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from test_tools_train import SIZES, run
 
-from data_pipelines.scenes import build_scenes
-from data_pipelines.shards import ShardReader
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.shards.reader import ShardReader
 from tools import evaluate, predict
 
 ROOT = Path(__file__).parent.parent

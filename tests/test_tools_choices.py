@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_tools_train import SIZES, run
 
-from data_pipelines.neighbours import read_neighbours
-from data_pipelines.scenes import build_scenes
-from data_pipelines.shards import ShardReader
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.neighbours import read_neighbours
 from vlp.evaluation.regions import Located, predictions_file, summary
 
 ROOT = Path(__file__).parent.parent

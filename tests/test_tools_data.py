@@ -24,8 +24,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from data_pipelines.features.regions import RegionExtractor
-from data_pipelines.images import decode_image
-from data_pipelines.shards import Manifest, Sample, ShardReader, read_manifest, write_manifest, write_split
+from data_pipelines.shards.format import Manifest, Sample, read_manifest, write_manifest
+from data_pipelines.shards.index import write_split
+from data_pipelines.shards.pictures import decode_image
+from data_pipelines.shards.reader import ShardReader
 from tools import extract_features, make_shards
 from tools.extract_features import open_trunk
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import vlp
-from data_pipelines.scenes import build_scenes
-from data_pipelines.shards import ShardReader
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.shards.reader import ShardReader
 from vlp.build import pixel_size
 from vlp.interfaces import Regions
 

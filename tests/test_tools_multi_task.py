@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_tools_train import SIZES, command, digest, losses, run
 
-from data_pipelines.scenes import build_scenes
+from data_pipelines.scenes.build import build_scenes
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "multi_task" / "uniter_small.yaml"

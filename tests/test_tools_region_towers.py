@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_pipelines.scenes import build_scenes
+from data_pipelines.scenes.build import build_scenes
 
 ROOT = Path(__file__).parent.parent
 TRUNK = "test_efficientnet"

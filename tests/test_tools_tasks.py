@@ -11,8 +11,8 @@ from rich.console import Console
 from safetensors.torch import save_file
 from test_tools_train import SIZES, run
 
-from data_pipelines.scenes import build_scenes
-from data_pipelines.shards import ShardReader
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.shards.reader import ShardReader
 from tools.extract_features import described, grid_extractor, open_trunk
 from vlp.config import ConfigError
 from vlp.evaluation.answers import Answered, official_file, summary

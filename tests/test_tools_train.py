@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vlp
-from data_pipelines.scenes import build_scenes
-from data_pipelines.shards import ShardReader
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.shards.reader import ShardReader
 from vlp.interfaces import Regions
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,10 @@ import pytest
 from test_tools_choices import train
 from test_tools_train import run
 
-from data_pipelines.scenes import build_scenes
-from data_pipelines.shards import ShardReader, read_manifest, write_manifest, write_split
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.shards.format import read_manifest, write_manifest
+from data_pipelines.shards.index import write_split
+from data_pipelines.shards.reader import ShardReader
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,12 @@ import torch
 from PIL import Image
 
 import vlp
-from data_pipelines.scene_model import Scene, SceneObject
-from data_pipelines.scenes import build_scenes, render
-from data_pipelines.shards import Manifest, Sample, ShardReader, write_manifest, write_split
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.scenes.objects import Scene, SceneObject
+from data_pipelines.scenes.rendering import render
+from data_pipelines.shards.format import Manifest, Sample, write_manifest
+from data_pipelines.shards.index import write_split
+from data_pipelines.shards.reader import ShardReader
 from vlp.build import pixel_size
 from vlp.interfaces import Regions
 

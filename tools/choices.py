@@ -10,9 +10,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from data_pipelines.batches import collate
-from data_pipelines.choices import CHOICES, ChoiceQuestion, Said, encode_choices
-from data_pipelines.shards import BadSampleError
-from data_pipelines.source import LoadedPair, Source
+from data_pipelines.shards.format import BadSampleError
+from data_pipelines.sources.choices import CHOICES, ChoiceQuestion, Said, encode_choices
+from data_pipelines.sources.source import LoadedPair, Source
 from tools.reports import name_of, write_report
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from data_pipelines.shards import ShardError
+from data_pipelines.shards.format import ShardError
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.config import ConfigError, unknown_key
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_pipelines.shards import write_bytes
+from data_pipelines.shards.format import write_bytes
 
 # no instruction that names a class or a function, calls one or sets the state of an object
 STACK = (

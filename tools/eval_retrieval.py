@@ -31,10 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import vlp
-from data_pipelines.gallery import Gallery, read_gallery
-from data_pipelines.images import ImageError, decode_image
-from data_pipelines.scene_language import bag_of_words_scores
-from data_pipelines.shards import BadSampleError, ShardReader
+from data_pipelines.scenes.language import bag_of_words_scores
+from data_pipelines.shards.format import BadSampleError
+from data_pipelines.shards.pictures import ImageError, decode_image
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.gallery import Gallery, read_gallery
 from tools.command import fill_options, run_command
 from vlp.build import pixel_size
 from vlp.checkpoints.load import write_atomically

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import vlp
-from data_pipelines.labelled import LabelledImages, open_labelled, read_lines
-from data_pipelines.shards import ShardError
+from data_pipelines.shards.format import ShardError
+from data_pipelines.sources.labelled import LabelledImages, open_labelled, read_lines
 from tools.command import fill_options, run_command
 from vlp.build import pixel_size
 from vlp.checkpoints.load import write_atomically

@@ -31,9 +31,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import vlp
 from data_pipelines.batches import collate
-from data_pipelines.questions import Question
-from data_pipelines.shards import BadSampleError
-from data_pipelines.source import LoadedPair, Source
+from data_pipelines.shards.format import BadSampleError
+from data_pipelines.sources.questions import Question
+from data_pipelines.sources.source import LoadedPair, Source
 from tools.choices import evaluate_choices
 from tools.command import fill_options, run_command
 from tools.reports import name_of, write_report

@@ -35,8 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipelines.features.regions import SIDE_STEP, WITHOUT_REGIONS, ExtractionError, RegionExtractor, with_regions
 from data_pipelines.features.rewrite import add_features, finish_replacing, splits_of
-from data_pipelines.scenes import region_features
-from data_pipelines.shards import BadSampleError, ShardError, ShardReader, read_manifest
+from data_pipelines.scenes.build import region_features
+from data_pipelines.shards.format import BadSampleError, ShardError, read_manifest
+from data_pipelines.shards.reader import ShardReader
 from vlp.checkpoints.importers.mobilenet_v2 import MOBILENET_V2, MOBILENET_V2_FLAT
 from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state, listed
 from vlp.checkpoints.load import load_strictly, read_checkpoint

@@ -21,9 +21,9 @@ from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_pipelines.inspection import DataSetReport, inspect_data_set
-from data_pipelines.inspection_page import draw_page, findings, readable_splits, table_rows, verdict
-from data_pipelines.shards import ShardError, write_bytes
+from data_pipelines.inspection.page import draw_page, findings, readable_splits, table_rows, verdict
+from data_pipelines.inspection.report import DataSetReport, inspect_data_set
+from data_pipelines.shards.format import ShardError, write_bytes
 from vlp.text.wordpiece import VocabularyError
 
 

@@ -52,8 +52,8 @@ from data_pipelines.annotations.pictures import Annotations, read_samples
 from data_pipelines.annotations.tars import find_tars, index_tars
 from data_pipelines.annotations.text import TextReader
 from data_pipelines.annotations.web_pictures import NAMINGS
-from data_pipelines.scenes import build_scenes
-from data_pipelines.shards import Manifest, Sample, ShardError
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.shards.format import Manifest, Sample, ShardError
 
 MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
 # facts that are lists of what a sample holds, and what to call it

@@ -23,9 +23,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
-from data_pipelines.gallery import read_image
-from data_pipelines.neighbours import write_neighbours
-from data_pipelines.shards import BadSampleError, ShardError, ShardReader
+from data_pipelines.shards.format import BadSampleError, ShardError
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.gallery import read_image
+from data_pipelines.sources.neighbours import write_neighbours
 from tools.command import fill_options, run_command
 from tools.eval_retrieval import check_features, embed, load_models
 from vlp.build import pixel_size

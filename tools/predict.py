@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import vlp
-from data_pipelines.images import ImageError, sized_pixels
-from data_pipelines.segments import region_names
-from data_pipelines.shards import BadSampleError, Sample, ShardError, ShardReader, read_manifest
+from data_pipelines.shards.format import BadSampleError, Sample, ShardError, read_manifest
+from data_pipelines.shards.pictures import ImageError, sized_pixels
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.segments import region_names
 from tools.choices import choose
 from vlp.build import pixel_size
 from vlp.checkpoints.key_map import KeyMismatchError

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipelines.source import Source
+from data_pipelines.sources.source import Source
 from vlp.checkpoints.load import write_atomically
 
 

@@ -21,10 +21,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.datamodule import DataModule
-from data_pipelines.plan import Plan
 from data_pipelines.prepare import ensure_scenes, open_sources, validation_batches
-from data_pipelines.shards import ShardError
-from data_pipelines.source import Source
+from data_pipelines.shards.format import ShardError
+from data_pipelines.sources.plan import Plan
+from data_pipelines.sources.source import Source
 from vlp.build import pixel_size, predict_attributes
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import load_trunk

@@ -13,7 +13,8 @@ from itertools import chain
 from pathlib import Path
 
 from data_pipelines.annotations.files import LeftOut
-from data_pipelines.shards import Manifest, Sample, ShardError, read_manifest, write_bytes, write_manifest, write_split
+from data_pipelines.shards.format import Manifest, Sample, ShardError, read_manifest, write_bytes, write_manifest
+from data_pipelines.shards.index import write_split
 from vlp.text.wordpiece import own_vocabulary
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from data_pipelines.annotations.boxes import BACKGROUND, corners, read_categories, read_sizes, shares
 from data_pipelines.annotations.files import AnnotationError, LeftOut, entries, read_json
 from data_pipelines.annotations.pictures import check_shape, image_format, read_picture
-from data_pipelines.images import ImageError
-from data_pipelines.shards import Sample
+from data_pipelines.shards.format import Sample
+from data_pipelines.shards.pictures import ImageError
 
 IMAGE_ID_OF_TWO_FILES = "image id stands for two files"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from data_pipelines.annotations.files import AnnotationError, LeftOut, read_lines
 from data_pipelines.annotations.pictures import Annotations
 from data_pipelines.annotations.web_pictures import web_pictures
-from data_pipelines.shards import Manifest
+from data_pipelines.shards.format import Manifest
 
 
 def read_conceptual_captions(captions: Path, images: Path, naming: str) -> Annotations:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from data_pipelines.annotations.files import AnnotationError, LeftOut, is_unicode, read_json, read_lines
 from data_pipelines.annotations.pictures import Annotations, Picture
-from data_pipelines.shards import Manifest
+from data_pipelines.shards.format import Manifest
 from vlp.text.wordpiece import words_of
 
 Part = Literal["all", "train", "val"]

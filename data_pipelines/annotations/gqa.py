@@ -26,7 +26,7 @@ from data_pipelines.annotations.files import (
 )
 from data_pipelines.annotations.pictures import Annotations, Picture
 from data_pipelines.annotations.vocabulary import answer_vocabulary
-from data_pipelines.shards import Manifest
+from data_pipelines.shards.format import Manifest
 
 LICENCE = "questions CC BY 4.0; pictures: each its own"
 

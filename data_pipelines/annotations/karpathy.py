@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipelines.annotations.files import AnnotationError, LeftOut, check_entry, entries, read_json, without_repeats
 from data_pipelines.annotations.pictures import Annotations, Picture
-from data_pipelines.shards import Manifest
+from data_pipelines.shards.format import Manifest
 
 LICENCES = {"flickr30k": "Flickr's terms of use", "coco": "captions CC BY 4.0; pictures: each its own"}
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from PIL import Image, ImageDraw
 
 from data_pipelines.annotations.files import AnnotationError, LeftOut, check_entry, read_json_lines, without_repeats
-from data_pipelines.shards import Manifest, Sample
+from data_pipelines.shards.format import Manifest, Sample
 from vlp.text.wordpiece import words_of
 
 Part = Literal["all", "train", "val"]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data_pipelines.annotations.files import AnnotationError, LeftOut, read_json_lines, without_repeats
 from data_pipelines.annotations.pictures import Annotations, Picture
-from data_pipelines.shards import Manifest
+from data_pipelines.shards.format import Manifest
 
 ANSWERS = ["False", "True"]
 

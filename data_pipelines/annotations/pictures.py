@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.annotations.files import LeftOut
-from data_pipelines.images import ImageError, decode_image
-from data_pipelines.shards import Manifest, Sample
+from data_pipelines.shards.format import Manifest, Sample
+from data_pipelines.shards.pictures import ImageError, decode_image
 
 # what a picture's bytes begin with, after `decode_image` has taken them
 BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp"}

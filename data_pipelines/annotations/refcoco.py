@@ -21,7 +21,7 @@ from typing import Any
 from data_pipelines.annotations.boxes import BACKGROUND, corners, read_categories, read_sizes, shares
 from data_pipelines.annotations.files import AnnotationError, LeftOut, check_entry, entries, read_json, without_repeats
 from data_pipelines.annotations.pictures import Annotations, Picture
-from data_pipelines.shards import Manifest
+from data_pipelines.shards.format import Manifest
 
 NAMES = ("refcoco", "refcoco+", "refcocog")
 

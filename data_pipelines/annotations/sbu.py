@@ -14,7 +14,7 @@ from pathlib import Path
 from data_pipelines.annotations.files import AnnotationError, LeftOut, is_unicode, read_json, read_lines
 from data_pipelines.annotations.pictures import Annotations
 from data_pipelines.annotations.web_pictures import web_pictures
-from data_pipelines.shards import Manifest
+from data_pipelines.shards.format import Manifest
 
 
 def read_sbu(captions: Path, urls: Path | None, images: Path, naming: str) -> Annotations:

@@ -29,9 +29,10 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from data_pipelines.annotations.files import LeftOut
-from data_pipelines.facts import FactsError, facts_of_tars
-from data_pipelines.images import ImageError, picture_size
-from data_pipelines.shards import Manifest, ShardError, index_schema, read_manifest, write_bytes, write_manifest
+from data_pipelines.shards.facts import FactsError, facts_of_tars
+from data_pipelines.shards.format import Manifest, ShardError, read_manifest, write_bytes, write_manifest
+from data_pipelines.shards.index import index_schema
+from data_pipelines.shards.pictures import ImageError, picture_size
 
 NAME = "webdataset"  # of such data sets, in their manifests
 KINDS = {"jpg": "image", "jpeg": "image", "png": "image", "webp": "image", "txt": "txt", "json": "json"}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.annotations.files import AnnotationError, LeftOut
-from data_pipelines.shards import Sample
+from data_pipelines.shards.format import Sample
 
 
 class TextReader:

@@ -31,7 +31,7 @@ from data_pipelines.annotations.files import (
     without_repeats,
 )
 from data_pipelines.annotations.pictures import Annotations, Picture
-from data_pipelines.shards import Manifest
+from data_pipelines.shards.format import Manifest
 from vlp.interfaces import NONE
 
 # the 80 classes of COCO's detection task, in its order; those of VCR's objects

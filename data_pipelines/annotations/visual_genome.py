@@ -26,7 +26,7 @@ from data_pipelines.annotations.files import (
     without_repeats,
 )
 from data_pipelines.annotations.pictures import Annotations, Picture
-from data_pipelines.shards import Manifest
+from data_pipelines.shards.format import Manifest
 
 NUMBER = (int, float)
 

@@ -18,8 +18,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from data_pipelines.images import ImageError, decode_image
-from data_pipelines.shards import WHOLE_IMAGE, RegionArrays, Sample
+from data_pipelines.shards.format import WHOLE_IMAGE, RegionArrays, Sample
+from data_pipelines.shards.pictures import ImageError, decode_image
 
 WITHOUT_REGIONS = "without_regions"  # the fact that says why a sample got no regions
 SIDE_STEP = 32  # pictures are scaled to sides that are multiples of the trunk's stride, so that boxes fit the map

@@ -18,21 +18,20 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.shards import (
+from data_pipelines.shards.format import (
     IMAGE_FORMATS,
     READY,
     BadSampleError,
     Manifest,
     Sample,
     ShardError,
-    ShardReader,
     check_regions,
-    indexed_splits,
     read_manifest,
-    write_index,
     write_manifest,
     write_shard,
 )
+from data_pipelines.shards.index import indexed_splits, write_index
+from data_pipelines.shards.reader import ShardReader
 
 WORK = "features.tmp"
 # what a rewritten sample must share with the older one, beside its order

@@ -10,7 +10,8 @@ from made_up_coco import picture
 
 from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.pictures import Annotations, read_samples
-from data_pipelines.shards import Sample, ShardReader
+from data_pipelines.shards.format import Sample
+from data_pipelines.shards.reader import ShardReader
 
 
 def write_pictures(folder: Path, *names: str, width: int = 40, height: int = 20) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.shards import Manifest, RegionArrays, Sample, write_manifest, write_split
+from data_pipelines.shards.format import Manifest, RegionArrays, Sample, write_manifest
+from data_pipelines.shards.index import write_split
 
 CLASSES = ["background", "circle", "square"]
 WORDS = ["a", "red", "circle", "blue", "square", "left", "of", "the"]

@@ -10,8 +10,9 @@ import numpy as np
 from made_up_shards import CLASSES, FEATURES, make_sample
 from PIL import Image
 
-from data_pipelines.inspection import DataSetReport, SplitReport, inspect_data_set
-from data_pipelines.shards import Manifest, RegionArrays, Sample, write_manifest, write_split
+from data_pipelines.inspection.report import DataSetReport, SplitReport, inspect_data_set
+from data_pipelines.shards.format import Manifest, RegionArrays, Sample, write_manifest
+from data_pipelines.shards.index import write_split
 
 
 def picture(number: int, width: int = 40, height: int = 20) -> bytes:

@@ -16,18 +16,11 @@ from test_vcr import row, write_images
 
 from data_pipelines.annotations.vcr import read_vcr
 from data_pipelines.batches import MicroBatchLoader, collate
-from data_pipelines.choices import choice_question
-from data_pipelines.plan import Plan
-from data_pipelines.shards import (
-    WHOLE_IMAGE,
-    BadSampleError,
-    Manifest,
-    RegionArrays,
-    ShardError,
-    write_manifest,
-    write_split,
-)
-from data_pipelines.source import Source
+from data_pipelines.shards.format import WHOLE_IMAGE, BadSampleError, Manifest, RegionArrays, ShardError, write_manifest
+from data_pipelines.shards.index import write_split
+from data_pipelines.sources.choices import choice_question
+from data_pipelines.sources.plan import Plan
+from data_pipelines.sources.source import Source
 from vlp.interfaces import NONE, Batch, Segment
 from vlp.text.wordpiece import WordPiece
 

@@ -16,7 +16,8 @@ from data_pipelines.annotations import build
 from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.coco import CocoReader
 from data_pipelines.annotations.files import AnnotationError, LeftOut
-from data_pipelines.shards import Manifest, Sample, ShardError, ShardReader, read_manifest, write_manifest
+from data_pipelines.shards.format import Manifest, Sample, ShardError, read_manifest, write_manifest
+from data_pipelines.shards.reader import ShardReader
 
 MANIFEST = Manifest("coco", 0, CLASSES, "", "each picture's own")
 

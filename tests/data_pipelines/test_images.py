@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from data_pipelines.images import ImageError, decode_image, picture_size, scaled_pixels
+from data_pipelines.shards.pictures import ImageError, decode_image, picture_size, scaled_pixels
 from vlp.interfaces import PixelSize
 
 GRADIENT = np.arange(48, dtype=np.uint8).reshape(4, 12) * 5

@@ -15,8 +15,9 @@ import pytest
 from made_up_shards import CLASSES, FEATURES, make_sample, write_vocabulary
 from made_up_splits import inspect, inspect_train, make_splits, picture, regions, with_picture
 
-from data_pipelines.inspection_page import draw_page, findings, table_rows
-from data_pipelines.shards import Manifest, Sample, ShardError, ShardReader, write_manifest
+from data_pipelines.inspection.page import draw_page, findings, table_rows
+from data_pipelines.shards.format import Manifest, Sample, ShardError, write_manifest
+from data_pipelines.shards.reader import ShardReader
 
 
 def flip_a_byte(folder: Path, number: int, member: str) -> None:

@@ -18,9 +18,9 @@ from made_up_shards import FEATURES
 from made_up_splits import inspect, make_splits, picture, regions, with_picture
 from PIL import Image
 
-from data_pipelines.inspection import EXAMPLES, THUMBNAIL_SIDE
-from data_pipelines.inspection_page import draw_page, histogram, spread
-from data_pipelines.shards import Manifest, Sample, write_manifest
+from data_pipelines.inspection.page import draw_page, histogram, spread
+from data_pipelines.inspection.report import EXAMPLES, THUMBNAIL_SIDE
+from data_pipelines.shards.format import Manifest, Sample, write_manifest
 
 TOOL = Path(__file__).parents[2] / "tools" / "inspect_data.py"
 

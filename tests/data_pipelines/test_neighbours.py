@@ -11,10 +11,11 @@ import samples
 import torch
 
 from data_pipelines.batches import collate
-from data_pipelines.neighbours import read_neighbours, write_neighbours
-from data_pipelines.scenes import build_scenes
-from data_pipelines.shards import ShardError, ShardReader
-from data_pipelines.source import Source
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.shards.format import ShardError
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.neighbours import read_neighbours, write_neighbours
+from data_pipelines.sources.source import Source
 from vlp.distributed import generator_for
 from vlp.tasks.pair_ranking import PairRanking, draw_negatives
 from vlp.text.wordpiece import WordPiece

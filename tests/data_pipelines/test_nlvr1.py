@@ -14,9 +14,9 @@ from made_up_benchmarks import write_json_lines
 from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.nlvr1 import Nlvr1Reader, draw_scene
-from data_pipelines.images import decode_image
-from data_pipelines.scenes import region_features
-from data_pipelines.shards import ShardReader
+from data_pipelines.scenes.build import region_features
+from data_pipelines.shards.pictures import decode_image
+from data_pipelines.shards.reader import ShardReader
 from tools import extract_features, make_shards
 
 SQUARE = {"type": "square", "size": 10, "color": "Yellow", "x_loc": 90, "y_loc": 0}

@@ -12,7 +12,8 @@ from made_up_coco import picture
 
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.nlvr2 import read_nlvr2
-from data_pipelines.shards import ShardReader, read_manifest
+from data_pipelines.shards.format import read_manifest
+from data_pipelines.shards.reader import ShardReader
 from tools import make_shards
 
 

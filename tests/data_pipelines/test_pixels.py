@@ -13,10 +13,10 @@ from made_up_shards import make_data_set, make_sample, write_vocabulary
 from PIL import Image
 
 from data_pipelines.batches import MicroBatchLoader, collate
-from data_pipelines.images import ImageError, scaled_pixels
-from data_pipelines.plan import Plan
-from data_pipelines.shards import Sample, ShardError
-from data_pipelines.source import Source
+from data_pipelines.shards.format import Sample, ShardError
+from data_pipelines.shards.pictures import ImageError, scaled_pixels
+from data_pipelines.sources.plan import Plan
+from data_pipelines.sources.source import Source
 from vlp.interfaces import PixelSize
 from vlp.text.wordpiece import WordPiece
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.datamodule import PlaceSampler, Stages
-from data_pipelines.plan import LENGTH_STEP, Batches, Plan, PlannedSource
+from data_pipelines.sources.plan import LENGTH_STEP, Batches, Plan, PlannedSource
 
 seeds = st.integers(0, 5)
 

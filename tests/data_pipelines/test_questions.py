@@ -9,9 +9,10 @@ import pytest
 from made_up_shards import CLASSES, make_sample, write_vocabulary
 
 from data_pipelines.batches import collate
-from data_pipelines.questions import Question, question_of
-from data_pipelines.shards import BadSampleError, Manifest, Sample, write_manifest, write_split
-from data_pipelines.source import Source
+from data_pipelines.shards.format import BadSampleError, Manifest, Sample, write_manifest
+from data_pipelines.shards.index import write_split
+from data_pipelines.sources.questions import Question, question_of
+from data_pipelines.sources.source import Source
 from vlp.text.wordpiece import WordPiece
 
 TEN = ["red"] * 5 + ["Dark red"] * 3 + ["pink", "a blue"]

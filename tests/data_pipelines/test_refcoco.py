@@ -12,7 +12,7 @@ from made_up_coco import CATEGORIES, CLASSES, box_entry, image_entry
 
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.refcoco import read_refcoco
-from data_pipelines.shards import read_manifest
+from data_pipelines.shards.format import read_manifest
 from tools import convert_refcoco, make_shards
 
 

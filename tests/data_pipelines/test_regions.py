@@ -22,7 +22,7 @@ from data_pipelines.features.regions import (
     scaled_size,
     with_regions,
 )
-from data_pipelines.shards import Sample
+from data_pipelines.shards.format import Sample
 
 
 def slow_pool(feature_map: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -16,17 +16,9 @@ from made_up_coco import CLASSES, picture
 
 from data_pipelines.features import rewrite
 from data_pipelines.features.rewrite import add_features, finish_replacing
-from data_pipelines.shards import (
-    Manifest,
-    RegionArrays,
-    Sample,
-    ShardError,
-    ShardReader,
-    read_manifest,
-    write_index,
-    write_manifest,
-    write_split,
-)
+from data_pipelines.shards.format import Manifest, RegionArrays, Sample, ShardError, read_manifest, write_manifest
+from data_pipelines.shards.index import write_index, write_split
+from data_pipelines.shards.reader import ShardReader
 
 FEATURES = 5
 

@@ -9,14 +9,15 @@ from typing import Any
 
 from test_scene_expressions import KINDS, meant
 
-from data_pipelines.scene_choices import QUESTIONS, choose
-from data_pipelines.scene_language import CANONICAL, vocabulary
-from data_pipelines.scene_model import RELATIONS, Scene
-from data_pipelines.scene_questions import WORDS
-from data_pipelines.scene_statements import WORDS as STATEMENT_WORDS
-from data_pipelines.scenes import _rng, build_scenes, make_scene
-from data_pipelines.shards import ShardReader
-from data_pipelines.source import Source
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.scenes.choices import QUESTIONS, choose
+from data_pipelines.scenes.language import CANONICAL, vocabulary
+from data_pipelines.scenes.objects import RELATIONS, Scene
+from data_pipelines.scenes.placing import make_scene, scene_rng
+from data_pipelines.scenes.questions import WORDS
+from data_pipelines.scenes.statements import WORDS as STATEMENT_WORDS
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.source import Source
 from vlp.text.wordpiece import WordPiece
 
 COUNT = 600
@@ -28,7 +29,7 @@ def asked() -> list[tuple[Scene, dict[str, Any]]]:
     return [
         (scene, question)
         for number, scene in enumerate(scenes)
-        for question in choose(scene, f"s-{number}", _rng(0, "train", number, "choices"))
+        for question in choose(scene, f"s-{number}", scene_rng(0, "train", number, "choices"))
     ]
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.batches import collate
-from data_pipelines.questions import question_of
-from data_pipelines.scene_expressions import refer
-from data_pipelines.scene_language import CANONICAL, vocabulary
-from data_pipelines.scene_model import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
-from data_pipelines.scene_questions import WORDS
-from data_pipelines.scene_statements import WORDS as STATEMENT_WORDS
-from data_pipelines.scenes import _rng, build_scenes, make_scene
-from data_pipelines.shards import BadSampleError, ShardReader
-from data_pipelines.source import Source
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.scenes.expressions import refer
+from data_pipelines.scenes.language import CANONICAL, vocabulary
+from data_pipelines.scenes.objects import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
+from data_pipelines.scenes.placing import make_scene, scene_rng
+from data_pipelines.scenes.questions import WORDS
+from data_pipelines.scenes.statements import WORDS as STATEMENT_WORDS
+from data_pipelines.shards.format import BadSampleError
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.questions import question_of
+from data_pipelines.sources.source import Source
 from vlp.text.wordpiece import WordPiece
 
 KINDS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES}
@@ -47,7 +49,7 @@ def test_expressions_mean_one_object() -> None:
     kinds: Counter[str] = Counter()
     for number in range(300):
         scene = make_scene(0, "val", number)
-        for text, place, kind in refer(scene, _rng(0, "val", number, "expressions")):
+        for text, place, kind in refer(scene, scene_rng(0, "val", number, "expressions")):
             assert meant(text, scene) == [scene.objects[place]], text
             assert set(text.split()) <= known
             kinds[kind] += 1

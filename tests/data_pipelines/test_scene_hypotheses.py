@@ -8,10 +8,11 @@ from pathlib import Path
 
 from test_scene_questions import meant
 
-from data_pipelines.scene_hypotheses import ANSWERS, suppose
-from data_pipelines.scene_model import Scene
-from data_pipelines.scenes import _rng, build_scenes, make_scene
-from data_pipelines.source import Source
+from data_pipelines.scenes.build import build_scenes
+from data_pipelines.scenes.hypotheses import ANSWERS, suppose
+from data_pipelines.scenes.objects import Scene
+from data_pipelines.scenes.placing import make_scene, scene_rng
+from data_pipelines.sources.source import Source
 from vlp.interfaces import NONE
 from vlp.text.wordpiece import WordPiece
 
@@ -34,7 +35,7 @@ def test_hypotheses_have_one_reading() -> None:
     complete = 0
     for number in range(COUNT):
         scene = make_scene(0, "train", number)
-        supposed = suppose(scene, _rng(0, "train", number, "hypotheses"))
+        supposed = suppose(scene, scene_rng(0, "train", number, "hypotheses"))
         for text, told, kind in supposed:
             assert told == label(text, scene), f"{number}: {text}"
             labels[told] += 1

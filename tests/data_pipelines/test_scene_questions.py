@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.scene_language import SYNONYMS, vocabulary
-from data_pipelines.scene_model import COLOURS, HELD_OUT, SHAPES, SIZES, TEXTURES, Scene, SceneObject
-from data_pipelines.scene_questions import ANSWERS, QUESTIONS, WORDS, ask
-from data_pipelines.scenes import ATTRIBUTE_NAMES, _rng, attribute_scores, make_scene
+from data_pipelines.scenes.build import ATTRIBUTE_NAMES, attribute_scores
+from data_pipelines.scenes.language import SYNONYMS, vocabulary
+from data_pipelines.scenes.objects import COLOURS, HELD_OUT, SHAPES, SIZES, TEXTURES, Scene, SceneObject
+from data_pipelines.scenes.placing import make_scene, scene_rng
+from data_pipelines.scenes.questions import ANSWERS, QUESTIONS, WORDS, ask
 from vlp.text.wordpiece import WordPiece
 
 NAME = {word: name for name, words in SYNONYMS.items() for word in words}
@@ -22,7 +23,7 @@ LABELS = {*COLOURS, *SHAPES, *SIZES, *TEXTURES}
 
 def asked(split: str, count: int) -> list[tuple[Scene, str, str, str]]:
     scenes = [make_scene(0, split, number) for number in range(count)]
-    every = [(scene, ask(scene, _rng(0, split, number, "questions"))) for number, scene in enumerate(scenes)]
+    every = [(scene, ask(scene, scene_rng(0, split, number, "questions"))) for number, scene in enumerate(scenes)]
     assert all(len({question for question, _, _ in questions}) == QUESTIONS for _, questions in every)
     return [(scene, *one) for scene, questions in every for one in questions]
 

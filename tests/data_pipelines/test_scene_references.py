@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-from data_pipelines.scene_language import Caption, Entity, Meaning, describe
-from data_pipelines.scene_model import Scene, SceneObject, related
-from data_pipelines.scene_references import objects_meant, phrases, word_regions
-from data_pipelines.scenes import _rng, make_scene
+from data_pipelines.scenes.language import Caption, Entity, Meaning, describe
+from data_pipelines.scenes.objects import Scene, SceneObject, related
+from data_pipelines.scenes.placing import make_scene, scene_rng
+from data_pipelines.scenes.references import objects_meant, phrases, word_regions
 from vlp.interfaces import NONE
 
 RED = SceneObject("red", "circle", "large", "plain", 20, 20)
@@ -18,7 +18,7 @@ ALSO_RED = SceneObject("red", "circle", "small", "plain", 20, 80)
 
 def described(split: str, count: int) -> list[tuple[Scene, Caption]]:
     scenes = [make_scene(0, split, number) for number in range(count)]
-    return [(s, c) for n, s in enumerate(scenes) for c in describe(s, _rng(0, split, n, "captions"))]
+    return [(s, c) for n, s in enumerate(scenes) for c in describe(s, scene_rng(0, split, n, "captions"))]
 
 
 def slowly_meant(meaning: Meaning, scene: Scene) -> list[int]:

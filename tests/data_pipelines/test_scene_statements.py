@@ -8,13 +8,14 @@ from pathlib import Path
 
 from test_scene_questions import meant
 
-from data_pipelines.scene_language import NUMBERS, vocabulary
-from data_pipelines.scene_model import Scene
-from data_pipelines.scene_questions import WORDS as QUESTION_WORDS
-from data_pipelines.scene_statements import WORDS
-from data_pipelines.scenes import build_scenes, make_scene, make_statements
-from data_pipelines.shards import ShardReader
-from data_pipelines.source import Source
+from data_pipelines.scenes.build import build_scenes, make_statements
+from data_pipelines.scenes.language import NUMBERS, vocabulary
+from data_pipelines.scenes.objects import Scene
+from data_pipelines.scenes.placing import make_scene
+from data_pipelines.scenes.questions import WORDS as QUESTION_WORDS
+from data_pipelines.scenes.statements import WORDS
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.source import Source
 from vlp.text.wordpiece import WordPiece
 
 COUNT = 90

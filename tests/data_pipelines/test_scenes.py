@@ -16,22 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines import scene_language as language
-from data_pipelines.scene_language import Entity, Meaning, bag_of_words_scores, ceiling, describe, holds, label_words
-from data_pipelines.scene_model import HELD_OUT, Scene, SceneObject, related
-from data_pipelines.scenes import (
-    CLASS_NAMES,
-    SIDE,
-    _rng,
-    build_scenes,
-    class_scores,
-    make_samples,
-    make_scene,
-    region_features,
-    render,
-    shape_mask,
-)
-from data_pipelines.shards import ShardReader
+from data_pipelines.scenes import language
+from data_pipelines.scenes.build import CLASS_NAMES, build_scenes, class_scores, make_samples, region_features
+from data_pipelines.scenes.language import Entity, Meaning, bag_of_words_scores, ceiling, describe, holds, label_words
+from data_pipelines.scenes.objects import HELD_OUT, Scene, SceneObject, related
+from data_pipelines.scenes.placing import SIDE, make_scene, scene_rng
+from data_pipelines.scenes.rendering import render, shape_mask
+from data_pipelines.shards.reader import ShardReader
 from vlp.text.wordpiece import WordPiece
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,7 +34,7 @@ def scenes(split: str, count: int) -> list[Scene]:
 
 
 def captions_of(scene: Scene, number: int) -> list[language.Caption]:
-    return describe(scene, _rng(0, "val", number, "captions"))
+    return describe(scene, scene_rng(0, "val", number, "captions"))
 
 
 def digest_of_scenes() -> str:
@@ -53,7 +44,7 @@ def digest_of_scenes() -> str:
         scene = make_scene(7, split, number)
         pixels, boxes = render(scene, 7, split, number)
         digest.update(pixels.tobytes() + boxes.tobytes())
-        for caption in describe(scene, _rng(7, split, number, "captions")):
+        for caption in describe(scene, scene_rng(7, split, number, "captions")):
             digest.update(f"{caption.text}|{caption.foil}".encode())
     return digest.hexdigest()
 
@@ -277,7 +268,7 @@ def test_bag_of_words_and_ceiling_by_hand() -> None:
 
 def test_built_whole_or_not_at_all(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from data_pipelines.scenes import build_scenes\n"
+        "import sys; from pathlib import Path; from data_pipelines.scenes.build import build_scenes\n"
         "if __name__ == '__main__': build_scenes(Path(sys.argv[1]), 100000, 10, 0, print, processes=1)\n"
     )
     script = tmp_path / "build.py"
@@ -305,7 +296,7 @@ def test_built_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_several_processes_make_what_one_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_pipelines.scenes.CHUNK", 4)
+    monkeypatch.setattr("data_pipelines.scenes.build.CHUNK", 4)
     for name, processes in (("one", 1), ("two", 2)):
         build_scenes(tmp_path / name, 23, 3, 1, lambda text: None, processes)
     one, two = (ShardReader(tmp_path / name, "train") for name in ("one", "two"))

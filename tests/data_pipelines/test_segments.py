@@ -11,11 +11,12 @@ import torch
 from made_up_shards import CLASSES, make_data_set, make_sample, write_vocabulary
 
 from data_pipelines.batches import MicroBatchLoader, collate
-from data_pipelines.plan import Plan
 from data_pipelines.prepare import open_sources
-from data_pipelines.segments import TextMaterial, most_tokens, second_caption
-from data_pipelines.shards import BadSampleError, Manifest, Sample, ShardError, write_manifest, write_split
-from data_pipelines.source import Source
+from data_pipelines.shards.format import BadSampleError, Manifest, Sample, ShardError, write_manifest
+from data_pipelines.shards.index import write_split
+from data_pipelines.sources.plan import Plan
+from data_pipelines.sources.segments import TextMaterial, most_tokens, second_caption
+from data_pipelines.sources.source import Source
 from vlp.text.wordpiece import WordPiece
 
 MAX_TOKENS = {"caption": 20, "second_caption": 20, "tags": 3}

@@ -16,19 +16,18 @@ import pytest
 import webdataset
 from made_up_shards import CLASSES, FEATURES, make_data_set, make_sample
 
-from data_pipelines.shards import (
+from data_pipelines.shards.format import (
     BadSampleError,
     Manifest,
     RegionArrays,
     Sample,
     ShardError,
-    ShardReader,
     check_regions,
     read_manifest,
-    write_index,
     write_manifest,
-    write_split,
 )
+from data_pipelines.shards.index import write_index, write_split
+from data_pipelines.shards.reader import ShardReader
 
 MANIFEST = Manifest("made_up", FEATURES, CLASSES, "random numbers", "CC0")
 

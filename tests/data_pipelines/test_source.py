@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from data_pipelines.batches import MicroBatchLoader, collate
 from data_pipelines.datamodule import MicroBatches, PlaceSampler
-from data_pipelines.plan import LENGTH_STEP, Plan
 from data_pipelines.prepare import open_sources, validation_batches
-from data_pipelines.shards import BadSampleError, ShardError, read_manifest, write_manifest
-from data_pipelines.source import Source
+from data_pipelines.shards.format import BadSampleError, ShardError, read_manifest, write_manifest
+from data_pipelines.sources.plan import LENGTH_STEP, Plan
+from data_pipelines.sources.source import Source
 from vlp.interfaces import Batch
 from vlp.text.wordpiece import WordPiece
 

@@ -21,14 +21,14 @@ from made_up_shards import make_data_set, make_sample, write_vocabulary
 from made_up_tars import caption, encoded, picture, pixels, write_like_img2dataset, write_members
 from PIL import Image
 
-from data_pipelines import shards
 from data_pipelines.annotations import tars as tars_module
 from data_pipelines.annotations.tars import Indexed, find_tars, index_tars
 from data_pipelines.features.rewrite import add_features
-from data_pipelines.images import decode_image
-from data_pipelines.inspection import inspect_data_set
-from data_pipelines.shards import BadSampleError, ShardError, ShardReader, read_manifest
-from data_pipelines.source import Source
+from data_pipelines.inspection.report import inspect_data_set
+from data_pipelines.shards.format import BadSampleError, ShardError, read_manifest
+from data_pipelines.shards.pictures import decode_image
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.source import Source
 from vlp.interfaces import PixelSize
 from vlp.text.wordpiece import WordPiece
 
@@ -453,7 +453,7 @@ def test_folders_and_names_that_are_taken(tmp_path: Path) -> None:
 
 
 def test_open_files_stay_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "MOST_OPEN", 3)
+    monkeypatch.setattr("data_pipelines.shards.reader.MOST_OPEN", 3)
     for shard in range(8):
         write_like_img2dataset(tmp_path, shard, 1)
     index(tmp_path)

@@ -12,10 +12,12 @@ from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.text import TextReader
 from data_pipelines.batches import MicroBatchLoader
-from data_pipelines.plan import Plan
 from data_pipelines.prepare import open_sources
-from data_pipelines.shards import Manifest, Sample, ShardError, ShardReader, write_manifest, write_split
-from data_pipelines.source import Source
+from data_pipelines.shards.format import Manifest, Sample, ShardError, write_manifest
+from data_pipelines.shards.index import write_split
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.plan import Plan
+from data_pipelines.sources.source import Source
 from vlp.interfaces import NONE
 from vlp.text.wordpiece import WordPiece
 

@@ -10,7 +10,7 @@ from made_up_benchmarks import built, left_out, samples_of, texts, write_json, w
 
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.vcr import CLASS_NAMES, read_vcr
-from data_pipelines.shards import read_manifest
+from data_pipelines.shards.format import read_manifest
 from tools import make_shards
 
 FILM = "lsmdc_3015_CHARLIE/3015_CHARLIE_00.23.57.935-00.24.00.783@0"

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from data_pipelines.batches import collate
 from data_pipelines.prepare import open_sources
-from data_pipelines.scenes import Asked, build_scenes
-from data_pipelines.source import LoadedPair
+from data_pipelines.scenes.build import Asked, build_scenes
+from data_pipelines.sources.source import LoadedPair
 from tools.learn import shortened
 from vlp.build import FeatureFacts, build_model, build_objectives, pixel_size
 from vlp.config import ConfigError, GroupConfig, load_config

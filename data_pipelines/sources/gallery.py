@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from data_pipelines.shards import BadSampleError, ShardError, ShardReader
+from data_pipelines.shards.format import BadSampleError, ShardError
+from data_pipelines.shards.reader import ShardReader
 from vlp.interfaces import PixelSize, Regions, SquareSize
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.shards import WHOLE_IMAGE, RegionArrays
+from data_pipelines.shards.format import WHOLE_IMAGE, RegionArrays
 from vlp.distributed import derive_seed
 from vlp.interfaces import NONE, Tokenizer, Tokens
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.shards import ShardError, ShardReader
+from data_pipelines.shards.format import ShardError
+from data_pipelines.shards.reader import ShardReader
 
 
 def write_neighbours(path: Path, reader: ShardReader, neighbours: dict[str, list[str]], mined_by: str) -> None:

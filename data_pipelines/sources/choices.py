@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.segments import with_word_regions
-from data_pipelines.shards import WHOLE_IMAGE, BadSampleError, ShardError
+from data_pipelines.shards.format import WHOLE_IMAGE, BadSampleError, ShardError
+from data_pipelines.sources.segments import with_word_regions
 from vlp.interfaces import NONE, Tokenizer, Tokens
 
 CHOICES = 4

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_pipelines.scene_language import CANONICAL, NUMBERS, Caption, Entity, Meaning, assignments
-from data_pipelines.scene_model import COLOURS, SHAPES, SIZES, TEXTURES, Scene
+from data_pipelines.scenes.language import CANONICAL, NUMBERS, Caption, Entity, Meaning, assignments
+from data_pipelines.scenes.objects import COLOURS, SHAPES, SIZES, TEXTURES, Scene
 from vlp.interfaces import NONE
 
 KINDS = {"colour": COLOURS, "size": SIZES, "texture": TEXTURES, "shape": SHAPES}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.segments import asked_texts
-from data_pipelines.shards import BadSampleError
+from data_pipelines.shards.format import BadSampleError
+from data_pipelines.sources.segments import asked_texts
 from vlp.text.answers import answer_scores, normalise_answer
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.inspection import DataSetReport, ReadSample, SplitReport
+from data_pipelines.inspection.report import DataSetReport, ReadSample, SplitReport
 
 NAMED = 5  # keys or texts that a finding names
 BARS, CLASSES, CAPTIONS_SHOWN = 12, 20, 6  # rows of a histogram, and at most so many listed

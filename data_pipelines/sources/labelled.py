@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from data_pipelines.gallery import read_image
-from data_pipelines.images import ImageError, sized_pixels
-from data_pipelines.shards import IMAGE_FORMATS, BadSampleError, ShardError, ShardReader
+from data_pipelines.shards.format import IMAGE_FORMATS, BadSampleError, ShardError
+from data_pipelines.shards.pictures import ImageError, sized_pixels
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.gallery import read_image
 from vlp.interfaces import PixelSize, Regions, SquareSize
 
 TAR_FORMATS = (*IMAGE_FORMATS, "jpeg")

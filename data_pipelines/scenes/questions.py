@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_pipelines.scene_language import SYNONYMS, Entity
-from data_pipelines.scene_model import COLOURS, HELD_OUT, OPPOSITE, RELATIONS, SHAPES, Scene, SceneObject, related
+from data_pipelines.scenes.language import SYNONYMS, Entity
+from data_pipelines.scenes.objects import COLOURS, HELD_OUT, OPPOSITE, RELATIONS, SHAPES, Scene, SceneObject, related
 
 QUESTIONS = 3  # a scene: beside five captions about the share of questions in LXMERT's data
 MOST_OBJECTS = 5

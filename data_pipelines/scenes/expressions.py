@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_pipelines.scene_language import Entity
-from data_pipelines.scene_model import RELATIONS, Scene, SceneObject, related
-from data_pipelines.scene_questions import fitting, said, unique, word_for
+from data_pipelines.scenes.language import Entity
+from data_pipelines.scenes.objects import RELATIONS, Scene, SceneObject, related
+from data_pipelines.scenes.questions import fitting, said, unique, word_for
 
 EXPRESSIONS = 3  # a scene
 TRIES = 60

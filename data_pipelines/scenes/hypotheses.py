@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_pipelines.scene_language import SYNONYMS, Entity
-from data_pipelines.scene_model import Scene
-from data_pipelines.scene_questions import said
+from data_pipelines.scenes.language import SYNONYMS, Entity
+from data_pipelines.scenes.objects import Scene
+from data_pipelines.scenes.questions import said
 
 ANSWERS = ["entailment", "neutral", "contradiction"]
 KINDS = (("shape", "colour"), ("colour", "shape"), ("shape", "size"), ("colour", "size"))  # what is named, what is said

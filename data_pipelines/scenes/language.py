@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.scene_model import (
+from data_pipelines.scenes.objects import (
     COLOURS,
     OPPOSITE,
     RELATIONS,

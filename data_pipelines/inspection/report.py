@@ -13,16 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.images import ImageError, decode_image
-from data_pipelines.shards import (
-    BadSampleError,
-    Manifest,
-    RegionArrays,
-    ShardError,
-    ShardReader,
-    indexed_splits,
-    read_manifest,
-)
+from data_pipelines.shards.format import BadSampleError, Manifest, RegionArrays, ShardError, read_manifest
+from data_pipelines.shards.index import indexed_splits
+from data_pipelines.shards.pictures import ImageError, decode_image
+from data_pipelines.shards.reader import ShardReader
 from vlp.text.wordpiece import WordPiece
 
 EXAMPLES = 12  # samples of a split that are shown

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.scene_language import NUMBERS, Entity
-from data_pipelines.scene_model import Scene
-from data_pipelines.scene_questions import said
+from data_pipelines.scenes.language import NUMBERS, Entity
+from data_pipelines.scenes.objects import Scene
+from data_pipelines.scenes.questions import said
 
 STATEMENTS = 2  # of each family of scenes
 ANSWERS = ["False", "True"]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.scene_language import Entity
-from data_pipelines.scene_model import HELD_OUT, RELATIONS, Scene, SceneObject, related
-from data_pipelines.scene_questions import fitting, said, unique, word_for
+from data_pipelines.scenes.language import Entity
+from data_pipelines.scenes.objects import HELD_OUT, RELATIONS, Scene, SceneObject, related
+from data_pipelines.scenes.questions import fitting, said, unique, word_for
 from vlp.interfaces import NONE
 
 QUESTIONS = 2  # a scene

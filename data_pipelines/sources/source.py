@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipelines.choices import (
+from data_pipelines.shards.format import BadSampleError, RegionArrays, ShardError
+from data_pipelines.shards.pictures import cells
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.choices import (
     CHOICES,
     PARTS,
     ChoiceQuestion,
@@ -21,11 +24,10 @@ from data_pipelines.choices import (
     encode_choices,
     parts_of,
 )
-from data_pipelines.images import cells
-from data_pipelines.neighbours import read_neighbours
-from data_pipelines.plan import LENGTH_STEP, PlannedSource
-from data_pipelines.questions import Question, question_of
-from data_pipelines.segments import (
+from data_pipelines.sources.neighbours import read_neighbours
+from data_pipelines.sources.plan import LENGTH_STEP, PlannedSource
+from data_pipelines.sources.questions import Question, question_of
+from data_pipelines.sources.segments import (
     SEGMENTS,
     TextMaterial,
     asked_texts,
@@ -36,7 +38,6 @@ from data_pipelines.segments import (
     with_word_regions,
     word_regions,
 )
-from data_pipelines.shards import BadSampleError, RegionArrays, ShardError, ShardReader
 from vlp.distributed import derive_seed
 from vlp.interfaces import NONE, PixelSize, Regions, SquareSize, Tokenizer, Tokens
 
@@ -73,7 +74,7 @@ class LoadedPair:
 class Source:
     """The pairs of a split: each caption of each sample that has regions (or a picture, if pixels are asked for), and
     each question where they are loaded (and questions alone where captions are not); or, of a text-only split, each
-    text. Where answers or rationales are loaded, each question with choices, once or twice (`data_pipelines.choices`).
+    text. Where answers or rationales are loaded, each question with choices, once or twice (`data_pipelines.sources.choices`).
 
     Args:
         name: what the mix and the log call it.

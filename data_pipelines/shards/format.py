@@ -1,0 +1,197 @@
+"""The shard format: webdataset-layout tars, an index and a manifest beside them.
+
+A sample is up to three members of a tar: `KEY.json` (captions and facts), `KEY.png|jpg|webp` (optional),
+`KEY.regions.safetensors` (optional: `boxes` float32 [R, 4], `features` float16 [R, F], `scores` float16 [R, C],
+`attribute_scores` float16 [R, A]). A data set's folder holds `SPLIT-00000.tar ...`, `SPLIT.parquet` (the index) and
+`manifest.json`. Tars of other tools are indexed where they lie (`annotations/tars.py`) and read by the same reader.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+from safetensors.numpy import save as save_arrays
+
+SCHEMA_VERSION = 1
+IMAGE_FORMATS = ("png", "jpg", "webp")
+WHOLE_IMAGE = "whole image"  # name of a region that shows no one object
+READY = "features.ready"  # folder inside a data set's: finished shards that are being put in place of the older ones
+
+
+@dataclass(frozen=True)
+class RegionArrays:
+    """Regions as stored: `boxes` float32 [R, 4] corners as shares of the image, `features` float16 [R, F],
+    `scores` float16 [R, C] a distribution over the manifest's classes, or None; `attribute_scores` float16 [R, A], how
+    sure each of the manifest's attributes is, or None.
+    """
+
+    boxes: np.ndarray
+    features: np.ndarray
+    scores: np.ndarray | None = None
+    attribute_scores: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its texts, or texts alone.
+
+    `facts` is stored beside the captions (size, licence, source, names of regions ...). `key` names the sample within
+    its data set; it holds no dot and no slash. `image` is an encoded picture and `image_format` its kind, one of
+    `IMAGE_FORMATS`.
+    """
+
+    key: str
+    captions: list[str]
+    regions: RegionArrays | None = None
+    image: bytes | None = None
+    image_format: str = "png"
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Manifest:
+    """What a data set is. `class_names`: the classes of the scores, the first being the background; empty if none.
+
+    `feature_size` 0: there are no region features. `extractor` says how the features were made. `samples`: by split.
+    `attribute_names`: the attributes of the regions' attribute scores, none of which stands for "no attribute".
+    `answer_names`: the answers that a model can choose from; others in the facts are unknown to it.
+    """
+
+    name: str
+    feature_size: int
+    class_names: list[str]
+    extractor: str
+    licence: str
+    samples: dict[str, int] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+    attribute_names: list[str] = field(default_factory=list)
+    answer_names: list[str] = field(default_factory=list)
+
+
+class ShardError(ValueError):
+    """Shards, index or manifest are missing or damaged; the message names the file."""
+
+
+class BadSampleError(ValueError):
+    """One sample cannot be used. `reason` is a short phrase to count by, `key` the sample's."""
+
+    def __init__(self, key: str, reason: str):
+        super().__init__(f"sample {key}: {reason}")
+        self.key, self.reason = key, reason
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write under a temporary name, then rename: the file is whole or absent."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`."""
+    write_bytes(folder / "manifest.json", json.dumps(asdict(manifest), indent=1, ensure_ascii=False).encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json`.
+
+    Raises:
+        ShardError: it is missing, not JSON, lacks a key, or of another schema version; or the data set is half way
+            between its state without region features and with them.
+    """
+    path = folder / "manifest.json"
+    if (folder / READY).exists():
+        raise ShardError(
+            f"{folder} is half way to its region features, since the extraction was stopped in its last step;"
+            " run the same tools/extract_features.py command again to finish it, nothing is lost"
+        )
+    if not path.is_file():
+        raise ShardError(f"{folder} holds no data set (no manifest.json); tools/make_shards.py makes one")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest(**values)
+    except (ValueError, TypeError) as error:
+        raise ShardError(
+            f"{path} is not a manifest: {error}; its keys are {[f.name for f in fields(Manifest)]}"
+        ) from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise ShardError(f"{path} has schema version {manifest.schema_version}, this version reads {SCHEMA_VERSION}")
+    return manifest
+
+
+def shard_name(split: str, number: int) -> str:
+    """File name of a shard."""
+    return f"{split}-{number:05d}.tar"
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> None:
+    """Write samples to one tar, under a temporary name first; the same samples give the same bytes.
+
+    Raises:
+        ValueError: a key with a dot or slash, an unknown image format, or arrays that do not fit together.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with webdataset.TarWriter(str(temporary), mtime=0, user="", group="") as tar:
+        for sample in samples:
+            tar.write(_members(sample))
+    os.replace(temporary, path)
+
+
+def _members(sample: Sample) -> dict[str, Any]:
+    if not sample.key or set(sample.key) & set("./\\"):
+        raise ValueError(f"sample key {sample.key!r} must not be empty nor hold a dot or a slash")
+    facts = {**sample.facts, "captions": sample.captions}
+    members: dict[str, Any] = {
+        "__key__": sample.key,
+        "json": json.dumps(facts, ensure_ascii=False, sort_keys=True).encode(),
+    }
+    if sample.image is not None:
+        if sample.image_format not in IMAGE_FORMATS:
+            raise ValueError(f"sample {sample.key}: image format {sample.image_format!r} is none of {IMAGE_FORMATS}")
+        members[sample.image_format] = sample.image
+    if sample.regions is not None:
+        r = sample.regions
+        arrays: dict[str, np.ndarray] = {"boxes": r.boxes.astype(np.float32), "features": r.features.astype(np.float16)}
+        for name, scores in (("scores", r.scores), ("attribute_scores", r.attribute_scores)):
+            if scores is not None:
+                arrays[name] = scores.astype(np.float16)
+        if len({len(array) for array in arrays.values()}) != 1 or r.boxes.shape[1:] != (4,):
+            raise ValueError(f"sample {sample.key}: { ({k: v.shape for k, v in arrays.items()}) } do not fit together")
+        members["regions.safetensors"] = save_arrays({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+    return members
+
+
+def check_regions(key: str, regions: RegionArrays, manifest: Manifest) -> None:
+    """Check regions against the manifest.
+
+    Raises:
+        BadSampleError: wrong sizes, numbers that are not finite, boxes outside the image or without area.
+    """
+    r = regions
+    named = [(r.scores, manifest.class_names, "classes"), (r.attribute_scores, manifest.attribute_names, "attributes")]
+    lengths = {array.shape[:1] for array in (r.boxes, r.features, r.scores, r.attribute_scores) if array is not None}
+    if r.boxes.shape[1:] != (4,) or len(lengths) != 1:
+        raise BadSampleError(key, "boxes, features and scores do not fit together")
+    if r.features.ndim != 2 or r.features.shape[1] != manifest.feature_size:
+        raise BadSampleError(key, f"features of {r.features.shape[1:]} numbers, not {manifest.feature_size}")
+    for scores, names, kind in named:
+        if scores is not None and scores.shape[1:] != (len(names),):
+            raise BadSampleError(key, f"scores of {scores.shape[1:]} {kind}, not {len(names)}")
+    # max keeps a NaN and finds an infinity, without a mask as large as the features
+    if r.features.size and not np.isfinite(np.abs(r.features).max()):
+        raise BadSampleError(key, "features are not finite")
+    for scores, _, _ in named:
+        if scores is not None and scores.size and not np.isfinite(scores.max()):
+            raise BadSampleError(key, "scores are not finite")
+    inside = (r.boxes >= -1e-3) & (r.boxes <= 1 + 1e-3)  # NaN is not inside either
+    if not inside.all():
+        raise BadSampleError(key, "a box lies outside the image")
+    if (r.boxes[:, 2:] <= r.boxes[:, :2]).any():
+        raise BadSampleError(key, "a box has no area")
