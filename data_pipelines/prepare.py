@@ -11,7 +11,7 @@ from data_pipelines.scenes.build import Asked, build_scenes
 from data_pipelines.shards.format import Manifest, ShardError, read_manifest
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
-from vlp.interfaces import Batch, PixelSize, SquareSize, Tokenizer
+from vlp.interfaces import Batch, Loads, Tokenizer
 
 
 def ensure_scenes(
@@ -33,23 +33,19 @@ def open_sources(
     folders: list[Path],
     splits: list[str],
     tokenizer: Tokenizer,
-    max_tokens: list[dict[str, int]],
-    max_regions: int,
-    attributes: bool = False,
-    token_region: bool = False,
-    pixels: PixelSize | SquareSize | None = None,
+    loads: list[Loads],
     training: bool = False,
 ) -> tuple[list[Source], Manifest]:
     """Open the sources of a mix; returns them and the manifest that they agree on, but for those of text alone, and for
     answers, which it does not name. It names attributes only if they are loaded.
 
     Raises:
-        ShardError: a data set is missing or damaged, cannot fill a segment of its `max_tokens`, or two differ in
-            feature size, classes or attributes that are loaded, or all of them are text alone.
+        ShardError: a data set is missing or damaged, lacks what is to be loaded from it, or two differ in feature size,
+            classes or attributes that are loaded, or all of them are text alone.
     """
     sources = [
-        Source(name, folder, split, tokenizer, own, max_regions, attributes, token_region, pixels, training)
-        for name, folder, split, own in zip(names, folders, splits, max_tokens, strict=True)
+        Source(name, folder, split, tokenizer, own, training)
+        for name, folder, split, own in zip(names, folders, splits, loads, strict=True)
     ]
     with_images = [source for source in sources if not source.text_only]
     if not with_images:
@@ -57,9 +53,10 @@ def open_sources(
     first = with_images[0].reader.manifest
     for source in sources:
         if source.text_only:
-            source.sizes = first
+            source.join_mix(first)
+    attributes = any(own.attributes for own in loads)
     for source in with_images[1:]:
-        other = source.reader.manifest
+        other, pixels = source.reader.manifest, source.loads.pixels
         if pixels is None and (other.feature_size, other.class_names) != (first.feature_size, first.class_names):
             raise ShardError(
                 f"sources {with_images[0].name!r} and {source.name!r} can't be mixed: features of {first.feature_size}"

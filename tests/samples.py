@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from vlp.build import FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.interfaces import Batch, Images, Segment, Texts
 from vlp.models.single_stream import SingleStream
+from vlp.needs import FeatureFacts
 from vlp.nn.ragged import offsets_of
 from vlp.text.wordpiece import WordPiece
 

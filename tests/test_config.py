@@ -15,18 +15,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp.config import (
-    ConfigError,
-    RunConfig,
-    ScenesConfig,
-    SourceConfig,
-    arguments,
-    construct,
-    convert,
-    dump_config,
-    load_config,
-    read_yaml,
-)
+from vlp.config import ConfigError, RunConfig, ScenesConfig, SourceConfig, dump_config, load_config, read_yaml
+from vlp.convert import arguments, construct, convert
 from vlp.run_folder import DataFacts, build_run
 from vlp.training.fit import resolve_hardware
 from vlp.training.optim import parameter_groups

@@ -11,10 +11,12 @@ import torch
 from samples import CLASSES, FEATURES, WORDS
 from torch import nn
 
-from vlp.build import IMPORTERS, FeatureFacts, build_model, build_objectives
+from vlp.build import build_model, build_objectives
 from vlp.checkpoints.key_map import export_state, import_state
 from vlp.config import RunConfig, load_config
 from vlp.distributed import generator_for
+from vlp.needs import FeatureFacts
+from vlp.registry import IMPORTERS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = ["vilbert", "lxmert", "vlbert", "visualbert", "uniter"]

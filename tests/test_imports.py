@@ -11,26 +11,31 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vlp", "data_pipelines", "tools")
 
-LEVEL_0 = {"interfaces", "distributed", "text"}
-PARTS = LEVEL_0 | {"nn", "metrics", "checkpoints", "models", "objectives", "tasks", "evaluation", "config"}
+LEVEL_0 = {"interfaces", "needs", "contracts", "distributed", "text"}
+PARTS = LEVEL_0 | {"nn", "metrics", "checkpoints", "models", "objectives", "tasks", "evaluation", "convert", "config"}
 # what each part of vlp may import from vlp, itself apart
 MAY_IMPORT: dict[str, set[str]] = {
     "interfaces": set(),
+    "needs": {"interfaces"},
+    "contracts": {"interfaces", "needs"},
     "distributed": set(),
     "text": {"interfaces"},
+    "strict_yaml": set(),
     "nn": LEVEL_0,
     "metrics": {"text"},
     "checkpoints": set(),
     "models": LEVEL_0 | {"nn"},
     "objectives": LEVEL_0 | {"nn"},
-    "tasks": LEVEL_0 | {"nn", "metrics", "objectives"},
-    "evaluation": LEVEL_0 | {"metrics"},
-    "strict_yaml": set(),
-    "config": {"strict_yaml"},
-    "build": PARTS,
+    "evaluation": LEVEL_0 | {"metrics", "strict_yaml"},
+    "tasks": LEVEL_0 | {"nn", "metrics", "objectives", "evaluation"},
+    "convert": {"strict_yaml"},
+    "config": {"strict_yaml", "convert"},
+    "registry": LEVEL_0 | {"nn", "models", "objectives", "tasks", "checkpoints"},
+    "build": PARTS | {"registry"},
     "run_folder": PARTS | {"build"},
-    "initial_weights": PARTS | {"build", "run_folder"},
-    "inference": PARTS | {"build", "run_folder"},
+    "initial_weights": PARTS | {"registry", "run_folder"},
+    "use": LEVEL_0 | {"evaluation", "strict_yaml"},
+    "inference": PARTS | {"registry", "build", "run_folder", "use"},
     "training": LEVEL_0 | {"config", "build", "run_folder"},
 }
 DATA_MAY_IMPORT = {"vlp.interfaces", "vlp.text", "vlp.distributed", "data_pipelines"}

@@ -179,8 +179,8 @@ def test_another_topology_is_one_line(tmp_path: Path) -> None:
     one, two = Run(tmp_path / "one", 1), Run(tmp_path / "two", 2)
     two.model = two_streams_small.build(two_streams_small.LXMERT)
     (line,) = told(two, one.write(), may_be_missing=["^objectives"], may_be_unused=["^objectives"])
-    assert line.startswith("- they are those of a single stream (model.type: single_stream), and the configuration's")
-    assert "two streams (model.type: two_stream)" in line
+    assert line.startswith("- they are those of a model of type single_stream, and the configuration's")
+    assert "is of type two_stream" in line
 
 
 QUESTIONS = [

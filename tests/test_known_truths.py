@@ -7,7 +7,7 @@ from pathlib import Path
 
 import made_up
 import pytest
-from made_up_shards import CLASSES, make_sample, write_vocabulary
+from made_up_shards import CLASSES, loads, make_sample, write_vocabulary
 from rich.console import Console
 
 from data_pipelines.shards.format import Manifest, ShardError, write_manifest
@@ -26,7 +26,7 @@ def source(
     count = write_split(folder, split, samples)
     write_manifest(folder, Manifest("q", 16, CLASSES, "", "CC0", {split: count}, answer_names=answers))
     tokenizer = WordPiece(write_vocabulary(folder / "vocabulary.txt"), lowercase=True)
-    return Source("vqa", folder, split, tokenizer, segments or {"question": 8}, 5)
+    return Source("vqa", folder, split, tokenizer, loads(segments or {"question": 8}, 5))
 
 
 def config(folder: Path, kind: str) -> RunConfig:
@@ -45,7 +45,7 @@ def test_a_share_without_answers_is_told(tmp_path: Path) -> None:
     console = Console(record=True, width=80, quiet=False)
     check_truths(config(tmp_path, "answer_classification"), [made], console)
     assert "source vqa, split train: 2 of 5 questions looked at (40%) have no known answer" in console.export_text()
-    check_truths(config(tmp_path, "matching"), [made], console)
+    check_truths(config(tmp_path, "matching, swap_probability: 0.5"), [made], console)
     assert console.export_text() == "", "no task that learns from answers"
 
 

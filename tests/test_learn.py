@@ -11,8 +11,9 @@ import torch
 from samples import CLASSES, FEATURES, WORDS
 
 from tools.learn import Blind, Row, held_out, shipped, shortened, small_overrides, train_blind
-from vlp.build import FeatureFacts, build_model, build_objectives
+from vlp.build import build_model, build_objectives
 from vlp.config import load_config
+from vlp.needs import FeatureFacts
 from vlp.training.module import TrainingModule
 
 CONFIGS = Path(__file__).parent.parent / "configs"

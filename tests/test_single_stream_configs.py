@@ -9,10 +9,11 @@ import samples
 import torch
 from samples import CLASSES, FEATURES, WORDS
 
-from vlp.build import FeatureFacts, build_model, build_objectives
+from vlp.build import build_model, build_objectives
 from vlp.config import ConfigError, load_config
 from vlp.distributed import generator_for
 from vlp.interfaces import NONE
+from vlp.needs import FeatureFacts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = ["vlbert_base", "vlbert_large", "unicoder_vl_base", "imagebert_base", "b2t2_large"]

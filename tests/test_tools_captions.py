@@ -78,15 +78,25 @@ def test_predict(finished: Path, root: Path, tmp_path: Path, capsys: pytest.Capt
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["beams=x", "most=0"])
-def test_errors(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.main([str(tmp_path), option]) == 1
-    assert f"{option} is not a whole number" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("beams=x", "options: beams must be of type int, not 'x'"),
+        ("beams=0", "beams is 0, but must be at least 1"),
+        ("most=0", "most=0 is not a whole number"),
+        ("form=vqa", "options: unknown key 'form'; known keys: beams"),
+    ],
+)
+def test_errors(option: str, message: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(finished), option]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_the_report_is_named_by_the_split(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the metrics are called."""
-    monkeypatch.setattr(evaluate, "caption_metrics", lambda captioned: {"known": 2, "CIDEr": 0.5, "SPICE": 0.1})
+    monkeypatch.setattr(
+        "vlp.evaluation.captions.caption_metrics", lambda captioned: {"known": 2, "CIDEr": 0.5, "SPICE": 0.1}
+    )
     assert evaluate.main([str(finished), "split=val", "most=2"]) == 0
     assert json.loads((finished / "evaluation-val.json").read_text())["CIDEr"] == 0.5
     assert not (finished / "evaluation-SPICE.json").exists()

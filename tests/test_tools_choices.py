@@ -43,7 +43,7 @@ def test_referring_expressions(tmp_path: Path) -> None:
     assert sum(count for _, count in report["by_question_type"].values()) == report["known"] == len(told)
     refused = run("evaluate.py", str(finished), "split=val", "form=csv")
     assert refused.returncode == 1
-    assert "one form alone" in refused.stderr
+    assert "unknown key 'form'; known keys: none" in refused.stderr
     asked = ["--text", "the red circle", "--sample", f"val/{reader.key(0)}"]
     shown = run("predict.py", str(finished), *asked)
     assert shown.returncode == 0, shown.stderr

@@ -152,7 +152,10 @@ def test_embeddings_and_scores_of_a_run(finished: Path, root: Path) -> None:
         (["data.micro_batch=999"], "they would be negatives of themselves"),
         (["data.micro_batch=1", "data.micro_batches_per_step=1"], "a step of one pair has nothing to compare it with"),
         (["model.text.settings.vocab_size=20"], "model.text.settings.vocab_size is 20, but the vocabulary"),
-        (["objectives.0.objectives.0.type=masked_language"], "no objective of a dual encoder"),
+        (
+            ["objectives.0.objectives=[{type: matching, swap_probability: 0.5}]"],
+            "matching is no objective of this model",
+        ),
         (["model.pixels.resize=longest"], "model: pixels.resize is 'longest', but must be one of shortest, squash"),
         ([QUEUES, "objectives.0.objectives.0.queue_length=12"], "queue_length=12 is not a multiple of the 8 pairs"),
         (["model.logit_scale=200"], "the loss of contrastive is"),

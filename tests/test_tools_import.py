@@ -20,9 +20,9 @@ from torch import Tensor
 
 import vlp
 from tools.import_checkpoint import main
-from vlp.build import IMPORTERS
 from vlp.checkpoints.key_map import export_state
 from vlp.interfaces import Regions
+from vlp.registry import IMPORTERS
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "parity" / "golden"

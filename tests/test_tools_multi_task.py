@@ -141,7 +141,7 @@ def test_each_task_is_evaluated_and_asked(finished: Path, root: Path) -> None:
             "several tasks (vqa, region_choice, paired_images, entailment); say which: task=",
         ),
         ("evaluate.py", ["task=nvlr2"], "did you mean 'nlvr2'"),
-        ("evaluate.py", ["task=retrieval"], "the group retrieval of this run trained no task that answers questions"),
+        ("evaluate.py", ["task=retrieval"], "the group retrieval of this run trained nothing that answers questions"),
     ):
         refused = run(tool, str(finished), *arguments)
         assert refused.returncode == 1

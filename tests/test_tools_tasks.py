@@ -74,7 +74,7 @@ def test_other_forms_and_errors(finished: Path, tmp_path: Path) -> None:
     assert all(line.split(",")[0].startswith("scene-unseen-") for line in lines)
     for arguments, message in (
         ([str(finished), "split=test"], "no index of a split 'test'"),
-        ([str(finished), "form=vqa2"], "did you mean 'vqa'"),
+        ([str(finished), "form=vqa2"], "form is 'vqa2', but must be one of vqa, gqa, csv"),
         ([str(finished.parent / "pretrained")], "no task that answers questions"),
         ([str(tmp_path)], "there is no run"),
     ):

@@ -6,8 +6,9 @@ from typing import Any
 
 from samples import CLASSES, FEATURES, SPECIAL, WORDS
 
-from vlp.build import FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.models.two_stream import TwoStream
+from vlp.needs import FeatureFacts
 
 FACTS = FeatureFacts(FEATURES, CLASSES)
 COMMON = {

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import Embedded
+from vlp.contracts import Embedded
 
 SIZE = 5  # of embeddings
 

@@ -40,10 +40,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vlp.build import FeatureFacts, build_model
+from typing import cast
+
+from vlp.build import build_model
 from vlp.config import load_config
-from vlp.interfaces import Batch, Encoded, Images, Ragged, Regions, Segment, Texts
+from vlp.contracts import Encoded
+from vlp.interfaces import Batch, Images, Ragged, Regions, Segment, Texts
 from vlp.models.single_stream import SingleStream
+from vlp.needs import FeatureFacts
 from vlp.nn.attention import AttentionPlan, Bucket
 from vlp.nn.ragged import lengths_of, offsets_of
 from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
@@ -155,8 +159,7 @@ def build_variants(settings: dict[str, Any]) -> dict[str, Variant]:
     """All variants with their inputs, for the `model` block of a configuration; those of vlp share their weights."""
     torch.manual_seed(0)
     vocabulary, features = settings["embedder"]["vocab_size"], settings["embedder"]["feature_size"]
-    model = build_model(settings, SPECIAL, FeatureFacts(features, 0)).to(DEVICE)
-    assert isinstance(model, SingleStream)
+    model = cast(SingleStream, build_model(settings, SPECIAL, FeatureFacts(features, 0)).to(DEVICE))
     words = list(range(FIRST_WORD, vocabulary))
     objective = MaskedLanguage(model, SPECIAL["MASK"], words, 0.15, ["caption"]).to(DEVICE)
     trained = nn.ModuleList([model, objective])

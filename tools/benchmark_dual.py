@@ -31,11 +31,14 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.benchmark import DEVICE, Variant, compare, memory, train_step
-from vlp.build import IMPORTERS, build_dual_encoder
+from vlp.build import build_model
 from vlp.checkpoints.key_map import export_state
 from vlp.config import load_config
-from vlp.interfaces import Batch, DualModel, Images, Segment, Texts, Tokens
+from vlp.contracts import DualModel
+from vlp.interfaces import Batch, Images, Segment, Texts, Tokens
+from vlp.needs import FeatureFacts
 from vlp.objectives.contrastive import Contrastive
+from vlp.registry import IMPORTERS
 from vlp.text.clip_bpe import ClipBytePairs
 
 FULL, USUAL, CHUNKED = "vlp, texts of 77", "vlp, usual texts", "vlp, usual texts, in chunks"
@@ -71,8 +74,8 @@ def build_variants(settings: dict[str, Any], pairs: int) -> dict[str, Variant]:
     import open_clip  # takes seconds
 
     torch.manual_seed(0)
-    model = build_dual_encoder(settings, ClipBytePairs().special).to(DEVICE).train()
-    name, context = settings["image"]["name"], int(model.text.context_length)  # type: ignore[arg-type]
+    model: Any = build_model(settings, ClipBytePairs().special, FeatureFacts(0, 0)).to(DEVICE).train()
+    name, context = settings["image"]["name"], int(model.text.context_length)
     own = {f"model.{key}": value for key, value in model.state_dict().items()}
     logging.disable(logging.WARNING)  # that its weights are random
     other = open_clip.create_model(

@@ -32,9 +32,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tools import eval_retrieval, evaluate, train
+from tools.command import can_be_mended, run_command
 from tools.learn import Stopped, finished_run
 from vlp.checkpoints.load import write_atomically
-from vlp.config import ConfigError, RunConfig, convert, dump_config, load_config, read_yaml, unknown_key
+from vlp.config import ConfigError, RunConfig, dump_config, load_config, read_yaml
+from vlp.convert import convert, unknown_key
 from vlp.run_folder import weights_file
 
 EVALUATIONS = {"answers": evaluate, "retrieval": eval_retrieval}
@@ -235,7 +237,7 @@ def run_cells(cells: list[Cell], console: Console) -> dict[Path, str]:
             raise
         except Exception as error:  # whatever it is, the other cells are worth having
             failures[cell.record] = f"{type(error).__name__}: {error}"
-            if not isinstance(error, train.USER_ERRORS):
+            if not can_be_mended(error):
                 traceback.print_exc()
             console.print(f"{title} failed: {error}", style="red", markup=False, soft_wrap=True)
     return failures
@@ -357,11 +359,9 @@ def report(study: StudyConfig, cells: list[Cell], failures: dict[Path, str], con
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     console = Console(highlight=False)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        console.print(__doc__, markup=False)
-        return 0 if arguments else 1
-    try:
-        study, cells = read_study(Path(arguments[0]), arguments[1:])
+
+    def work(given: list[str]) -> int:
+        study, cells = read_study(Path(given[0]), given[1:])
         for cell in cells:
             cell.recorded()  # other settings are an error before anything is run
         failures: dict[Path, str] = {}
@@ -372,10 +372,9 @@ def main(arguments: list[str]) -> int:
             return train.STOPPED
         finally:
             report(study, cells, failures, console)
-    except (ConfigError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    return 1 if failures else 0
+        return 1 if failures else 0
+
+    return run_command(work, arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from data_pipelines.shards.pictures import ImageError, decode_image
 from data_pipelines.shards.reader import ShardReader
 from data_pipelines.sources.gallery import Gallery, read_gallery
 from tools.command import fill_options, run_command
-from vlp.build import pixel_size
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError
 from vlp.evaluation.rerank import reranked
@@ -97,7 +96,7 @@ def load_models(run: Path, options: dict[str, str]) -> list[TrainedModel]:
 
 def check_features(model: TrainedModel, reader: ShardReader) -> None:
     """Whether the data's regions are such as the model sees."""
-    if pixel_size(model.config.model) is None and reader.manifest.feature_size != model.facts.feature_size:
+    if model.loads.pixels is None and reader.manifest.feature_size != model.facts.feature_size:
         raise ConfigError(
             f"{reader.folder} has region features of {reader.manifest.feature_size} numbers, the model takes"
             f" {model.facts.feature_size}; extract the features with the extractor of the training data"
@@ -208,8 +207,8 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
     reader = ShardReader(data, options["split"])
     for model in models:
         check_features(model, reader)
-    sizes = [pixel_size(model.config.model) for model in models]
-    gallery = read_gallery(reader, int(options["gallery"]), sizes, lambda text: warn(f"left out: {text}"))
+    loads = [model.loads for model in models]
+    gallery = read_gallery(reader, int(options["gallery"]), loads, lambda text: warn(f"left out: {text}"))
     texts = [caption for own in gallery.captions for caption in own]
     images = len(gallery.numbers)
     image_of_text = torch.tensor([n for n, own in enumerate(gallery.captions) for _ in own])
@@ -256,7 +255,7 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    return run_command(__doc__, lambda given: evaluate(*read_arguments(given), Console(highlight=False)), arguments)
+    return run_command(lambda given: evaluate(*read_arguments(given), Console(highlight=False)), arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ import vlp
 from data_pipelines.shards.format import ShardError
 from data_pipelines.sources.labelled import LabelledImages, open_labelled, read_lines
 from tools.command import fill_options, run_command
-from vlp.build import pixel_size
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError
 from vlp.evaluation.zero_shot import ClassMetrics, class_metrics, class_weights, predictions, prompts
@@ -99,7 +98,7 @@ def make_classifier(model: TrainedModel, names: list[str], templates: list[str],
         return lambda images: model.score(texts, images).view(len(names), len(templates), -1).mean(1).t()
     task = progress.add_task(f"embedding {len(names)} classes", total=len(names))
     weights = class_weights(model.embed_texts, names, templates, lambda done: progress.advance(task, done))
-    scale = float(model.model.logit_scale.detach().exp())  # type: ignore[operator]
+    scale = float(model.model.logit_scale.detach().exp())
     return lambda images: scale * model.embed_images(images) @ weights.t()
 
 
@@ -184,7 +183,7 @@ def evaluate(run: Path, place: Path, options: dict[str, str], console: Console) 
         console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu")
-    data = open_labelled(place, pixel_size(model.config.model), options["split"], options["fact"])
+    data = open_labelled(place, model.loads, options["split"], options["fact"])
     names = name_classes(data, options["classes"])
     templates = read_lines(Path(options["templates"])) if options["templates"] else data.templates or TEMPLATES
     for text in same_names(names, data):
@@ -226,7 +225,7 @@ def evaluate(run: Path, place: Path, options: dict[str, str], console: Console) 
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    return run_command(__doc__, lambda given: evaluate(*read_arguments(given), Console(highlight=False)), arguments)
+    return run_command(lambda given: evaluate(*read_arguments(given), Console(highlight=False)), arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -28,19 +28,19 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import vlp
-from vlp.build import IMPORTERS
+from tools.command import run_command
 from vlp.checkpoints.importers import lxmert, visualbert
 from vlp.checkpoints.key_map import KeyMismatchError, export_state
 from vlp.checkpoints.load import write_atomically
 from vlp.config import ConfigError
 from vlp.inference import TrainedModel
 from vlp.nn.towers.open_clip import open_clip_config
+from vlp.registry import IMPORTERS
 from vlp.run_folder import RunFolder
 from vlp.text.choose import CLIP
 
 OPEN_CLIP = ["open_clip", "open_clip_custom_text"]
 MODEL_ALONE = [*OPEN_CLIP, "clip_transformers"]  # layouts without objectives, as the queues of momentum_contrast
-USER_ERRORS = (ConfigError, KeyMismatchError, OSError, ValueError)
 # the layouts of transformers: from our `model` block and their weights to config.json, and what a user should know
 HF: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], tuple[dict[str, Any], str]]] = {
     "lxmert_transformers": lxmert.hf_config,
@@ -126,12 +126,7 @@ def export_checkpoint(options: argparse.Namespace, console: Console) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    try:
-        export_checkpoint(read_arguments(arguments), Console(highlight=False))
-    except USER_ERRORS as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    return 0
+    return run_command(lambda given: export_checkpoint(read_arguments(given), Console(highlight=False)), arguments)
 
 
 if __name__ == "__main__":

@@ -33,17 +33,18 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_pipelines.features.regions import SIDE_STEP, WITHOUT_REGIONS, ExtractionError, RegionExtractor, with_regions
+from data_pipelines.features.regions import SIDE_STEP, WITHOUT_REGIONS, RegionExtractor, with_regions
 from data_pipelines.features.rewrite import add_features, finish_replacing, splits_of
 from data_pipelines.scenes.build import region_features
-from data_pipelines.shards.format import BadSampleError, ShardError, read_manifest
+from data_pipelines.shards.format import read_manifest
 from data_pipelines.shards.reader import ShardReader
+from tools.command import run_command
 from vlp.checkpoints.importers.mobilenet_v2 import MOBILENET_V2, MOBILENET_V2_FLAT
-from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state, listed
+from vlp.checkpoints.key_map import KeyMap, import_state, listed
 from vlp.checkpoints.load import load_strictly, read_checkpoint
-from vlp.config import ConfigError, unknown_key
+from vlp.config import ConfigError
+from vlp.convert import unknown_key
 
-USER_ERRORS = (ConfigError, ExtractionError, KeyMismatchError, ShardError, BadSampleError, OSError)
 STOPPED = 75  # exit code of a command that Ctrl-C stopped: try again and it goes on
 SEED = 0  # of the random weights
 # other layouts of a trunk's weights, by a key that only they have
@@ -216,16 +217,11 @@ def report(folder: Path, console: Console) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    options = read_arguments(arguments)
-    try:
-        extract(options, Console(highlight=False, markup=False))
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on where it was", style="yellow")
-        return STOPPED
-    except USER_ERRORS as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    return 0
+    console, stopped = (
+        Console(highlight=False, markup=False),
+        (STOPPED, "stopped; the same command goes on where it was"),
+    )
+    return run_command(lambda given: extract(read_arguments(given), console), arguments, stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -27,18 +27,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vlp.build import IMPORTERS
-from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, respelled, unused_keys
+from tools.command import run_command
+from vlp.build import loads_of
+from vlp.checkpoints.key_map import KeyMap, respelled, unused_keys
 from vlp.checkpoints.load import read_checkpoint
 from vlp.config import ConfigError, RunConfig, load_config
 from vlp.inference import TrainedModel
 from vlp.initial_weights import describe, load_initial_weights, read_layout
 from vlp.interfaces import Tokenizer
+from vlp.registry import IMPORTERS
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run
 from vlp.text.choose import CLIP, open_tokenizer
-from vlp.text.wordpiece import VocabularyError, WordPiece
+from vlp.text.wordpiece import WordPiece
 
-USER_ERRORS = (ConfigError, KeyMismatchError, VocabularyError, OSError, UnicodeDecodeError)
 NAMED = {"classes": "class", "attributes": "attribute", "answers": "answer"}
 
 
@@ -71,7 +72,7 @@ def build(config: RunConfig, tokenizer: Tokenizer, names: dict[str, list[str]]) 
     """
     embedder = config.model.get("embedder")
     size = embedder.get("feature_size") if isinstance(embedder, dict) else None
-    if "backbone" in config.model or config.model.get("type") == "dual_encoder":
+    if loads_of(config).pixels is not None:
         size = 0  # features, if any, are the model's own
     if not isinstance(size, int):
         raise ConfigError("the size of region features is not known: add model.embedder.feature_size=2048, or whatever")
@@ -151,12 +152,7 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    try:
-        import_checkpoint(read_arguments(arguments), Console(highlight=False))
-    except USER_ERRORS as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    return 0
+    return run_command(lambda given: import_checkpoint(read_arguments(given), Console(highlight=False)), arguments)
 
 
 if __name__ == "__main__":

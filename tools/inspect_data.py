@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_pipelines.inspection.page import draw_page, findings, readable_splits, table_rows, verdict
 from data_pipelines.inspection.report import DataSetReport, inspect_data_set
 from data_pipelines.shards.format import ShardError, write_bytes
-from vlp.text.wordpiece import VocabularyError
+from tools.command import run_command
 
 
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -89,11 +89,8 @@ def inspect(options: argparse.Namespace, console: Console) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    try:
-        return 0 if inspect(read_arguments(arguments), Console(highlight=False)) else 1
-    except (ShardError, VocabularyError, FileNotFoundError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
+    console = Console(highlight=False)
+    return run_command(lambda given: 0 if inspect(read_arguments(given), console) else 1, arguments)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vlp.config import load_config
+from vlp.config import load_config, ratios_of
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = """\
@@ -76,7 +76,7 @@ def parity_of(name: str, cases: dict[str, set[str]]) -> list[str]:
 
 def _ratio(ratio: float | dict[str, float]) -> str:
     """How often a group is drawn, or for which sources."""
-    return ", ".join(ratio) if isinstance(ratio, dict) else f"{ratio:g}"
+    return ", ".join(filter(None, ratios_of(ratio))) or f"{ratio:g}"
 
 
 def page() -> str:

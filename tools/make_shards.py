@@ -54,11 +54,11 @@ from data_pipelines.annotations.text import TextReader
 from data_pipelines.annotations.web_pictures import NAMINGS
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.format import Manifest, Sample, ShardError
+from tools.command import STOPPED, run_command
 
 MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
 # facts that are lists of what a sample holds, and what to call it
 RECORDS = {name: name for name in ("captions", "questions", "expressions")} | {"vcr": "questions with four answers"}
-USER_ERRORS = (AnnotationError, ShardError, OSError)  # OSError: a missing file, a folder that is there, a full disk
 
 
 def whole_number(text: str) -> int:
@@ -399,18 +399,15 @@ def report_left_out(left_out: list[LeftOut], options: argparse.Namespace, consol
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    options = read_arguments(arguments)
-    try:
-        makers = {"scenes": make_scenes, "coco": make_coco, "nlvr1": make_nlvr1, "text": make_text}
-        makers["webdataset"] = make_webdataset
-        makers.get(options.command, make_benchmark)(options, Console(highlight=False, markup=False))
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; nothing was added", style="yellow")
-        return 130
-    except USER_ERRORS as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    return 0
+    console = Console(highlight=False, markup=False)
+    makers = {"scenes": make_scenes, "coco": make_coco, "nlvr1": make_nlvr1, "text": make_text}
+    makers["webdataset"] = make_webdataset
+
+    def make(given: list[str]) -> None:
+        options = read_arguments(given)
+        makers.get(options.command, make_benchmark)(options, console)
+
+    return run_command(make, arguments, stopped=(STOPPED, "stopped; nothing was added"))
 
 
 if __name__ == "__main__":

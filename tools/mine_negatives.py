@@ -25,11 +25,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 from data_pipelines.shards.format import BadSampleError, ShardError
 from data_pipelines.shards.reader import ShardReader
-from data_pipelines.sources.gallery import read_image
+from data_pipelines.sources.images import all_images
 from data_pipelines.sources.neighbours import write_neighbours
 from tools.command import fill_options, run_command
 from tools.eval_retrieval import check_features, embed, load_models
-from vlp.build import pixel_size
 from vlp.config import ConfigError
 from vlp.evaluation.neighbours import hardest_images
 from vlp.evaluation.retrieval import SCORES_PER_CHUNK, score_all_pairs
@@ -52,10 +51,10 @@ def read_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
 def mine(run: Path, options: dict[str, str], console: Console) -> Path:
     """Mine and write; returns the file."""
     (model,) = load_models(run, {"rerank_by": "", "task": options["task"]})
-    size = pixel_size(model.config.model)
     data = Path(options["data"]) if options["data"] else Path(model.config.data.root) / model.source.path
     reader = ShardReader(data, options["split"])
     check_features(model, reader)
+    sides = all_images(reader, model.loads)
     out = Path(options["out"]) if options["out"] else data / f"{reader.split}-neighbours.parquet"
     samples, captions = [], []
     broken: list[str] = []
@@ -83,13 +82,12 @@ def mine(run: Path, options: dict[str, str], console: Console) -> Path:
             images: list[Regions] = []
             for place in range(begin, min(begin + block, len(samples))):
                 try:
-                    image = read_image(reader, samples[place], size)
+                    if not sides.shown[samples[place]]:
+                        continue
+                    images.append(sides.load(samples[place], 0))
+                    places.append(place)
                 except BadSampleError as error:
                     broken.append(str(error))
-                    continue
-                if image is not None:
-                    places.append(place)
-                    images.append(image)
             progress.advance(task, min(block, len(samples) - begin))
             if not images:
                 continue
@@ -113,7 +111,7 @@ def mine(run: Path, options: dict[str, str], console: Console) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    return run_command(__doc__, lambda given: mine(*read_arguments(given), Console(highlight=False)), arguments)
+    return run_command(lambda given: mine(*read_arguments(given), Console(highlight=False)), arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -25,20 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in tools/train.py
 
 import vlp
-from data_pipelines.shards.format import BadSampleError, Sample, ShardError, read_manifest
-from data_pipelines.shards.pictures import ImageError, sized_pixels
+from data_pipelines.shards.format import Sample, read_manifest
+from data_pipelines.shards.pictures import sized_pixels
 from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.images import all_images
 from data_pipelines.sources.segments import region_names
-from tools.choices import choose
-from vlp.build import pixel_size
-from vlp.checkpoints.key_map import KeyMismatchError
+from tools.command import run_command
 from vlp.checkpoints.load import read_weights
 from vlp.config import ConfigError
+from vlp.contracts import Prompt
 from vlp.inference import TrainedModel
-from vlp.interfaces import Regions
-from vlp.tasks.multiple_choice import MultipleChoice
-
-USER_ERRORS = (ConfigError, ShardError, BadSampleError, ImageError, KeyMismatchError, OSError, ValueError)
+from vlp.interfaces import Loads, Regions
 
 
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -68,14 +65,16 @@ def read_images(model: TrainedModel, options: argparse.Namespace, console: Conso
     """
     if not options.image + options.regions + options.sample:
         raise ConfigError("give the picture: --image FILE (or --regions or --sample, see --help)")
-    size, data = pixel_size(model.config.model), Path(model.config.data.root) / model.source.path
+    size, data = model.loads.pixels, Path(model.config.data.root) / model.source.path
     if size is not None:
-        if options.regions or options.sample:
-            raise ConfigError("this model sees pixels; give --image FILE, once or twice")
+        if options.regions:
+            raise ConfigError("this model sees pixels; give --image FILE (or --sample), once or twice")
         pixels = [sized_pixels(Path(path).read_bytes(), size) for path in options.image]
-        return [Regions.from_pixels(torch.from_numpy(one)) for one in pixels]
-    made = _from_pictures(data, options, console) if options.image else []
-    return [*made, *map(_regions_file, options.regions), *(_sample(data, name) for name in options.sample)]
+        made = [Regions.from_pixels(torch.from_numpy(one)) for one in pixels]
+    else:
+        made = _from_pictures(data, options, console) if options.image else []
+    samples = (_sample(data, name, model.loads) for name in options.sample)
+    return [*made, *map(_regions_file, options.regions), *samples]
 
 
 def _from_pictures(data: Path, options: argparse.Namespace, console: Console) -> list[Regions]:
@@ -116,12 +115,12 @@ def _stored(data: Path, name: str) -> tuple[ShardReader, int]:
     return reader, keys.index(key)
 
 
-def _sample(data: Path, name: str) -> Regions:
+def _sample(data: Path, name: str, loads: Loads) -> Regions:
     reader, number = _stored(data, name)
-    stored = reader.regions(number)
-    if stored is None:
-        raise ConfigError(f"the sample {name} has no regions")
-    return Regions(torch.from_numpy(stored.features), torch.from_numpy(stored.boxes))
+    images = all_images(reader, loads)
+    if not images.shown[number]:
+        raise ConfigError(f"the sample {name} has no {'regions' if loads.pixels is None else 'picture'}")
+    return images.load(number, 0)
 
 
 def _tags(data: Path, name: str) -> str:
@@ -129,56 +128,30 @@ def _tags(data: Path, name: str) -> str:
     reader, number = _stored(data, name)
     stored = reader.regions(number)
     assert stored is not None, "it was read before"
-    return " ".join(region_names(reader.facts(number), stored, reader.manifest.class_names, len(stored.boxes)))
-
-
-def describe(model: TrainedModel, options: argparse.Namespace, console: Console) -> None:
-    """Write captions and print them."""
-    if options.text is not None:
-        raise ConfigError("this run was trained to write captions, not to answer: leave --text out")
-    images = read_images(model, options, console)
-    if len(images) != 1:
-        raise ConfigError(f"{len(images)} pictures were given; a caption is about one")
-    data = Path(model.config.data.root) / model.source.path
-    tags = _tags(data, options.sample[0]) if options.sample and not options.tags else options.tags
-    table = Table("caption", "score")
-    for caption, score in model.caption(images[0], tags, options.beams, min(options.top, options.beams)):
-        table.add_row(caption, f"{score:.3f}")
-    console.print(table)
+    facts, classes = reader.facts(number), reader.manifest.class_names
+    return " ".join(region_names(facts, stored.scores, classes, len(stored.boxes)))
 
 
 def predict(options: argparse.Namespace, console: Console) -> None:
     """Answer or describe, and print."""
     model = vlp.load(options.run, "cuda" if torch.cuda.is_available() else "cpu", options.task)
-    if model.captioning is not None:
-        describe(model, options, console)
-        return
     task = model.task()  # before anything is read
-    if options.text is None:
-        raise ConfigError('give the question: --text "what colour is the bus?"')
     images = read_images(model, options, console)
-    table = Table("answer", "likelihood", title=options.text, title_justify="left")
-    if isinstance(task, MultipleChoice) or options.choice or options.answer is not None:
-        if len(images) != 1:
-            raise ConfigError(f"{len(images)} pictures were given; a question with choices is about one")
-        likely = choose(model, options.text, options.choice, options.answer, images[0])
-        found = sorted(zip(options.choice, likely, strict=True), key=lambda item: -item[1])
-    else:
-        found = model.answer(options.text, images)[: options.top]
-    for answer, likelihood in found:
-        table.add_row(answer, f"{likelihood:.3f}")
+    tags = options.tags
+    if options.sample and not tags and "tags" in model.segments:
+        tags = _tags(Path(model.config.data.root) / model.source.path, options.sample[0])
+    prompt = Prompt(options.text, images, options.choice, options.answer, tags, options.beams, options.top)
+    reply = task.evaluation.reply(task, model, prompt)
+    table = Table(*reply.columns, title=options.text, title_justify="left")
+    for text, number in reply.rows:
+        table.add_row(text, f"{number:.3f}")
     console.print(table)
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    options = read_arguments(arguments)
-    try:
-        predict(options, Console(highlight=False, markup=False))
-    except USER_ERRORS as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    return 0
+    console = Console(highlight=False, markup=False)
+    return run_command(lambda given: predict(read_arguments(given), console), arguments)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ import os
 import shutil
 import sys
 import time
-import traceback
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # threads that wait shouldn't spin: beside loader processes, or on a shared machine, steps would take ten times as long
@@ -25,38 +23,18 @@ from data_pipelines.prepare import ensure_scenes, open_sources, validation_batch
 from data_pipelines.shards.format import ShardError
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
-from vlp.build import pixel_size, predict_attributes
-from vlp.checkpoints.key_map import KeyMismatchError
-from vlp.checkpoints.load import load_trunk
-from vlp.config import ConfigError, OptimConfig, RunConfig, convert, load_config, ratio_for
+from tools.command import run_command
+from vlp.build import loads_of, objective_needs
+from vlp.config import ConfigError, OptimConfig, RunConfig, load_config, ratio_for
 from vlp.distributed import is_launching_process
-from vlp.initial_weights import describe, load_initial_weights
-from vlp.interfaces import NONE, SquareSize, Tokenizer
-from vlp.nn.backbones.timm_grid import TimmGrid
-from vlp.nn.towers.timm_image import TimmImage
-from vlp.nn.towers.wenlan_image import WenlanImage
+from vlp.initial_weights import describe, load_initial_weights, load_start_weights
+from vlp.interfaces import Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives
 from vlp.text.choose import open_tokenizer
-from vlp.text.wordpiece import VocabularyError
-from vlp.training.callbacks import TooManyBrokenSamplesError
-from vlp.training.fit import CheckpointError, build_module, checkpoint_fits, fit, print_estimate, resolve_hardware
-from vlp.training.module import NonFiniteLossError
+from vlp.training.fit import build_module, checkpoint_fits, fit, print_estimate, resolve_hardware
 from vlp.training.plot import plot_losses
 from vlp.training.stop_and_go import StopAndGo
 
-USER_ERRORS = (
-    ConfigError,
-    ShardError,
-    CheckpointError,
-    KeyMismatchError,
-    NonFiniteLossError,
-    TooManyBrokenSamplesError,
-    VocabularyError,
-    OSError,
-)
-
-
-ANSWERED = {"answer_classification", "answering", "multiple_choice", "paired_images", "region_choice"}  # learn from
 STOPPED = 75  # exit code of a run that a signal stopped in good order: try again with resume=last
 
 
@@ -78,33 +56,29 @@ def read_arguments(arguments: list[str]) -> tuple[RunConfig, str | None]:
 def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tuple[list[Source], DataFacts]:
     """The sources of the configuration (their own splits, or `split`), and what the run must remember of them."""
     data = config.data
-    of_model = convert(config.model.get("max_tokens", {}), dict[str, int], "model", "max_tokens")
-    segments = [of_model if listed.max_tokens is None else listed.max_tokens for listed in data.sources]
+    loads = [loads_of(config, listed) for listed in data.sources]
     sources, manifest = open_sources(
         [s.name for s in data.sources],
         [Path(data.root) / s.path for s in data.sources],
         [split or s.split for s in data.sources],
         tokenizer,
-        segments,
-        data.max_regions,
-        attributes=predict_attributes(config.objectives),
-        token_region=convert(config.model.get("token_region", False), bool, "model", "token_region"),
-        pixels=pixel_size(config.model),
+        loads,
         training=split is None,
     )
     fingerprints = {source.name: source.reader.fingerprint for source in sources}
     answers = {
         source.name: source.reader.manifest.answer_names
-        for source, own in zip(sources, segments, strict=True)
-        if "question" in own and source.reader.manifest.answer_names  # a source of captions alone has none
+        for source in sources
+        if "question" in source.loads.segments
+        and source.reader.manifest.answer_names  # a source of captions alone has none
     }
     for source, listed in zip(sources, data.sources, strict=True):
         if listed.neighbours is not None and split is None:
             drawn = [group for group in config.objectives if ratio_for(group.sampling_ratio, source.name) > 0]
-            if not any(o.get("type") == "pair_ranking" for group in drawn for o in group.objectives):
+            if not any(needs.mined for needs in objective_needs(drawn).values()):
                 raise ConfigError(
-                    f"source {source.name!r} has neighbours, which only pair_ranking looks at, and no group that is"
-                    " drawn for the source has it; leave them out"
+                    f"source {source.name!r} has neighbours, and no objective of a group that is drawn for the source"
+                    " looks at them; leave them out"
                 )
             path = Path(data.root) / listed.neighbours.path
             source.bring_neighbours(path, listed.neighbours.images)
@@ -128,13 +102,11 @@ def check_resumed(began: OptimConfig, now: OptimConfig) -> None:
 
 
 def check_negatives(config: RunConfig, micro_batch: int, sources: list[Source], held_out: list[Source]) -> None:
-    """Whether the pairs of a dual encoder's step have others to be compared with, and none of them itself.
+    """Whether the pairs of a step, which are compared with one another, are several, and none of them is in it twice.
 
     Raises:
-        ConfigError: a step is one pair, or more than a source has, which would be in it twice.
+        ConfigError: a step is one pair, or more than a source has.
     """
-    if {listed["type"] for group in config.objectives for listed in group.objectives} == {"momentum_contrast"}:
-        return  # its negatives are those of other steps
     own = {listed.name: listed.micro_batch or micro_batch for listed in config.data.sources}
     if min(own.values()) * config.data.micro_batches_per_step < 2:
         raise ConfigError("data.micro_batch: a step of one pair has nothing to compare it with; take two or more")
@@ -157,7 +129,7 @@ def check_truths(config: RunConfig, sources: list[Source], console: Console) -> 
     Raises:
         ShardError: none has one, as in a benchmark's test split.
     """
-    if not ANSWERED & {listed.get("type") for group in config.objectives for listed in group.objectives}:
+    if not any(needs.truth for needs in objective_needs(config.objectives).values()):
         return
     for source in sources:
         asked, known = source.known_truths()
@@ -175,23 +147,6 @@ def check_truths(config: RunConfig, sources: list[Source], console: Console) -> 
                 style="yellow",
                 soft_wrap=True,
             )
-
-
-def load_start_weights(model: nn.Module) -> None:
-    """Load the weights that the configuration has the model start from: those of its backbone or image tower, if it
-    names a file.
-
-    Raises:
-        ConfigError: there is no such file, or it is another trunk's.
-    """
-    for key in ("backbone", "image"):
-        part = getattr(model, key, None)
-        if isinstance(part, TimmGrid | TimmImage | WenlanImage) and part.weights is not None:
-            trunk = part.trunk.model if isinstance(part, TimmGrid) else part.backbone
-            try:
-                load_trunk(trunk, Path(part.weights), part.left_out)
-            except (FileNotFoundError, ValueError) as error:
-                raise ConfigError(f"model.{key}.weights: {error}") from error
 
 
 def train(config: RunConfig, resume: str | None, console: Console) -> bool:
@@ -233,10 +188,12 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     plan = Plan(planned, config.seed, data.micro_batches_per_step, *sizes, gap)
     loader = MicroBatchLoader(plan, sources)
     per_step, load = data.micro_batches_per_step, loader.__call__
-    if config.model.get("type") == "dual_encoder":
+    needs = objective_needs(config.objectives).values()
+    if any(own.spans_step for own in needs):
         if data.micro_batch is None:
             raise ConfigError("a dual encoder is trained with data.micro_batch pairs, not with micro_batch_tokens")
-        check_negatives(config, data.micro_batch, sources, held_out)
+        if any(own.rivals for own in needs):
+            check_negatives(config, data.micro_batch, sources, held_out)
         # each process takes its share of a step in one batch, since the loss compares every pair with all others
         per_step = devices * config.trainer.num_nodes
         load = partial(loader.joined, parts=per_step)
@@ -264,13 +221,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             )
             kind = "texts" if source.text_only else "pairs"
             console.print(f"source {source.name}: {len(source)} {kind} of {len(source.reader)} samples{left_out}")
-        first = loader(0, 0)
-        rows = sum(len(segment.tokens) for segment in first.texts.segments.values()) + 2 * len(first.pairs)
-        cells = first.images.offsets.diff()
-        if first.images.sizes is not None and not isinstance(pixel_size(config.model), SquareSize):
-            cells = (first.images.sizes // config.model["pixels"]["multiple"]).prod(1)
-        rows += int(cells[first.pairs[first.pairs[:, 1] != NONE, 1]].sum())
-        print_estimate(config, module, rows, console)
+        print_estimate(config, module, loader(0, 0), console)
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""), soft_wrap=True)
     held = folder.hold() if launching else nullcontext()
     with held:
@@ -300,17 +251,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         console.print(__doc__, markup=False)
         return 0
-    try:
-        config, resume = read_arguments(arguments)
-        finished = train(config, resume, console)
-    except (*USER_ERRORS, ValueError) as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        ours = {"vlp", "data_pipelines"} & {folder.name for folder in raised_in.parents}
-        if not isinstance(error, USER_ERRORS) and not ours:
-            raise  # by a library, so the message alone would not do
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    return 0 if finished else STOPPED
+    return run_command(lambda given: 0 if train(*read_arguments(given), console) else STOPPED, arguments)
 
 
 if __name__ == "__main__":

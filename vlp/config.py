@@ -6,18 +6,15 @@ Precedence is dataclass default, then the file, then `key.sub=value`. No include
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
-import math
-import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from vlp.convert import convert, unknown_key
 from vlp.strict_yaml import ConfigError, StrictLoader, read_yaml
 
 
@@ -290,8 +287,7 @@ def _check_ranges(config: RunConfig, file: str) -> None:
                     f" model.max_tokens.{segment}"
                 )
     for number, group in enumerate(config.objectives):
-        ratios = group.sampling_ratio if isinstance(group.sampling_ratio, dict) else {"": group.sampling_ratio}
-        for name, ratio in ratios.items():
+        for name, ratio in ratios_of(group.sampling_ratio).items():
             key = f"objectives.{number}.sampling_ratio"
             if name and name not in names:
                 raise unknown_key(f"{file}: {key}", name, names)
@@ -299,24 +295,27 @@ def _check_ranges(config: RunConfig, file: str) -> None:
                 raise ConfigError(f"{file}: {key} is {ratio}, but must not be negative")
 
 
+def ratios_of(sampling_ratio: float | dict[str, float]) -> dict[str, float]:
+    """How often a group is drawn, for each source by name; '' stands for any."""
+    return sampling_ratio if isinstance(sampling_ratio, dict) else {"": sampling_ratio}
+
+
 def ratio_for(sampling_ratio: float | dict[str, float], source: str) -> float:
     """How often a group is drawn for a source, relative to the others."""
-    return sampling_ratio.get(source, 0.0) if isinstance(sampling_ratio, dict) else sampling_ratio
+    ratios = ratios_of(sampling_ratio)
+    return ratios.get(source, ratios.get("", 0.0))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes tuples as lists."""
+
+
+_Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
 def dump_config(config: Any) -> str:
     """The configuration as YAML that loads to an equal object."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, width=120)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -347,145 +346,3 @@ def _override(tree: dict[str, Any], override: str) -> None:
             node[index] = value
         else:
             node = node[index]
-
-
-def unknown_key(where: str, key: Any, known: Iterable[str]) -> ConfigError:
-    """The error for a key that is not known, naming the nearest one that is."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(key), known, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-    return ConfigError(f"{where}: unknown key {key!r}; {hint}")
-
-
-def convert(value: Any, kind: Any, file: str, key: str) -> Any:
-    """`value` as an object of the annotated type `kind`.
-
-    Raises:
-        ConfigError: it cannot be one.
-    """
-    where = f"{file}: {key}" if key else file
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _convert_dataclass(value, kind, file, key)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(value, arguments, file, key)
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            raise ConfigError(f"{where} is {value!r}, but must be one of {', '.join(map(str, arguments))}")
-        return value
-    if origin in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} must be a list, not {value!r}")
-        if origin is tuple and len(value) != len(arguments):
-            raise ConfigError(f"{where} must have {len(arguments)} items, not {len(value)}")
-        item_kinds = arguments if origin is tuple else arguments * len(value)
-        items = [
-            convert(item, k, file, f"{key}.{n}") for n, (item, k) in enumerate(zip(value, item_kinds, strict=True))
-        ]
-        return tuple(items) if origin is tuple else items
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where} must be a mapping, not {value!r}")
-        return {str(name): convert(item, arguments[1], file, f"{key}.{name}") for name, item in value.items()}
-    return _convert_scalar(value, kind, where)
-
-
-def _convert_union(value: Any, kinds: tuple[Any, ...], file: str, key: str) -> Any:
-    if value is None and type(None) in kinds:
-        return None
-    choices = [kind for kind in kinds if kind is not type(None)]
-    errors = []
-    for choice in choices:
-        try:
-            return convert(value, choice, file, key)
-        except ConfigError as error:
-            errors.append(error)
-    # a mapping was meant to be a choice with items, a plain value one without: those say best what is wrong
-    items = [dataclasses.is_dataclass(choice) or typing.get_origin(choice) in (dict, list, tuple) for choice in choices]
-    wanted = isinstance(value, dict | list)
-    told = [str(error) for error, has in zip(errors, items, strict=True) if has == wanted] or [*map(str, errors)]
-    raise ConfigError("; or ".join(told))
-
-
-def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
-    if kind is type(None) and value is None:
-        return None
-    if kind is float and not isinstance(value, bool):
-        try:
-            number = float(value) if isinstance(value, int | float | str) else math.nan
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    elif type(value) is kind:
-        return value
-    name = "null" if kind is type(None) else kind.__name__
-    raise ConfigError(f"{where} must be of type {name}, not {value!r}")
-
-
-def _convert_dataclass(value: Any, kind: Any, file: str, key: str) -> Any:
-    where = f"{file}: {key}" if key else file
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where} must be a mapping with keys {', '.join(f.name for f in dataclasses.fields(kind))}")
-    annotations = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for name in value:
-        if name not in known:
-            raise unknown_key(where, name, known)
-    arguments = {}
-    for name, f in known.items():
-        inner = f"{key}.{name}" if key else name
-        if name in value:
-            arguments[f.name] = convert(value[name], annotations[f.name], file, inner)
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{file}: the key {inner} is missing")
-    return kind(**arguments)
-
-
-def arguments(
-    where: str, settings: dict[str, Any], choices: dict[str, Callable[..., Any]], given: Iterable[str]
-) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The constructor that `settings["type"]` picks, and its other keys converted by its signature.
-
-    given: names of arguments that do not come from the file.
-
-    Raises:
-        ConfigError: unknown type, unknown or missing keys, or a value of another type.
-    """
-    if "type" not in settings:
-        raise ConfigError(f"{where}: the key type is missing; it is one of {', '.join(sorted(choices))}")
-    kind = settings["type"]
-    if not isinstance(kind, str) or kind not in choices:
-        raise unknown_key(f"{where}.type", kind, choices)
-    constructor = choices[kind]
-    parameters = inspect.signature(constructor).parameters
-    annotations = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
-    values = {key: value for key, value in settings.items() if key != "type"}
-    own = [name for name in parameters if name not in set(given)]
-    for key in values:
-        if key not in own:
-            raise unknown_key(where, key, own)
-    for name in own:
-        if name in values:
-            values[name] = convert(values[name], annotations[name], where, name)
-        elif parameters[name].default is inspect.Parameter.empty:
-            raise ConfigError(f"{where}: the key {name} is missing ({kind} needs it)")
-    return constructor, values
-
-
-def construct(where: str, settings: dict[str, Any], choices: dict[str, Callable[..., Any]], **given: Any) -> Any:
-    """Call the constructor that `settings["type"]` picks; see `arguments`.
-
-    given: arguments that do not come from the file; those that the constructor does not have are left out.
-
-    Raises:
-        ConfigError: as `arguments`, or the constructor refuses a value.
-    """
-    constructor, values = arguments(where, settings, choices, given)
-    known = inspect.signature(constructor).parameters
-    try:
-        return constructor(**values, **{name: value for name, value in given.items() if name in known})
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error

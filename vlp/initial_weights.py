@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from vlp.build import IMPORTERS
 from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state
 from vlp.checkpoints.load import (
     Exceptions,
     Loaded,
     WeightsMismatchError,
     load_listing,
+    load_trunk,
     read_checkpoint,
     read_weights,
 )
 from vlp.checkpoints.words import changes, faults
-from vlp.config import ConfigError, InitConfig, unknown_key
+from vlp.config import ConfigError, InitConfig
+from vlp.contracts import Start
+from vlp.convert import unknown_key
 from vlp.interfaces import Tokenizer
-from vlp.objectives.answering import Answering
+from vlp.registry import IMPORTERS, MODELS
 from vlp.run_folder import RunFolder, answers_of_objectives, weights_file
-from vlp.tasks.answer_classification import AnswerClassification
-from vlp.tasks.paired_images import PairedImages
-
-WORDS = (
-    "model.embedder.word_table.weight",
-    "model.text.backbone.word_table.weight",
-    "model.text.trunk.token_embedding.weight",
-)
 
 
 def load_initial_weights(
@@ -37,7 +32,7 @@ def load_initial_weights(
 ) -> Loaded:
     """Load what `init` names into a module with `model` and `objectives`; says what became of each tensor.
 
-    answers: what each of the module's objectives, by name, chooses among, see `answers_of_objectives`.
+    answers: what objectives of the module, by name, choose among, see `answers_of_objectives`.
 
     Raises:
         ConfigError: no such importer or run, a file that is not weights, a pattern that is no regular expression, a
@@ -52,12 +47,15 @@ def load_initial_weights(
     try:
         loaded = load_listing(module, tensors, init.path, exceptions)
     except WeightsMismatchError as error:
-        told = "".join(f"\n- {line}" for line in faults(error, tensors, module.state_dict()))
+        kinds = {name: model.parameters_begin for name, model in MODELS.items()}
+        told = "".join(f"\n- {line}" for line in faults(error, tensors, module.state_dict(), kinds))
         raise KeyMismatchError(f"init: the weights of {init.path} do not fit the configuration:{told}") from error
     if init.importer is None:
-        _check_answers(init, module, loaded, answers)
+        _check_answers(init, loaded, answers)
     # a run of ours may have more rows than tokens, and its vocabulary was compared; for others this is all there is
-    for words in set(WORDS) & set(loaded.loaded) if init.importer is not None else ():
+    table: Any = module.model.tied("word_embeddings")  # type: ignore[union-attr, operator]
+    names = {name for name, parameter in module.named_parameters() if parameter is table}
+    for words in names & set(loaded.loaded) if init.importer is not None else ():
         if len(tensors[words]) != len(tokenizer):
             raise ConfigError(
                 f"init: {init.path} was trained with {len(tensors[words])} tokens, and the vocabulary {tokenizer.path}"
@@ -66,17 +64,31 @@ def load_initial_weights(
     return loaded
 
 
-def _check_answers(init: InitConfig, module: nn.Module, loaded: Loaded, answers: dict[str, list[str]]) -> None:
+def load_start_weights(model: nn.Module) -> None:
+    """Load the weights that parts of a model begin with, as a backbone or an image tower whose configuration names a
+    file; see `vlp.contracts.Start`.
+
+    Raises:
+        ConfigError: there is no such file, or it is another trunk's.
+    """
+    for name, part in model.named_modules():
+        start: Start | None = part.start_weights() if hasattr(part, "start_weights") else None
+        if start is not None:
+            try:
+                load_trunk(start.trunk, Path(start.path), start.left_out)
+            except (FileNotFoundError, ValueError) as error:
+                raise ConfigError(f"model.{name}.weights: {error}") from error
+
+
+def _check_answers(init: InitConfig, loaded: Loaded, answers: dict[str, list[str]]) -> None:
     """Refuse heads that were trained to choose among other answers, or the same in another order."""
     folder = RunFolder(weights_file(Path(init.path)).parent)
     of_theirs = answers_of_objectives(folder.read_config([]), folder.read_facts())
-    objectives: dict[str, nn.Module] = dict(module.objectives.named_children())  # type: ignore[union-attr]
-    for name, objective in objectives.items():
-        chooses = isinstance(objective, AnswerClassification | Answering | PairedImages)
-        theirs, ours = of_theirs.get(name, []), answers.get(name, [])
+    for name, ours in answers.items():
+        theirs = of_theirs.get(name, [])
         if theirs == ours or len(theirs) != len(ours):  # another number has another shape, which is seen anyway
             continue
-        if chooses and any(t.startswith(f"objectives.{name}.") for t in loaded.loaded):
+        if any(t.startswith(f"objectives.{name}.") for t in loaded.loaded):
             raise ConfigError(
                 f"init: the head {name} of {init.path} chooses among {len(theirs):,} answers ({', '.join(theirs[:3])}"
                 f" ...), and the data's manifest lists others, or these in another order ({', '.join(ours[:3])}"

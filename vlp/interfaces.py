@@ -1,4 +1,4 @@
-"""The contracts between data, models and objectives.
+"""What is in a batch, and what the data is asked for: all that data and models share.
 
 Letters used throughout: T texts, I images, P pairs, K image slots of a pair, N rows of all sequences
 laid end to end, R regions of all images laid end to end, F region feature size, C region classes,
@@ -8,10 +8,10 @@ than there are sequences, starting at 0) saying where each begins. Masks are boo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,7 @@ class Tokenizer(Protocol):
     """What data and models ask of a tokenizer."""
 
     path: Path  # its file, for messages
+    file_name: str  # what a copy of it is called in a run's folder
     tokens: list[str]  # by id
     lowercase: bool
     special: dict[str, int]  # ids by name: CLS and SEP, which begin and end a text, PAD, MASK; some may be absent
@@ -75,6 +76,9 @@ class Tokenizer(Protocol):
     @property
     def word_ids(self) -> list[int]:
         """Ids that may stand for a word."""
+
+    def file(self) -> bytes:
+        """What such a copy holds."""
 
     def encode(self, texts: list[str]) -> list[Tokens]:
         """Tokens of each text, without special ones; an empty text has none."""
@@ -89,6 +93,7 @@ class PixelSize:
     shorter: int
     longer: int
     multiple: int
+    boxes: ClassVar[bool] = False  # regions are made of the pixels
 
     def of(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a picture when scaled; the shape is kept but for the rounding.
@@ -98,6 +103,11 @@ class PixelSize:
         scale = min(self.shorter / min(height, width), self.longer / max(height, width))
         cells = [max(int(side * scale + 0.5) // self.multiple, 1) for side in (height, width)]
         return cells[0] * self.multiple, cells[1] * self.multiple
+
+    def cells(self, height: int | None, width: int | None) -> int:
+        """Rows of the sequence that a picture becomes; of the largest, where its size is not known."""
+        scaled = (self.shorter, self.longer) if height is None or width is None else self.of(height, width)
+        return scaled[0] // self.multiple * (scaled[1] // self.multiple)
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,10 @@ class SquareSize:
     resize: Literal["shortest", "squash"] = "shortest"
     random_crop: tuple[float, float] | None = None
     boxes: bool = False
+
+    def cells(self, height: int | None, width: int | None) -> int:
+        """None: squares are all of one size."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -237,6 +251,45 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Loads:
+    """What a model wants of the data.
+
+    `segments`: those of texts that are loaded, and the most tokens kept of each. `max_regions`: what is kept of more
+    regions. `attributes`: those of regions are loaded. `token_region`: which region each word refers to.
+    `pixels`: the size of pictures, for a model that sees pixels. `images`: the kind of images, a name in `IMAGE_SIDES`
+    of `data_pipelines.sources.images`.
+    """
+
+    segments: Mapping[str, int]
+    max_regions: int = 100
+    attributes: bool = False
+    token_region: bool = False
+    pixels: PixelSize | SquareSize | None = None
+    images: str = "regions"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a question or an image that a model is asked about; empty or None: it is not known.
+
+    `identifier`: the benchmark's, or `KEY/NUMBER`. `answers`: as people gave them, one or several. `kind`,
+    `answer_kind`: types that the benchmark tells apart. `box`: what an expression refers to, corners as shares of the
+    image. `size`: width and height of the image in pixels. `labels`: the right answer and the right rationale of a
+    question with choices. `captions`: of the image. `boxed`: the answer is a box.
+    """
+
+    identifier: int | str
+    answers: list[str] = field(default_factory=list)
+    kind: str = ""
+    answer_kind: str = ""
+    box: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    labels: tuple[int, int] | None = None
+    captions: list[str] = field(default_factory=list)
+    boxed: bool = False
+
+
+@dataclass(frozen=True)
 class Replacement:
     """A broken sample that another one stands in for: its source, its key and what is wrong with it."""
 
@@ -306,151 +359,3 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The batch with every tensor in page-locked memory; the loader calls it on GPU machines."""
         return map_tensors(self, lambda tensor: tensor.pin_memory())
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where things stand in the sequences: equally long int64 vectors.
-
-    `row`: row of the stream; `source`: index of the thing in the batch (token of its segment, or region);
-    `pair`: the pair whose sequence it is.
-    """
-
-    row: Tensor
-    source: Tensor
-    pair: Tensor
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What a fusion model returns for P pairs.
-
-    `text` and `visual`: the two streams, `values` [N, H of the stream]; the same object in a single
-    stream. `tokens`: for each segment, the rows of its tokens in the text stream. `special`: for each special
-    token of the layout, by name, its row of each pair with text (of one that stands twice, the later). `text_rows`:
-    all rows of text in the text stream, special tokens included (`source` is NONE there). `regions`: the rows of
-    regions in the visual stream, or None where a model has no such rows. `pooled`: named vectors
-    [P, H], absent where a model has none. `computed_rows`: rows that attention worked on, padding
-    included, for the padding share in the log.
-    """
-
-    text: Ragged
-    visual: Ragged
-    tokens: dict[str, Rows]
-    text_rows: Rows
-    regions: Rows | None
-    pooled: dict[str, Tensor]
-    computed_rows: int
-    special: dict[str, Rows] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> int:
-        """Rows of both streams."""
-        return len(self.text.values) + (0 if self.visual is self.text else len(self.visual.values))
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """What a dual encoder returns for P pairs.
-
-    `images` and `texts`: float32 [P, D], each row of length 1. `scale`: scalar, what cosines are multiplied by (the
-    exponential of the model's `logit_scale`). `bias`: scalar added to the products, or None. `rows`: tokens of the
-    texts, special ones included; `computed_rows`: with padding, for its share in the log.
-    """
-
-    images: Tensor
-    texts: Tensor
-    scale: Tensor
-    bias: Tensor | None
-    rows: int
-    computed_rows: int
-
-
-Losses = dict[str, Tensor]  # scalars with gradient, to be weighted and summed
-Report = dict[str, Tensor]  # scalars without gradient, to be logged
-
-
-class Model(Protocol):
-    """What objectives, training and evaluation may ask of a fusion model."""
-
-    hidden_size: int  # of the text stream
-    visual_size: int  # of the visual stream; the same in a single stream
-    pooled_size: int  # of `pooled["pair"]`; 0 if the model has none
-    norm_eps: float  # of every norm, those of heads included
-    initial_std: float  # of random weights, those of heads included
-    region_rows: bool  # whether `Encoded.regions` is there
-    items: list[str]  # of the layout: what a sequence can have
-    streams: int  # 1, or 2 of which one has the text and one the regions
-
-    def __call__(self, batch: Batch) -> Encoded:
-        """Encode the pairs of a (possibly corrupted) batch."""
-
-    def tied(self, name: str) -> Tensor:
-        """A parameter that a head shares with the model, stored once, in the model.
-
-        `word_embeddings` [vocabulary, hidden_size] or `region_projection` [visual_size, F].
-
-        Raises:
-            KeyError: the model has no such parameter.
-        """
-
-    def layer_order(self) -> list[list[str]]:
-        """Beginnings of the names of the model's parameters, from the embeddings to the last layer.
-
-        Each item holds the modules that are equally many layers away from the output. What is in none stands above all
-        layers, as poolers do.
-        """
-
-
-class DualModel(Protocol):
-    """What contrastive objectives and evaluation may ask of a dual encoder."""
-
-    embedding_size: int  # D
-    logit_scale: Tensor  # scalar parameter, a logarithm
-    logit_bias: Tensor | None  # scalar parameter, where the model has one
-
-    def __call__(self, batch: Batch) -> Embedded:
-        """Embed text and image of every pair."""
-
-    def embed_images(self, images: Images) -> Tensor:
-        """Embeddings float32 [I, D] of length 1."""
-
-    def embed_texts(self, texts: Texts) -> Tensor:
-        """Embeddings float32 [T, D] of length 1."""
-
-    def layer_order(self) -> list[list[str]]:
-        """As a fusion model's; the towers count for themselves.
-
-        Raises:
-            ValueError: a tower doesn't know its layers.
-        """
-
-
-class Objective(Protocol):
-    """What training asks of a pretraining objective (a `torch.nn.Module` that owns its head).
-
-    One may have a method `after_step(model)` too, called after each step of the optimizer: for queues, momentum copies
-    and limits of parameters.
-    """
-
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Any]:
-        """A corrupted copy of the batch and the targets, drawn from `generator` on the batch's device."""
-
-    def loss(self, encoded: Encoded, targets: Any, model: Model) -> tuple[Losses, Report]:
-        """The losses to add up and the numbers to log, in two dicts.
-
-        An empty set of targets gives a zero that is connected to the graph.
-        """
-
-
-class Task(Objective, Protocol):
-    """An objective that answers questions about images, so that its answers can be compared with people's."""
-
-    def logits(self, encoded: Encoded) -> Tensor:
-        """How likely each answer is, float32 [questions, answers]; larger is better.
-
-        `encoded`: of a batch that went through `corrupt`, which draws nothing at random.
-        """
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """The same between 0 and 1, as the loss takes the logits."""

@@ -9,12 +9,14 @@ from typing import IO, cast
 
 from torch import Tensor, nn
 
-from vlp.build import FeatureFacts, Group, build_model, build_objectives
+from vlp.build import Group, build_model, build_objectives, name_of, objective_needs
 from vlp.checkpoints.load import write_atomically, write_weights
-from vlp.config import ConfigError, RunConfig, convert, dump_config, load_config, ratio_for, read_yaml
-from vlp.interfaces import Model, Replacement, Tokenizer
+from vlp.config import ConfigError, RunConfig, dump_config, load_config, ratio_for, read_yaml
+from vlp.contracts import AnyModel
+from vlp.convert import convert
+from vlp.interfaces import Replacement, Tokenizer
+from vlp.needs import FeatureFacts
 from vlp.text.choose import CLIP, open_tokenizer
-from vlp.text.tokenizer_file import TokenizerFile
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,7 @@ class RunFolder:
         """
         self.refuse_if_used()
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        if isinstance(tokenizer, TokenizerFile):
-            write_atomically(self.path / "tokenizer.json", tokenizer.path.read_bytes())
-        else:
-            write_atomically(self.path / "vocabulary.txt", ("\n".join(tokenizer.tokens) + "\n").encode())
+        write_atomically(self.path / tokenizer.file_name, tokenizer.file())
         write_atomically(self.path / "data.json", json.dumps(asdict(facts), indent=1).encode())
         self.write_config(config)
 
@@ -191,12 +190,13 @@ class RunFolder:
 
 
 def answers_of_objectives(config: RunConfig, facts: DataFacts) -> dict[str, list[str]]:
-    """For each objective, by name, the answers of the sources that it is trained on; none where they have none."""
+    """For each objective that chooses among listed answers, by name, those of the sources that it is trained on."""
+    needs = objective_needs(config.objectives)
     answers: dict[str, list[str]] = {}
     for group in config.objectives:
         of_sources = [own for s, own in facts.answer_names.items() if ratio_for(group.sampling_ratio, s) > 0]
-        names = (str(listed.get("name", listed.get("type"))) for listed in group.objectives)
-        answers.update(dict.fromkeys(names, next(iter(of_sources), [])))
+        choosing = [name for name in map(name_of, group.objectives) if needs[name].truth == "answers"]
+        answers.update(dict.fromkeys(choosing, next(iter(of_sources), [])))
     return answers
 
 
@@ -214,7 +214,7 @@ def build_run(
         ConfigError: the configuration does not fit its parts, the tokenizer or the data.
     """
     model = build_model(config.model, tokenizer.special, facts.for_model())
-    words = len(cast(Model, model).tied("word_embeddings"))
+    words = cast(AnyModel, model).words
     if words < len(tokenizer):
         place = "model.embedder" if "embedder" in config.model else "model.text.settings"
         raise ConfigError(

@@ -45,16 +45,21 @@ def corners(box: list[Any]) -> list[Any]:
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
 
-def shares(box: list[Any], size: tuple[int, int]) -> tuple[list[float], bool] | str:
+class NoBoxError(ValueError):
+    """Something is no box of a picture; the message is a short phrase that says why."""
+
+
+def shares(box: list[Any], size: tuple[int, int]) -> tuple[list[float], bool]:
     """A box in pixels (left, top, right, bottom) as shares of a picture, and whether it was cut at its edge.
 
-    A phrase that says why, if it is no box.
+    Raises:
+        NoBoxError: it is no box.
     """
     if len(box) != 4 or not all(type(v) in (int, float) and math.isfinite(v) for v in box):
-        return "box is not four numbers"
+        raise NoBoxError("box is not four numbers")
     of_image = [corner / side for corner, side in zip(box, [*size, *size], strict=True)]
     # six decimals, so that the corners stay apart as float32
     inside = [round(min(max(corner, 0.0), 1.0), 6) for corner in of_image]
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
-        return "box without area"
+        raise NoBoxError("box without area")
     return inside, min(of_image) < 0 or max(of_image) > 1

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.annotations.boxes import BACKGROUND, corners, read_categories, read_sizes, shares
+from data_pipelines.annotations.boxes import BACKGROUND, NoBoxError, corners, read_categories, read_sizes, shares
 from data_pipelines.annotations.files import AnnotationError, LeftOut, entries, read_json
 from data_pipelines.annotations.pictures import check_shape, image_format, read_picture
 from data_pipelines.shards.format import Sample
@@ -128,10 +128,10 @@ class CocoReader:
             return "box around a crowd"
         if name is None:
             return "box of an unknown class"
-        found = shares(corners(box), self._sizes[number])
-        if isinstance(found, str):
-            return found
-        inside, clipped = found
+        try:
+            inside, clipped = shares(corners(box), self._sizes[number])
+        except NoBoxError as error:
+            return str(error)
         self.clipped_boxes += clipped
         self._boxes.setdefault(number, []).append((inside, name))
         return None

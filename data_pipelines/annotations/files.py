@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 Kinds = Mapping[str, type | tuple[type, ...]]  # the keys that an entry must have, and the types that each may be of
 
@@ -142,13 +142,9 @@ def check_entry(where: str, entry: Any, kinds: Kinds) -> None:
             raise AnnotationError(f"{where}: {key!r} is not valid Unicode (half a pair)")
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def is_unicode(value: object) -> TypeGuard[str]:
+    """Whether a value is a text without half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def whole_number(where: str, value: int | str) -> int:

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.annotations.boxes import BACKGROUND, corners, read_categories, read_sizes, shares
+from data_pipelines.annotations.boxes import BACKGROUND, NoBoxError, corners, read_categories, read_sizes, shares
 from data_pipelines.annotations.files import AnnotationError, LeftOut, check_entry, entries, read_json, without_repeats
 from data_pipelines.annotations.pictures import Annotations, Picture
 from data_pipelines.shards.format import Manifest
@@ -87,16 +87,17 @@ def _take_boxes(
         if picture is None:
             continue  # of another split
         assert picture.size
-        found: Any = shares(corners(entry["bbox"]), picture.size)
-        if entry["id"] in places:
-            found = "object is listed twice"
-        elif entry["category_id"] not in names:
-            found = "box of an unknown class"
-        if isinstance(found, str):
-            left_out.append(LeftOut(f"object {entry['id']}", found))
+        try:
+            if entry["id"] in places:
+                raise NoBoxError("object is listed twice")
+            if entry["category_id"] not in names:
+                raise NoBoxError("box of an unknown class")
+            box, _ = shares(corners(entry["bbox"]), picture.size)
+        except NoBoxError as error:
+            left_out.append(LeftOut(f"object {entry['id']}", str(error)))
             continue
         places[entry["id"]] = entry["image_id"], len(picture.facts["boxes"])
-        picture.facts["boxes"].append(found[0])
+        picture.facts["boxes"].append(box)
         picture.facts["box_names"].append(names[entry["category_id"]])
     return places
 

@@ -52,6 +52,6 @@ def _texts(path: Path, values: object, name: str) -> list[str]:
     if not isinstance(values, list):
         raise AnnotationError(f"{path} is not in the official layout: it has no list {name!r}")
     for number, value in enumerate(values):
-        if not isinstance(value, str) or not is_unicode(value):
+        if not is_unicode(value):
             raise AnnotationError(f"{path}: {name}[{number}] is no text in Unicode")
     return values

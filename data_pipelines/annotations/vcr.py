@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.annotations.boxes import BACKGROUND, shares
+from data_pipelines.annotations.boxes import BACKGROUND, NoBoxError, shares
 from data_pipelines.annotations.files import (
     AnnotationError,
     LeftOut,
@@ -91,13 +91,11 @@ def _pictures(
             left_out.append(LeftOut(first["img_fn"], str(error)))
             left_out += [LeftOut(f"question {e['annot_id']}", "question of a picture that is not used") for e in lines]
             continue
-        kept = [place for place, box in enumerate(boxes) if not isinstance(box, str)]
-        left_out += [
-            LeftOut(f"box {n} of {first['img_fn']}", box) for n, box in enumerate(boxes) if isinstance(box, str)
-        ]
+        kept = [place for place, (box, _) in enumerate(boxes) if box]
+        left_out += [LeftOut(f"box {n} of {first['img_fn']}", why) for n, (_, why) in enumerate(boxes) if why]
         picture = Picture(f"vcr-{identifier}", [first["img_fn"]], size=size)
         picture.facts = {
-            "boxes": [boxes[place] for place in kept],
+            "boxes": [boxes[place][0] for place in kept],
             "box_names": [names[place] for place in kept],
             "vcr": [],
         }
@@ -116,8 +114,8 @@ def _pictures(
         yield picture
 
 
-def _metadata(folder: Path, name: str) -> tuple[list[str], list[list[float] | str], tuple[int, int]]:
-    """Names of a picture's objects, box of each or why it has none, and width and height."""
+def _metadata(folder: Path, name: str) -> tuple[list[str], list[tuple[list[float], str]], tuple[int, int]]:
+    """Names of a picture's objects, box of each, or none and why, and width and height."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise _Unusable("metadata's file name leads out of the folder")
     try:
@@ -128,14 +126,16 @@ def _metadata(folder: Path, name: str) -> tuple[list[str], list[list[float] | st
     except (AnnotationError, OSError) as error:
         raise _Unusable("metadata is not readable") from error
     size = values["width"], values["height"]
-    boxes: list[list[float] | str] = []
+    boxes: list[tuple[list[float], str]] = []
     if min(size) <= 0 or len(values["boxes"]) != len(values["names"]):
         raise _Unusable("metadata without a box for each name")
     for box, kind in zip(values["boxes"], values["names"], strict=True):
-        found = shares(box[:4] if isinstance(box, list) else [], size)
-        if kind not in CLASS_NAMES[1:]:
-            found = "box of an unknown class"
-        boxes.append(found if isinstance(found, str) else found[0])
+        try:
+            if kind not in CLASS_NAMES[1:]:
+                raise NoBoxError("box of an unknown class")
+            boxes.append((shares(box[:4] if isinstance(box, list) else [], size)[0], ""))
+        except NoBoxError as error:
+            boxes.append(([], str(error)))
     return values["names"], boxes, size
 
 
@@ -163,7 +163,7 @@ def _text(words: Any, names: list[str], places: dict[int, int]) -> dict[str, Any
     said: list[str] = []
     regions: list[int] = []
     for word in words if isinstance(words, list) else [None]:
-        if isinstance(word, str) and is_unicode(word):
+        if is_unicode(word):
             parts = [(part, NONE) for part in word.split()]
         elif isinstance(word, list) and all(type(n) is int and 0 <= n < len(names) for n in word):
             if any(n not in places for n in word):

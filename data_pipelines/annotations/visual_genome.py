@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.annotations.boxes import corners, shares
+from data_pipelines.annotations.boxes import NoBoxError, corners, shares
 from data_pipelines.annotations.files import (
     AnnotationError,
     Kinds,
@@ -82,16 +82,20 @@ def _take_region(where: str, region: Any, picture: Picture, seen: set[int], left
     check_entry(where, region, kinds)
     assert picture.size
     record = f"caption {region['region_id']} of {picture.files[0]}"
-    box = shares(corners([region[key] for key in ("x", "y", "width", "height")]), picture.size)
+    try:
+        box, _ = shares(corners([region[key] for key in ("x", "y", "width", "height")]), picture.size)
+        fault = ""
+    except NoBoxError as error:
+        fault = f"caption's {error}"
     if region["region_id"] in seen:
         left_out.append(LeftOut(record, "caption is listed twice"))
     elif not region["phrase"].strip():
         left_out.append(LeftOut(record, "caption is empty"))
-    elif isinstance(box, str):
-        left_out.append(LeftOut(record, f"caption's {box}"))
+    elif fault:
+        left_out.append(LeftOut(record, fault))
     else:
         seen.add(region["region_id"])
         picture.captions.append(region["phrase"].strip())
-        picture.facts["caption_boxes"].append(box[0])
+        picture.facts["caption_boxes"].append(box)
         picture.facts["region_ids"].append(region["region_id"])
         picture.records.append(record)

@@ -130,7 +130,7 @@ def _annotations(paths: list[Path]) -> Iterator[tuple[int, _Answered]]:
             typed: list[Any] = [
                 answer.get("answer") if isinstance(answer, dict) else None for answer in entry["answers"]
             ]
-            if not all(isinstance(answer, str) and is_unicode(answer) for answer in typed):
+            if not all(map(is_unicode, typed)):
                 raise AnnotationError(f"{where} has answers without a text 'answer' in Unicode")
             usual = entry["multiple_choice_answer"]
             yield key, _Answered(image, typed, usual, entry["question_type"], entry["answer_type"])

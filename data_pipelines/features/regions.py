@@ -18,6 +18,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from data_pipelines.shards.facts import listed
 from data_pipelines.shards.format import WHOLE_IMAGE, RegionArrays, Sample
 from data_pipelines.shards.pictures import ImageError, decode_image
 
@@ -141,12 +142,12 @@ def annotated_boxes(sample: Sample) -> tuple[np.ndarray, list[str] | None]:
         ExtractionError: the sample has no such facts, or they are not boxes within the image.
     """
     boxes, names = sample.facts.get("boxes"), sample.facts.get("box_names")
-    if not isinstance(boxes, list):
+    if boxes is None or boxes != listed(sample.facts, "boxes"):
         raise ExtractionError(
             f"sample {sample.key} has no annotated boxes (no fact 'boxes'); make the data set with boxes, or use"
             " a grid (--boxes grid:6x6)"
         )
-    if names is not None and (not isinstance(names, list) or len(names) != len(boxes)):
+    if names is not None and len(listed(sample.facts, "box_names")) != len(boxes):
         raise ExtractionError(f"sample {sample.key}: the fact 'box_names' does not name each of its {len(boxes)} boxes")
     try:
         corners = np.array(boxes, dtype=np.float32).reshape(len(boxes), 4)

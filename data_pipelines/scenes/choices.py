@@ -35,23 +35,22 @@ def choose(scene: Scene, key: str, rng: np.random.Generator) -> list[dict[str, A
         named, told = (("shape", "colour"), ("colour", "shape"))[int(rng.integers(2))]
         also = ("size", "texture")[int(rng.integers(2))]
         o, p, q = (scene.objects[n] for n in (number, other, beside))
-        name = Entity(**{named: getattr(o, named)})
+        name = Entity(**{named: o.get(named)})
         the_other = unique(scene, q, ("colour", "shape"), rng)
         side = _side(o, q)
-        alike = any(getattr(o, kind) == getattr(p, kind) for kind in (told, also))
+        alike = any(o.get(kind) == p.get(kind) for kind in (told, also))
         # who never saw these would know that they are wrong
         known = {(o.colour, p.shape), (p.colour, o.shape)} & set(HELD_OUT)
         if alike or known or fitting(scene, name) > 1 or the_other is None or side is None:
             continue
         answers = [
-            Entity(**{named: getattr(o, named), told: getattr(a, told), also: getattr(b, also)})
-            for a, b in product((o, p), repeat=2)
+            Entity(**{named: o.get(named), told: a.get(told), also: b.get(also)}) for a, b in product((o, p), repeat=2)
         ]  # the first is right
         sides = sorted(RELATIONS, key=lambda relation: relation != side)
         order, other_order = rng.permutation(4), rng.permutation(4)
         noun = said(name, rng)
         found.setdefault(
-            (named, getattr(o, named)),
+            (named, o.get(named)),
             {
                 "annot_id": f"{key}-{len(found)}",
                 "question": _text(("which", NONE), (noun, number), ("is there?", NONE)),

@@ -40,8 +40,8 @@ def suppose(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]
 def _by_label(scene: Scene, named: str, told: str) -> dict[str, list[tuple[Entity, str]]]:
     """What can be said of what the scene has, by label."""
     found: dict[str, list[tuple[Entity, str]]] = {}
-    for value in sorted({getattr(o, told) for o in scene.objects}):
-        for name in sorted({getattr(o, named) for o in scene.objects}):
+    for value in sorted({o.get(told) for o in scene.objects}):
+        for name in sorted({o.get(named) for o in scene.objects}):
             entity = Entity(**{named: name})
             meant = [o for o in scene.objects if entity.fits(o)]
             right = sum(replace(entity, **{told: value}).fits(o) for o in meant)

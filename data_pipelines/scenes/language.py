@@ -53,6 +53,10 @@ class Entity:
     texture: str | None = None
     count: int = 1
 
+    def get(self, kind: str) -> Any:
+        """What is said of a kind: `colour`, `shape`, `size` or `texture`."""
+        return getattr(self, kind)
+
     def fits(self, o: SceneObject) -> bool:
         """Whether it is true of an object."""
         return (
@@ -278,11 +282,11 @@ def _one_changed(meaning: Meaning, scene: Scene, rng: np.random.Generator) -> Me
     n = int(rng.integers(len(meaning.entities)))
     entity = meaning.entities[n]
     choices = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES[1:]}
-    said = [name for name in choices if getattr(entity, name) is not None]
+    said = [name for name in choices if entity.get(name) is not None]
     name = said[int(rng.integers(len(said)))]
-    others = [value for value in choices[name] if value != getattr(entity, name)]
+    others = [value for value in choices[name] if value != entity.get(name)]
     # mostly a value that another object has, so that the words alone don't give the foil away
-    there = [value for value in others if any(getattr(o, name) == value for o in scene.objects)]
+    there = [value for value in others if any(o.get(name) == value for o in scene.objects)]
     if there and rng.random() < 0.75:
         others = there
     entities = list(meaning.entities)

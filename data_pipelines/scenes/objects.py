@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "white", "black")
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "bar")
@@ -32,6 +33,10 @@ class SceneObject:
     texture: str
     x: int
     y: int
+
+    def get(self, kind: str) -> Any:
+        """What it is of a kind: `colour`, `shape`, `size` or `texture`."""
+        return getattr(self, kind)
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ def unique(scene: Scene, o: SceneObject, names: tuple[str, ...], rng: np.random.
     """The first of these attributes, in a drawn order, that tell an object from all others; None if all don't."""
     entity = Entity()
     for name in rng.permutation(names):
-        if getattr(o, name) != "plain":
-            entity = replace(entity, **{str(name): getattr(o, name)})
+        if o.get(name) != "plain":
+            entity = replace(entity, **{str(name): o.get(name)})
         if fitting(scene, entity) == 1:
             return entity
     return None

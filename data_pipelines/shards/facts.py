@@ -12,6 +12,18 @@ class FactsError(ValueError):
     """A sample has no usable captions; the message is a short phrase to count by."""
 
 
+def listed(facts: dict[str, Any], name: str) -> list[Any]:
+    """A fact if it is a list, else an empty one."""
+    found = facts.get(name)
+    return found if isinstance(found, list) else []
+
+
+def texts_listed(facts: dict[str, Any], name: str) -> list[str]:
+    """A fact if it is a list of texts, else an empty one."""
+    found = listed(facts, name)
+    return found if all(isinstance(text, str) for text in found) else []
+
+
 def own_facts(json_data: bytes | None) -> dict[str, Any]:
     """The facts of a sample of ours, `captions` among them.
 

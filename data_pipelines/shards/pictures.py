@@ -142,15 +142,7 @@ def random_box(
 
 
 def cells(facts: dict[str, Any], size: PixelSize | SquareSize) -> int:
-    """Cells of a scaled picture, of side `size.multiple`; the most there can be if the facts don't say its size.
-
-    Squares are all of one size: 0.
-    """
-    if isinstance(size, SquareSize):
-        return 0
+    """Cells of a scaled picture; the most there can be if the facts don't say its size."""
     height, width = facts.get("height"), facts.get("width")
-    if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
-        scaled = size.of(height, width)
-    else:
-        scaled = size.shorter, size.longer
-    return scaled[0] // size.multiple * (scaled[1] // size.multiple)
+    known = isinstance(height, int) and isinstance(width, int) and min(height, width) > 0
+    return size.cells(height, width) if known else size.cells(None, None)

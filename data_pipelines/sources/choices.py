@@ -8,16 +8,16 @@ second (the given answer then follows the question within `question`), with all 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.shards.format import WHOLE_IMAGE, BadSampleError, ShardError
 from data_pipelines.sources.segments import with_word_regions
-from vlp.interfaces import NONE, Tokenizer, Tokens
+from data_pipelines.sources.sides import Item, Split, TextItem
+from vlp.interfaces import NONE, Tokenizer, Tokens, Truth
 
 CHOICES = 4
 PARTS = ("answer", "rationale")
@@ -74,44 +74,6 @@ class ChoiceQuestion:
 def parts_of(segments: Collection[str]) -> tuple[str, ...]:
     """The parts that a model with these segments is asked; none if it isn't asked such questions."""
     return tuple(part for part in PARTS if part in segments)
-
-
-def check_choices(folder: Path, segments: Sequence[str], facts: Sequence[str], token_region: bool) -> None:
-    """Refuse to load questions with choices as others, and what has none as such.
-
-    Args:
-        folder: of the data set.
-        segments: those that the model reads.
-        facts: names of those that the data set has, of `vcr`, `questions` and `region_names`.
-        token_region: whether the model reads which region a word refers to.
-
-    Raises:
-        ShardError: the segments and the facts don't fit.
-    """
-    parts = parts_of(segments)
-    if not parts:
-        if "question" in segments and "vcr" in facts and "questions" not in facts:
-            raise ShardError(
-                f"the questions of {folder} have choices of their own; add the segments answer or rationale (or both)"
-                " to the layout and to model.max_tokens"
-            )
-        return
-    if "vcr" not in facts:
-        raise ShardError(
-            f"the model's segments {' and '.join(parts)} are choices of questions, but those of {folder} have none (no"
-            " fact vcr); leave them out of model.max_tokens"
-        )
-    others = [segment for segment in segments if segment not in SEGMENTS_OF_CHOICES]
-    if others or "question" not in segments:
-        raise ShardError(
-            f"model.max_tokens: questions with choices are read by {', '.join(SEGMENTS_OF_CHOICES)},"
-            f" {'not by ' + ', '.join(others) if others else 'of which question is missing'}"
-        )
-    if token_region and "region_names" not in facts:
-        raise ShardError(
-            f"model.token_region is set, but the regions of {folder} are not the boxes that its words refer to; extract"
-            " features of its annotated boxes, or take token_region out of the model"
-        )
 
 
 def choice_question(facts: dict[str, Any], key: str, number: int) -> ChoiceQuestion:
@@ -171,3 +133,82 @@ def choice_tokens(
             choices = encode_choices(texts, segments, tokenizer, token_region=False)
             items.append(np.array([len(choice[segment].ids) for segment in segments for choice in choices]))
     return np.array(items, dtype=np.int64).reshape(-1, len(segments) * CHOICES).T
+
+
+class ChoiceTexts:
+    """Each question with choices, once or twice: its answers, and the rationales of the right one, side by side; see
+    `TextSide`.
+    """
+
+    segments = SEGMENTS_OF_CHOICES
+    texts = CHOICES
+    mined = False
+
+    def __init__(self, split: Split):
+        self.reader, self.tokenizer, self.loads = split.reader, split.tokenizer, split.loads
+        self.parts = parts_of(split.loads.segments)
+        self.counts = self.reader.question_counts * len(self.parts)
+        self.asks: list[tuple[int, int | None]] = []
+        for step, part in enumerate(self.parts):  # the rationales of each answer, for any may be chosen
+            self.asks += [(step, given) for given in range(CHOICES)] if part == "rationale" else [(step, None)]
+
+    @staticmethod
+    def fits(segments: Mapping[str, int]) -> bool:
+        """See `TextSide`."""
+        return bool(parts_of(segments))
+
+    def check(self, has_fact: Callable[[str], bool]) -> None:
+        """Refuse to load as such what has no choices, and segments that don't fit."""
+        folder, segments = self.reader.folder, self.loads.segments
+        if self.reader.text_only or not has_fact("vcr"):
+            raise ShardError(
+                f"the model's segments {' and '.join(self.parts)} are choices of questions, but those of {folder} have"
+                " none (no fact vcr); leave them out of model.max_tokens"
+            )
+        others = [segment for segment in segments if segment not in SEGMENTS_OF_CHOICES]
+        if others or "question" not in segments:
+            raise ShardError(
+                f"model.max_tokens: questions with choices are read by {', '.join(SEGMENTS_OF_CHOICES)},"
+                f" {'not by ' + ', '.join(others) if others else 'of which question is missing'}"
+            )
+        if self.loads.token_region and not has_fact("region_names"):
+            raise ShardError(
+                f"model.token_region is set, but the regions of {folder} are not the boxes that its words refer to;"
+                " extract features of its annotated boxes, or take token_region out of the model"
+            )
+
+    def lengths(self, sample: int, facts: dict[str, Any]) -> np.ndarray:
+        """See `TextSide`."""
+        count, key = int(self.counts[sample]) // len(self.parts), self.reader.key(sample)
+        return choice_tokens(facts, key, count, list(self.loads.segments), self.tokenizer)
+
+    def seconds(self, facts: dict[str, Any]) -> list[str | None]:
+        """See `TextSide`: none."""
+        return []
+
+    def _question(self, sample: int, number: int, facts: dict[str, Any]) -> tuple[ChoiceQuestion, str]:
+        """The question of an item, and the part of it that is asked."""
+        question, part = divmod(number, len(self.parts))
+        return choice_question(facts, self.reader.key(sample), question), self.parts[part]
+
+    def load(self, item: Item) -> TextItem:
+        """See `TextSide`."""
+        question, part = self._question(item.sample, item.number, item.facts)
+        segments = self.loads.segments
+        try:
+            texts = question.texts(part, segments, item.given)
+        except ValueError as error:
+            raise BadSampleError(self.reader.key(item.sample), str(error)) from error
+        encoded = encode_choices(texts, list(segments), self.tokenizer, self.loads.token_region)
+        first, *more = ({name: own.first(segments[name]) for name, own in one.items()} for one in encoded)
+        right = question.right(part)
+        return TextItem(first, {} if right is None else {right: 1.0}, more=tuple(more))
+
+    def truth(self, sample: int, number: int, facts: dict[str, Any]) -> Truth | None:
+        """See `TextSide`."""
+        question, _ = self._question(sample, number, facts)
+        return Truth(question.identifier, labels=question.labels)
+
+    def knows(self, truth: Truth) -> bool | None:
+        """See `TextSide`."""
+        return truth.labels is not None

@@ -13,8 +13,8 @@ import torch
 from data_pipelines.shards.format import IMAGE_FORMATS, BadSampleError, ShardError
 from data_pipelines.shards.pictures import ImageError, sized_pixels
 from data_pipelines.shards.reader import ShardReader
-from data_pipelines.sources.gallery import read_image
-from vlp.interfaces import PixelSize, Regions, SquareSize
+from data_pipelines.sources.images import all_images
+from vlp.interfaces import Loads, PixelSize, Regions, SquareSize
 
 TAR_FORMATS = (*IMAGE_FORMATS, "jpeg")
 
@@ -33,13 +33,13 @@ class LabelledImages:
     templates: list[str] | None = None
 
 
-def open_labelled(data: Path, pixels: PixelSize | SquareSize | None, split: str, fact: str) -> LabelledImages:
+def open_labelled(data: Path, loads: Loads, split: str, fact: str) -> LabelledImages:
     """The images of a folder.
 
     Args:
         data: `CLASS/.../IMAGE` files as torchvision's ImageFolder has them; or a data set of ours; or the webdataset
             layout of CLIP_benchmark: `SPLIT/*.tar` with members KEY.cls beside KEY.jpg, and `classnames.txt`.
-        pixels: the size of pictures, or None for a model that sees regions, which only a data set of ours has.
+        loads: what the model wants of the data; only a data set of ours has regions.
         split: of a data set (empty: val) or of tars (empty: test).
         fact: key of a sample's facts that holds the name of its class.
 
@@ -49,7 +49,8 @@ def open_labelled(data: Path, pixels: PixelSize | SquareSize | None, split: str,
     if not data.is_dir():
         raise ShardError(f"there is no folder {data}")
     if (data / "manifest.json").is_file():
-        return _of_shards(ShardReader(data, split or "val"), pixels, fact)
+        return _of_shards(ShardReader(data, split or "val"), loads, fact)
+    pixels = loads.pixels
     if pixels is None:
         raise ShardError(f"{data} holds pictures, and this model sees region features: take a data set that has them")
     if (data / "classnames.txt").is_file():
@@ -101,7 +102,7 @@ def _of_folder(folder: Path, pixels: PixelSize | SquareSize) -> LabelledImages:
     return LabelledImages(classes, len(files), read)
 
 
-def _of_shards(reader: ShardReader, pixels: PixelSize | SquareSize | None, fact: str) -> LabelledImages:
+def _of_shards(reader: ShardReader, loads: Loads, fact: str) -> LabelledImages:
     labels: dict[int, str] = {}
     broken: dict[int, str] = {}
     for number in range(len(reader)):
@@ -121,6 +122,7 @@ def _of_shards(reader: ShardReader, pixels: PixelSize | SquareSize | None, fact:
         )
     classes = sorted(set(labels.values()))
     number_of = {name: label for label, name in enumerate(classes)}
+    images = all_images(reader, loads)
 
     def read() -> Iterator[tuple[str, int, Regions | str]]:
         for number in range(len(reader)):
@@ -128,9 +130,9 @@ def _of_shards(reader: ShardReader, pixels: PixelSize | SquareSize | None, fact:
                 yield reader.key(number), -1, broken[number]
                 continue
             try:
-                image = read_image(reader, number, pixels)
-                missing = "has no regions" if pixels is None else "has no picture"
-                yield reader.key(number), number_of[labels[number]], image or missing
+                missing = "has no regions" if loads.pixels is None else "has no picture"
+                image = images.load(number, 0) if images.shown[number] else missing
+                yield reader.key(number), number_of[labels[number]], image
             except BadSampleError as error:
                 yield reader.key(number), number_of[labels[number]], error.reason
 

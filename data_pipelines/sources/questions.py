@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.shards.format import BadSampleError
-from data_pipelines.sources.segments import asked_texts
+import numpy as np
+
+from data_pipelines.shards.facts import listed, texts_listed
+from data_pipelines.shards.format import BadSampleError, ShardError
+from data_pipelines.sources.choices import parts_of
+from data_pipelines.sources.segments import SEGMENTS, Filler, TextMaterial, asked_texts, foils
+from data_pipelines.sources.sides import Item, Split, TextItem
+from vlp.interfaces import NONE, Truth
 from vlp.text.answers import answer_scores, normalise_answer
 
 
@@ -17,6 +23,7 @@ class Question:
     none where they are not known. `kind`, `answer_kind`: types that the benchmark tells apart, or empty.
     `second_image`: the key of the sample whose image is asked about beside the sample's own. `box`: what an expression
     refers to, corners as shares of the image. `size`: width and height of the image in pixels, where they are known.
+    `boxed`: it is an expression, whose answer is a box.
     """
 
     text: str
@@ -27,16 +34,22 @@ class Question:
     second_image: str | None = None
     box: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
+    boxed: bool = False
 
     def scores(self, numbers: Mapping[str, int]) -> dict[int, float]:
         """How right the answers are that a model can choose from, by their numbers; the best comes first."""
-        scores = {self.answers[0]: 1.0} if len(self.answers) == 1 else answer_scores(self.answers)
-        known: dict[int, float] = {}
-        for answer, score in sorted(scores.items(), key=lambda item: -item[1]):
-            number = numbers.get(answer, numbers.get(normalise_answer(answer)))
-            if number is not None:
-                known.setdefault(number, score)
-        return known
+        return known_scores(self.answers, numbers)
+
+
+def known_scores(answers: list[str], numbers: Mapping[str, int]) -> dict[int, float]:
+    """How right the answers of people are, one or several, by the numbers of those that have one; the best first."""
+    scores = {answers[0]: 1.0} if len(answers) == 1 else answer_scores(answers)
+    known: dict[int, float] = {}
+    for answer, score in sorted(scores.items(), key=lambda item: -item[1]):
+        number = numbers.get(answer, numbers.get(normalise_answer(answer)))
+        if number is not None:
+            known.setdefault(number, score)
+    return known
 
 
 def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
@@ -52,8 +65,7 @@ def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
     if "questions" not in facts:
         return _expression(facts, key, number)
     identifier = _beside(facts, key, "question_ids", number, len(questions))
-    answers = facts.get("answers")
-    given = answers[number] if isinstance(answers, list) and number < len(answers) else []
+    given = dict(enumerate(listed(facts, "answers"))).get(number, [])
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, list) or not all(isinstance(answer, str) for answer in given):
         raise BadSampleError(key, "answers that are neither texts nor lists of texts")
@@ -84,6 +96,7 @@ def _expression(facts: dict[str, Any], key: str, number: int) -> Question:
         kind=str(expression.get("kind", "")),
         box=tuple(map(float, numbers)) or None,
         size=size if all(isinstance(side, int) for side in size) else None,  # type: ignore[arg-type]
+        boxed=True,
     )
 
 
@@ -94,3 +107,65 @@ def _beside(facts: dict[str, Any], key: str, name: str, number: int, questions: 
     if not isinstance(values, list) or len(values) != questions:
         raise BadSampleError(key, f"{name} that are not as many as the questions")
     return values[number]
+
+
+class QuestionTexts:
+    """Each question about each sample's image, or each expression that refers to something in it; see `TextSide`."""
+
+    segments = (*SEGMENTS,)
+    texts = 1
+    asks = ((0, None),)
+    mined = False
+
+    def __init__(self, split: Split):
+        self.reader, self.loads, self.filler = split.reader, split.loads, Filler(split)
+        self.counts = self.reader.question_counts
+        self.numbers = {name: number for number, name in enumerate(self.reader.manifest.answer_names)}
+        self.two_images = False
+
+    @staticmethod
+    def fits(segments: Mapping[str, int]) -> bool:
+        """See `TextSide`."""
+        return not parts_of(segments) and "question" in segments
+
+    def check(self, has_fact: Callable[[str], bool]) -> None:
+        """See `Filler.check`; and questions with choices are refused."""
+        text_only = self.reader.text_only
+        if not text_only and has_fact("vcr") and not has_fact("questions"):
+            raise ShardError(
+                f"the questions of {self.reader.folder} have choices of their own; add the segments answer or rationale"
+                " (or both) to the layout and to model.max_tokens"
+            )
+        self.filler.check(has_fact)
+        self.two_images = has_fact("second_images")
+
+    def lengths(self, sample: int, facts: dict[str, Any]) -> np.ndarray:
+        """See `TextSide`."""
+        own = self.filler.count(asked_texts(facts))
+        most = {"question": own, "tags": np.full_like(own, self.filler.most_of_tags(sample, facts))}
+        return np.stack([most.get(name, np.zeros_like(own)) for name in self.loads.segments])
+
+    def seconds(self, facts: dict[str, Any]) -> list[str | None]:
+        """See `TextSide`."""
+        return [*texts_listed(facts, "second_images")] if self.two_images else []
+
+    def load(self, item: Item) -> TextItem:
+        """See `TextSide`."""
+        key, facts = self.reader.key(item.sample), item.facts
+        question = question_of(facts, key, item.number)
+        if not question.text.strip():
+            raise BadSampleError(key, f"question {item.number} is empty")
+        material = TextMaterial(facts["captions"], NONE, foils(facts), item.names, item.draw, question.text)
+        segments = self.filler.fill(item.sample, facts, material)
+        return TextItem(segments, question.scores(self.numbers), question.second_image, question.box)
+
+    def truth(self, sample: int, number: int, facts: dict[str, Any]) -> Truth | None:
+        """See `TextSide`."""
+        q = question_of(facts, self.reader.key(sample), number)
+        return Truth(q.identifier, q.answers, q.kind, q.answer_kind, q.box, q.size, boxed=q.boxed)
+
+    def knows(self, truth: Truth) -> bool | None:
+        """See `TextSide`: whether one of the manifest's answers is right, or the box that an expression refers to."""
+        if truth.boxed:
+            return truth.box is not None
+        return bool(known_scores(truth.answers, self.numbers)) if self.numbers else None

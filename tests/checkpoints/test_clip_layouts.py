@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vlp
-from vlp.build import IMPORTERS, FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.key_map import KeyMismatchError, export_state, import_state
 from vlp.interfaces import Images, Regions, Segment, Texts, Tokens
 from vlp.models.dual_encoder import DualEncoder
+from vlp.needs import FeatureFacts
 from vlp.nn.towers.open_clip import settings_of
+from vlp.registry import IMPORTERS
 from vlp.text.clip_bpe import ClipBytePairs
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines.shards.format import Manifest, RegionArrays, Sample, write_manifest
 from data_pipelines.shards.index import write_split
+from vlp.interfaces import Loads, PixelSize, SquareSize
 
 CLASSES = ["background", "circle", "square"]
 WORDS = ["a", "red", "circle", "blue", "square", "left", "of", "the"]
@@ -39,3 +40,11 @@ def make_data_set(
     count = write_split(folder, split, samples, samples_per_shard=per_shard)
     write_manifest(folder, Manifest("made_up", FEATURES, CLASSES, "random numbers", "CC0", {split: count}))
     return folder
+
+
+def loads(
+    segments: dict[str, int], max_regions: int = 100, pixels: PixelSize | SquareSize | None = None, **more: bool
+) -> Loads:
+    """What a model with these segments wants of the data, as `vlp.build.loads_of` says it."""
+    images = "regions" if pixels is None else "boxed_pixels" if pixels.boxes else "pixels"
+    return Loads(segments, max_regions, pixels=pixels, images=images, **more)

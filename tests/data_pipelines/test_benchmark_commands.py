@@ -15,7 +15,7 @@ from made_up_benchmarks import write_json, write_pictures
 from test_gqa import question
 
 from data_pipelines.annotations import build
-from data_pipelines.annotations.boxes import shares
+from data_pipelines.annotations.boxes import NoBoxError, shares
 from data_pipelines.annotations.files import AnnotationError, LeftOut, read_json, read_json_lines, without_repeats
 from tools import make_shards
 
@@ -135,4 +135,8 @@ def test_what_is_dropped_is_dropped_at_every_depth(tmp_path: Path) -> None:
     ],
 )
 def test_boxes_as_shares(box: list[float], expected: object) -> None:
-    assert shares(box, (40, 20)) == expected
+    if isinstance(expected, str):
+        with pytest.raises(NoBoxError, match=expected):
+            shares(box, (40, 20))
+    else:
+        assert shares(box, (40, 20)) == expected

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from made_up_benchmarks import samples_of, write_json_lines
-from made_up_shards import make_sample
+from made_up_shards import loads, make_sample
 from test_vcr import row, write_images
 
 from data_pipelines.annotations.vcr import read_vcr
@@ -34,7 +34,7 @@ ASKED = "does person feel comfortable ?"
 def source(folder: Path, max_tokens: dict[str, int], split: str = "train", **options: Any) -> Source:
     vocabulary = folder.parent / "vocabulary.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    return Source("vcr", folder, split, WordPiece(vocabulary, True), max_tokens, 100, **options)
+    return Source("vcr", folder, split, WordPiece(vocabulary, True), loads(max_tokens, 100, **options))
 
 
 def made(folder: Path, rows: list[dict[str, Any]], split: str = "train", named: bool = True) -> Path:
@@ -161,8 +161,10 @@ def test_a_test_split(tmp_path: Path) -> None:
         s.load(1)
     given = collate([s.load(1, given=2)], "vcr", 0, 0, [])
     assert said(s, given.texts.segments["answer"]) == [ANSWERS[2]] * 4
-    question, part = s.choices(1)
-    assert (question.identifier, question.labels, part) == ("train-0", None, "rationale")
+    truth, loaded = s.ask(0, "questions")
+    assert (s.asked("questions"), truth.identifier, truth.labels) == ([0], "train-0", None)
+    parts = [said(s, collate([one], "vcr", 0, 0, []).texts.segments["answer"]) for one in loaded]
+    assert parts == [ANSWERS, *([ANSWERS[given]] * 4 for given in range(4))], "the answers, then rationales of each"
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     for max_tokens, message in (
         ({"question": 9}, "have choices of their own"),
         ({"question": 9, "answer": 9, "tags": 9}, "not by tags"),
-        ({"answer": 9}, "no sample with both"),
+        ({"answer": 9}, "of which question is missing"),
     ):
         with pytest.raises(ShardError, match=message):
             source(folder, max_tokens)

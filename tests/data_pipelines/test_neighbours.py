@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import samples
 import torch
+from made_up_shards import loads
 
 from data_pipelines.batches import collate
 from data_pipelines.scenes.build import build_scenes
@@ -59,7 +60,7 @@ def test_they_are_negatives_of_their_pairs(folder: Path, tmp_path: Path, images:
     path = tmp_path / "n.parquet"
     written(folder, path)
     tokenizer = WordPiece(folder / "vocabulary.txt", lowercase=True)
-    source = Source("scenes", folder, "train", tokenizer, {"caption": 20}, 10)
+    source = Source("scenes", folder, "train", tokenizer, loads({"caption": 20}, 10))
     without = collate([source.load(pair) for pair in range(4)], "scenes", 0, 0, [])
     assert without.hard_images is None
     source.bring_neighbours(path, images)

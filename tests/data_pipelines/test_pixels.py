@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up_shards import make_data_set, make_sample, write_vocabulary
+from made_up_shards import loads, make_data_set, make_sample, write_vocabulary
 from PIL import Image
 
 from data_pipelines.batches import MicroBatchLoader, collate
@@ -46,7 +46,7 @@ def pictured(number: int, regions: int | None = 0, captions: int = 2) -> Sample:
 
 
 def source(folder: Path, tokenizer: WordPiece, pixels: PixelSize | None = SIZE) -> Source:
-    return Source("made_up", folder, "train", tokenizer, {"caption": 60}, 100, pixels=pixels)
+    return Source("made_up", folder, "train", tokenizer, loads({"caption": 60}, 100, pixels=pixels))
 
 
 def loader(source: Source, pairs: int | None, tokens: int | None) -> MicroBatchLoader:
@@ -121,7 +121,7 @@ def test_pairs_are_captions_of_samples_with_pictures(tmp_path: Path, tokenizer: 
     with pytest.raises(ShardError, match="with both captions and a picture"):
         source(make_data_set(tmp_path / "e", [make_sample(0)]), tokenizer)
     with pytest.raises(ShardError, match="tags names regions"):
-        Source("made_up", folder, "train", tokenizer, {"caption": 60, "tags": 9}, 100, pixels=SIZE)
+        Source("made_up", folder, "train", tokenizer, loads({"caption": 60, "tags": 9}, 100, pixels=SIZE))
 
 
 def test_lengths_are_tokens_and_cells(tmp_path: Path, tokenizer: WordPiece) -> None:
@@ -132,8 +132,7 @@ def test_lengths_are_tokens_and_cells(tmp_path: Path, tokenizer: WordPiece) -> N
     expected = [len(c.split()) + n for n, sample in zip(cells, samples, strict=True) for c in sample.captions]
     for _ in range(2):  # the second time from the kept file
         assert source(folder, tokenizer).planned(1, with_lengths=True).lengths.tolist() == expected
-    largest = source(folder, tokenizer)
-    largest.pixels = PixelSize(32, 48, 8)
+    largest = source(folder, tokenizer, PixelSize(32, 48, 8))
     assert (largest.planned(1, with_lengths=True).lengths > expected).all(), "another size has lengths of its own"
 
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_shards import CLASSES, make_sample, write_vocabulary
+from made_up_shards import CLASSES, loads, make_sample, write_vocabulary
 
 from data_pipelines.batches import collate
 from data_pipelines.shards.format import BadSampleError, Manifest, Sample, write_manifest
 from data_pipelines.shards.index import write_split
 from data_pipelines.sources.questions import Question, question_of
 from data_pipelines.sources.source import Source
+from vlp.interfaces import Truth
 from vlp.text.wordpiece import WordPiece
 
 TEN = ["red"] * 5 + ["Dark red"] * 3 + ["pink", "a blue"]
@@ -29,7 +30,7 @@ def make(folder: Path, samples: list[Sample], answers: list[str]) -> Source:
     count = write_split(folder, "train", samples)
     write_manifest(folder, Manifest("q", 16, CLASSES, "", "CC0", {"train": count}, answer_names=answers))
     tokenizer = WordPiece(write_vocabulary(folder / "vocabulary.txt"), True)
-    return Source("q", folder, "train", tokenizer, {"question": 4}, 100)
+    return Source("q", folder, "train", tokenizer, loads({"question": 4}, 100))
 
 
 def test_scores_of_ten_answers(tmp_path: Path) -> None:
@@ -42,7 +43,9 @@ def test_scores_of_ten_answers(tmp_path: Path) -> None:
     batch = collate([loaded], "q", 0, 0, [])
     assert batch.answers.tolist() == [2]
     assert batch.answer_scores.dense(3).flatten().tolist() == pytest.approx([0.3, 0.9, 1.0])
-    assert s.question(0) == Question("a red", 7, TEN)
+    assert question_of(s.reader.facts(0), "k", 0) == Question("a red", 7, TEN)
+    assert s.asked("questions") == [0]
+    assert s.ask(0, "questions")[0] == Truth(7, TEN)
 
 
 def test_second_images(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from made_up_shards import loads
 from test_scene_expressions import KINDS, meant
 
 from data_pipelines.scenes.build import build_scenes
@@ -90,7 +91,7 @@ def test_a_data_set_of_choices(tmp_path: Path) -> None:
     build_scenes(tmp_path / "choices", 12, 4, 0, lambda text: None, processes=1, asks="choices")
     tokenizer = WordPiece(tmp_path / "choices" / "vocabulary.txt", True)
     caps = {"question": 20, "answer": 20, "rationale": 20}
-    source = Source("choices", tmp_path / "choices", "train", tokenizer, caps, 100, token_region=True)
+    source = Source("choices", tmp_path / "choices", "train", tokenizer, loads(caps, 100, token_region=True))
     reader = ShardReader(tmp_path / "choices", "train")
     told = [(n, q) for n in range(12) for q in reader.facts(n)["vcr"]]
     assert len(source) == 2 * len(told) > 0

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from made_up_shards import loads
 
 from data_pipelines.batches import collate
 from data_pipelines.scenes.build import build_scenes
@@ -59,7 +60,7 @@ def test_expressions_mean_one_object() -> None:
 def test_a_source_loads_expressions(tmp_path: Path) -> None:
     build_scenes(tmp_path / "scenes", 6, 4, 0, lambda text: None, processes=1, asks="expressions")
     tokenizer = WordPiece(tmp_path / "scenes" / "vocabulary.txt", lowercase=True)
-    source = Source("made_up", tmp_path / "scenes", "train", tokenizer, {"question": 20}, 100)
+    source = Source("made_up", tmp_path / "scenes", "train", tokenizer, loads({"question": 20}, 100))
     reader = ShardReader(tmp_path / "scenes", "train")
     told = [(n, e) for n in range(6) for e in reader.facts(n)["expressions"]]
     assert len(source) == len(told)
@@ -67,10 +68,10 @@ def test_a_source_loads_expressions(tmp_path: Path) -> None:
     batch = collate(loaded, "made_up", 0, 0, [])
     assert batch.target_boxes is not None
     for pair, (sample, expression) in enumerate(told):
-        question = source.question(pair)
-        assert question is not None
-        assert (question.text, question.identifier) == (expression["text"], expression["sent_id"])
-        assert (question.kind, question.size) == (expression["kind"], (96, 96))
+        truth, (asked,) = source.ask(pair, "questions")
+        assert asked.segments["question"].ids == tokenizer.encode([expression["text"]])[0].ids
+        assert (truth.identifier, truth.kind, truth.size) == (expression["sent_id"], expression["kind"], (96, 96))
+        assert truth.box == tuple(batch.target_boxes[pair].tolist())
         regions = reader.regions(sample)
         assert regions is not None
         assert batch.target_boxes[pair].tolist() == regions.boxes[expression["box_number"]].tolist()

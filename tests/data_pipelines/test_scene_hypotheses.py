@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from made_up_shards import loads
 from test_scene_questions import meant
 
 from data_pipelines.scenes.build import build_scenes
@@ -50,7 +51,7 @@ def test_hypotheses_have_one_reading() -> None:
 def test_a_data_set_of_hypotheses(tmp_path: Path) -> None:
     build_scenes(tmp_path / "hypotheses", 12, 4, 0, lambda text: None, processes=1, asks="hypotheses")
     tokenizer = WordPiece(tmp_path / "hypotheses" / "vocabulary.txt", True)
-    source = Source("hypotheses", tmp_path / "hypotheses", "train", tokenizer, {"question": 60}, 100)
+    source = Source("hypotheses", tmp_path / "hypotheses", "train", tokenizer, loads({"question": 60}, 100))
     assert source.reader.manifest.answer_names == ANSWERS
     assert len(source) > 24
     for pair in range(len(source)):

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from made_up_shards import loads
 from test_scene_questions import meant
 
 from data_pipelines.scenes.build import build_scenes, make_statements
@@ -63,7 +64,7 @@ def test_a_data_set_of_statements(tmp_path: Path) -> None:
     assert reader.manifest.answer_names == ["False", "True"]
     tokenizer = WordPiece(tmp_path / "pairs" / "vocabulary.txt", True)
     assert tokenizer.tokens == vocabulary([*QUESTION_WORDS, *WORDS])
-    source = Source("pairs", tmp_path / "pairs", "train", tokenizer, {"question": 60}, 100)
+    source = Source("pairs", tmp_path / "pairs", "train", tokenizer, loads({"question": 60}, 100))
     assert len(source) > 20
     for pair in range(len(source)):
         loaded = source.load(pair)

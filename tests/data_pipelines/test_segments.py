@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up_shards import CLASSES, make_data_set, make_sample, write_vocabulary
+from made_up_shards import CLASSES, loads, make_data_set, make_sample, write_vocabulary
 
 from data_pipelines.batches import MicroBatchLoader, collate
 from data_pipelines.prepare import open_sources
 from data_pipelines.shards.format import BadSampleError, Manifest, Sample, ShardError, write_manifest
 from data_pipelines.shards.index import write_split
+from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources.captions import CaptionTexts
 from data_pipelines.sources.plan import Plan
-from data_pipelines.sources.segments import TextMaterial, most_tokens, second_caption
+from data_pipelines.sources.questions import QuestionTexts
+from data_pipelines.sources.segments import TextMaterial, second_caption
+from data_pipelines.sources.sides import Split
 from data_pipelines.sources.source import Source
 from vlp.text.wordpiece import WordPiece
 
@@ -28,7 +32,7 @@ def tokenizer(tmp_path: Path) -> WordPiece:
 
 
 def source(folder: Path, tokenizer: WordPiece, max_regions: int = 100) -> Source:
-    return Source("made_up", folder, "train", tokenizer, MAX_TOKENS, max_regions)
+    return Source("made_up", folder, "train", tokenizer, loads(MAX_TOKENS, max_regions))
 
 
 def loader(s: Source, seed: int = 7, pairs: int | None = 5, tokens: int | None = None) -> MicroBatchLoader:
@@ -50,7 +54,7 @@ def test_a_batch_has_the_named_segments(tmp_path: Path, tokenizer: WordPiece) ->
         batch = load(step, 0)
         assert list(batch.texts.segments) == list(MAX_TOKENS)
         for text, pair in enumerate(batch.texts.ids.tolist()):
-            sample, chosen = samples[s.sample_of[pair]], int(s.caption_of[pair])
+            sample, chosen = samples[s.sample_of[pair]], int(s.item_of[pair])
             assert words(tokenizer, batch.texts.segments["caption"], text) == sample.captions[chosen]
             most = MAX_TOKENS["second_caption"]
             others = [" ".join(c.split()[:most]) for n, c in enumerate(sample.captions) if n != chosen]
@@ -100,7 +104,7 @@ def with_questions(number: int, captions: int = 1) -> Sample:
 
 
 def asking(folder: Path, tokenizer: WordPiece, **more: int) -> Source:
-    return Source("made_up", folder, "train", tokenizer, {"caption": 20, "question": 20, **more}, 100)
+    return Source("made_up", folder, "train", tokenizer, loads({"caption": 20, "question": 20, **more}, 100))
 
 
 def make_questions(folder: Path, samples: list[Sample]) -> Path:
@@ -134,13 +138,13 @@ def test_a_pair_has_a_caption_or_a_question_with_its_answer(tmp_path: Path, toke
     lengths = s.planned(1, with_lengths=True).lengths
     for pair, planned in enumerate(lengths.tolist()):
         loaded = s.load(pair)
-        cut = sum(min(len(tokens.ids), s.max_tokens[name]) for name, tokens in loaded.segments.items())
+        cut = sum(min(len(tokens.ids), s.loads.segments[name]) for name, tokens in loaded.segments.items())
         assert planned >= cut + len(loaded.regions.boxes)
 
 
 def test_without_the_segment_there_are_no_questions(tmp_path: Path, tokenizer: WordPiece) -> None:
     folder = make_questions(tmp_path / "d", [with_questions(n) for n in range(6)])
-    s = Source("made_up", folder, "train", tokenizer, {"caption": 6}, 100)
+    s = Source("made_up", folder, "train", tokenizer, loads({"caption": 6}, 100))
     assert len(s) == 6
     assert collate([s.load(0)], "made_up", 0, 0, []).answers is None
 
@@ -157,21 +161,23 @@ def test_a_source_of_questions_beside_one_of_captions(tmp_path: Path, tokenizer:
     one = make_questions(tmp_path / "one", [with_questions(2)])
     captions = make_data_set(tmp_path / "captions", [make_sample(3)])
     segments = {"caption": 6, "question": 6}
-    (_, s), _ = open_sources(["c", "q"], [captions, one], ["train"] * 2, tokenizer, [segments] * 2, 100)
-    assert s.answer_numbers == {"no": 0, "yes": 1}
+    (_, s), _ = open_sources(["c", "q"], [captions, one], ["train"] * 2, tokenizer, [loads(segments, 100)] * 2)
+    assert [side.numbers for side in s.texts if isinstance(side, QuestionTexts)] == [{"no": 0, "yes": 1}]
 
 
 def test_a_source_has_segments_of_its_own(tmp_path: Path, tokenizer: WordPiece) -> None:
     """Of the same samples one source gives the captions, the other the questions, which are cut."""
     folder = make_questions(tmp_path / "one", [with_questions(2)])
     wanted = [{"caption": 6}, {"question": 2}]
-    (captions, questions), _ = open_sources(["c", "q"], [folder] * 2, ["train"] * 2, tokenizer, wanted, 100)
+    (captions, questions), _ = open_sources(
+        ["c", "q"], [folder] * 2, ["train"] * 2, tokenizer, [loads(own, 100) for own in wanted]
+    )
     facts = captions.reader.facts(0)
     for s, segment, texts in ((captions, "caption", facts["captions"]), (questions, "question", facts["questions"])):
         batch = collate([s.load(pair) for pair in range(len(s))], s.name, 0, 0, [])
         assert list(batch.texts.segments) == [segment]
         assert len(s) == len(texts)
-        cut = [" ".join(text.split()[: s.max_tokens[segment]]) for text in texts]
+        cut = [" ".join(text.split()[: s.loads.segments[segment]]) for text in texts]
         assert [words(tokenizer, batch.texts.segments[segment], row) for row in range(len(s))] == cut
     assert max(len(text.split()) for text in facts["questions"]) > 2, "nothing was cut"
 
@@ -189,8 +195,8 @@ def test_tokens_refer_to_regions_if_asked(tmp_path: Path, tokenizer: WordPiece) 
     vocabulary.write_text(tokenizer.path.read_text() + ",\n!\n")
     tokenizer = WordPiece(vocabulary, lowercase=True)
     segments = {"caption": 9, "second_caption": 9, "foil": 9, "tags": 9}
-    s = Source("made_up", folder, "train", tokenizer, segments, 100, token_region=True)
-    bare = Source("made_up", folder, "train", tokenizer, segments, 100)
+    s = Source("made_up", folder, "train", tokenizer, loads(segments, 100, token_region=True))
+    bare = Source("made_up", folder, "train", tokenizer, loads(segments, 100))
     batch, without = (collate([one.load(0), one.load(1)], "made_up", 0, 0, []) for one in (s, bare))
     expected = {
         "caption": [-1, 2, -1, 2, 2, -1, 0],
@@ -210,7 +216,7 @@ def test_regions_of_words_that_do_not_fit(tmp_path: Path, tokenizer: WordPiece) 
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         sample = referring(0)
         make_data_set(folder, [replace(sample, facts={**sample.facts, **facts})])
-        Source("made_up", folder, "train", tokenizer, {"caption": 9}, 100, token_region=True).load(0)
+        Source("made_up", folder, "train", tokenizer, loads({"caption": 9}, 100, token_region=True)).load(0)
 
     load()
     for broken in ([1, 2], [1, 2, 3, -2], [1, 2, 3, 1.5], 3, "abcd"):
@@ -221,7 +227,7 @@ def test_regions_of_words_that_do_not_fit(tmp_path: Path, tokenizer: WordPiece) 
             load(caption_regions=[[-1, 2, 2, 2], [0], [0]][:count])
     folder = make_data_set(tmp_path / "bare", [make_sample(0)])
     with pytest.raises(ShardError, match="no fact caption_regions"):
-        Source("made_up", folder, "train", tokenizer, {"caption": 9}, 100, token_region=True)
+        Source("made_up", folder, "train", tokenizer, loads({"caption": 9}, 100, token_region=True))
 
 
 def without_scores(number: int, names: list[str]) -> Sample:
@@ -252,7 +258,7 @@ def test_segments_that_cannot_be_filled_are_refused(tmp_path: Path, tokenizer: W
     with pytest.raises(
         ShardError, match=r"can't fill the segment 'title'.*caption, foil, question, second_caption, tags, answer"
     ):
-        Source("made_up", folder, "train", tokenizer, {"caption": 5, "title": 5}, 100)
+        Source("made_up", folder, "train", tokenizer, loads({"caption": 5, "title": 5}, 100))
 
 
 @pytest.mark.parametrize("scores", [True, False])
@@ -290,15 +296,19 @@ def test_a_token_budget_holds_for_all_segments(tmp_path: Path, tokenizer: WordPi
         assert int(rows.max()) * len(rows) <= 64
 
 
-def test_most_tokens_by_hand() -> None:
-    captions, foils, questions = np.array([4, 9, 2]), np.array([6, 9, 0]), np.array([3, 7])
-
-    def most(segment: str, chosen: slice = slice(None)) -> list[int]:
-        return most_tokens(segment, captions[chosen], foils[chosen], questions, 5).tolist()
-
-    assert most("caption") == [4, 9, 2, 0, 0]
-    assert most("second_caption") == [9, 4, 9, 0, 0]
-    assert most("tags") == [5, 5, 5, 5, 5]
-    assert most("foil") == [2, 0, 0, 0, 0], "what it has more than the caption"
-    assert most("question") == [0, 0, 0, 3, 7]
-    assert most("second_caption", slice(1)) == [0, 0, 0]
+def test_most_tokens_by_hand(tmp_path: Path, tokenizer: WordPiece) -> None:
+    """A foil takes the caption's place; any other caption may be drawn; tags stand beside questions too."""
+    facts = {
+        "captions": ["a " * n for n in (4, 9, 2)],
+        "foils": ["a " * n for n in (6, 9)],
+        "questions": ["a " * n for n in (3, 7)],
+        "region_names": ["red"] * 5,
+    }
+    folder = make_data_set(tmp_path / "d", [replace(without_scores(0, ["red"]), facts=facts)])
+    segments = {"caption": 20, "second_caption": 20, "tags": 20, "foil": 20, "question": 20}
+    split = Split("made_up", ShardReader(folder, "train"), tokenizer, loads(segments))
+    captions, questions = (side(split).lengths(0, facts).tolist() for side in (CaptionTexts, QuestionTexts))
+    assert captions == [[4, 9, 2], [9, 4, 9], [5, 5, 5], [2, 0, 0], [0, 0, 0]]
+    assert questions == [[0, 0], [0, 0], [5, 5], [0, 0], [3, 7]]
+    alone = {**facts, "captions": facts["captions"][:1]}
+    assert CaptionTexts(split).lengths(0, alone)[1].tolist() == [0], "there is no other caption"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up_shards import FEATURES, make_data_set, make_sample, write_vocabulary
+from made_up_shards import FEATURES, loads, make_data_set, make_sample, write_vocabulary
 from torch.utils.data import DataLoader
 
 from data_pipelines.batches import MicroBatchLoader, collate
@@ -27,7 +27,7 @@ def tokenizer(tmp_path: Path) -> WordPiece:
 
 
 def source(folder: Path, tokenizer: WordPiece, name: str = "made_up", max_regions: int = 100) -> Source:
-    return Source(name, folder, "train", tokenizer, {"caption": 60}, max_regions)
+    return Source(name, folder, "train", tokenizer, loads({"caption": 60}, max_regions))
 
 
 def loader(sources: list[Source], pairs: int | None, tokens: int | None, per_step: int = 2) -> MicroBatchLoader:
@@ -57,7 +57,7 @@ def with_nan(number: int) -> object:
 def test_pairs_are_captions_of_samples_with_regions(tmp_path: Path, tokenizer: WordPiece) -> None:
     samples = [make_sample(0, captions=3), make_sample(1, captions=0), make_sample(2, regions=0), make_sample(3)]
     s = source(make_data_set(tmp_path / "d", samples), tokenizer)
-    assert [(int(a), int(b)) for a, b in zip(s.sample_of, s.caption_of, strict=True)] == [
+    assert [(int(a), int(b)) for a, b in zip(s.sample_of, s.item_of, strict=True)] == [
         (0, 0), (0, 1), (0, 2), (3, 0), (3, 1)
     ]  # fmt: skip
     assert s.unusable_samples == 2
@@ -161,7 +161,7 @@ def test_sources_of_different_features_are_not_mixed(tmp_path: Path, tokenizer: 
     text = (other / "manifest.json").read_text().replace(f'"feature_size": {FEATURES}', '"feature_size": 8')
     (other / "manifest.json").write_text(text)
     with pytest.raises(ShardError, match="features of 16 and 8 numbers"):
-        open_sources(["a", "b"], [folder, other], ["train", "train"], tokenizer, [{"caption": 60}] * 2, 100)
+        open_sources(["a", "b"], [folder, other], ["train", "train"], tokenizer, [loads({"caption": 60}, 100)] * 2)
 
 
 def test_attributes_are_loaded_if_asked_for(tmp_path: Path, tokenizer: WordPiece) -> None:
@@ -175,15 +175,16 @@ def test_attributes_are_loaded_if_asked_for(tmp_path: Path, tokenizer: WordPiece
             for sample, own in zip(samples, scores, strict=True)
         ],
     )
-    arguments = (["a"], [folder], ["train"], tokenizer, [{"caption": 60}], 2)
+    arguments = (["a"], [folder], ["train"], tokenizer)
+    plain, with_attributes = ([loads({"caption": 60}, 2, attributes=more)] for more in (False, True))
     with pytest.raises(ShardError, match="names none"):
-        open_sources(*arguments, attributes=True)
+        open_sources(*arguments, with_attributes)
     manifest = read_manifest(folder)
     write_manifest(folder, replace(manifest, attribute_names=["red", "large", "dotted"]))
-    (s,), manifest = open_sources(*arguments)
+    (s,), manifest = open_sources(*arguments, plain)
     assert manifest.attribute_names == []
     assert collate([s.load(0)], "a", 0, 0, []).images.attributes is None
-    (s,), manifest = open_sources(*arguments, attributes=True)
+    (s,), manifest = open_sources(*arguments, with_attributes)
     assert manifest.attribute_names == ["red", "large", "dotted"]
     batch = collate([s.load(pair) for pair in (2, 0, 6)], "a", 0, 0, [])
     expected = np.concatenate([scores[n][:2] for n in (1, 0, 3)])
@@ -194,7 +195,7 @@ def test_attributes_are_loaded_if_asked_for(tmp_path: Path, tokenizer: WordPiece
 def test_a_sample_without_attributes_is_broken(tmp_path: Path, tokenizer: WordPiece) -> None:
     folder = make_data_set(tmp_path / "d", [make_sample(0)])
     write_manifest(folder, replace(read_manifest(folder), attribute_names=["red"]))
-    (s,), _ = open_sources(["a"], [folder], ["train"], tokenizer, [{"caption": 60}], 100, attributes=True)
+    (s,), _ = open_sources(["a"], [folder], ["train"], tokenizer, [loads({"caption": 60}, 100, attributes=True)])
     with pytest.raises(BadSampleError, match="regions without attributes"):
         s.load(0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up_shards import make_data_set, make_sample, write_vocabulary
+from made_up_shards import loads, make_data_set, make_sample, write_vocabulary
 from PIL import Image
 
 from data_pipelines.batches import MicroBatchLoader
@@ -102,7 +102,7 @@ def pictured(number: int, regions: int | None = 0) -> Sample:
 
 
 def source(folder: Path, tokenizer: WordPiece, size: SquareSize, training: bool = True) -> Source:
-    return Source("made_up", folder, "train", tokenizer, {"caption": 60}, 2, pixels=size, training=training)
+    return Source("made_up", folder, "train", tokenizer, loads({"caption": 60}, 2, pixels=size), training=training)
 
 
 def test_a_step_is_the_same_however_many_processes_share_it(tmp_path: Path, tokenizer: WordPiece) -> None:

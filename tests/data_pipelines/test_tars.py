@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from made_up_shards import make_data_set, make_sample, write_vocabulary
+from made_up_shards import loads, make_data_set, make_sample, write_vocabulary
 from made_up_tars import caption, encoded, picture, pixels, write_like_img2dataset, write_members
 from PIL import Image
 
@@ -90,7 +90,7 @@ def test_it_is_a_data_set_like_any_other(tmp_path: Path) -> None:
         write_like_img2dataset(tmp_path, shard)
     index(tmp_path)
     tokenizer = WordPiece(write_vocabulary(tmp_path / "vocabulary.txt"), lowercase=True)
-    source = Source("cc", tmp_path, "train", tokenizer, {"caption": 60}, 100, pixels=SIZE)
+    source = Source("cc", tmp_path, "train", tokenizer, loads({"caption": 60}, 100, pixels=SIZE))
     assert source.planned(1, with_lengths=True).lengths.tolist() == [
         len(tokenizer.encode([caption(n)])[0].ids) + cells
         for n, cells in {0: 6, 1: 4, 2: 4, 100: 6, 101: 4, 102: 4}.items()  # 20, 21 and 22 by 30 pixels

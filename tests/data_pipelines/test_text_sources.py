@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_shards import CLASSES, FEATURES, make_data_set, make_sample, write_vocabulary
+from made_up_shards import CLASSES, FEATURES, loads, make_data_set, make_sample, write_vocabulary
 
 from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.files import AnnotationError
@@ -63,7 +63,7 @@ def test_texts_have_no_image_and_batches_the_widths_of_the_mix(tmp_path: Path, t
     caps = {"caption": 60, "second_caption": 60, "tags": 60}
     for order in ([0, 1], [1, 0]):
         folders = [[text, scenes][n] for n in order]
-        sources, manifest = open_sources(["one", "other"], folders, ["train"] * 2, tokenizer, [caps] * 2, 100)
+        sources, manifest = open_sources(["one", "other"], folders, ["train"] * 2, tokenizer, [loads(caps, 100)] * 2)
         assert (manifest.feature_size, manifest.class_names) == (FEATURES, CLASSES)
         assert [s.text_only for s in sources] == [folder == text for folder in folders]
         for tokens in (None, 64):
@@ -89,7 +89,7 @@ def test_texts_have_no_image_and_batches_the_widths_of_the_mix(tmp_path: Path, t
 
 
 def test_text_without_false_captions_goes_with_a_model_that_takes_them(tmp_path: Path, tokenizer: WordPiece) -> None:
-    source = Source("books", books(tmp_path / "books"), "train", tokenizer, {"caption": 60, "foil": 60}, 100)
+    source = Source("books", books(tmp_path / "books"), "train", tokenizer, loads({"caption": 60, "foil": 60}, 100))
     assert not source.load(0).segments["foil"].ids
 
 
@@ -97,7 +97,7 @@ def test_an_empty_passage_is_replaced(tmp_path: Path, tokenizer: WordPiece) -> N
     samples = [Sample("x", ["a red circle"]), Sample("y", [" "])]
     folder = tmp_path / "d"
     write_manifest(folder, replace(TEXT, samples={"train": write_split(folder, "train", samples)}))
-    loaded, failures = Source("books", folder, "train", tokenizer, {"caption": 60}, 100).load_or_replace(1)
+    loaded, failures = Source("books", folder, "train", tokenizer, loads({"caption": 60}, 100)).load_or_replace(1)
     assert loaded.sample == 0
     assert {str(failure) for failure in failures} == {"sample y: caption 0 is empty"}
 
@@ -106,12 +106,12 @@ def test_what_is_no_text_source(tmp_path: Path, tokenizer: WordPiece) -> None:
     """Text alone can't be trained on alone, and pictures that wait for their features are no text."""
     text = books(tmp_path / "books")
     with pytest.raises(ShardError, match="source 'books' is text alone; a mix needs a source with region features too"):
-        open_sources(["books"], [text], ["train"], tokenizer, [{"caption": 60}], 100)
+        open_sources(["books"], [text], ["train"], tokenizer, [loads({"caption": 60}, 100)])
     folder = tmp_path / "pictures"
     samples = [Sample("x", ["a red circle"], image=b"picture"), Sample("y", ["a blue square"])]
     write_manifest(folder, replace(TEXT, samples={"train": write_split(folder, "train", samples)}))
     with pytest.raises(ShardError, match="no sample with both captions and region features"):
-        Source("pictures", folder, "train", tokenizer, {"caption": 60}, 100)
+        Source("pictures", folder, "train", tokenizer, loads({"caption": 60}, 100))
 
 
 def test_other_texts_are_another_data_set(tmp_path: Path) -> None:

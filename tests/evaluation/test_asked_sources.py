@@ -48,7 +48,7 @@ def test_answers_of_a_group_whose_first_source_has_none(tmp_path: Path) -> None:
     assert model.answer_names == ["no", "yes"]
 
 
-@pytest.mark.parametrize("other", ["matching", "answer_classification"])
+@pytest.mark.parametrize("other", ["matching, swap_probability: 0.5", "answer_classification"])
 def test_pair_ranking_is_alone_in_its_group(other: str, tmp_path: Path) -> None:
     """In whichever order: its negatives would have no targets, or its pairs be swapped."""
     for kinds in (("pair_ranking", other), (other, "pair_ranking")):

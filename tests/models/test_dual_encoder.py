@@ -10,10 +10,11 @@ import samples
 import torch
 from torch import Tensor, nn
 
-from vlp.build import FeatureFacts, build_model, build_objectives
+from vlp.build import build_model, build_objectives
 from vlp.config import ConfigError, GroupConfig
 from vlp.interfaces import NONE, Batch, Images, Regions
 from vlp.models.dual_encoder import DualEncoder, images_between
+from vlp.needs import FeatureFacts
 from vlp.nn.backbones.pixels import by_size
 from vlp.training.module import TrainingModule
 
@@ -227,9 +228,9 @@ def test_objectives_are_of_one_kind_of_model(tmp_path: Any) -> None:
         build_objectives(groups, model, tokenizer, FeatureFacts(samples.FEATURES, samples.CLASSES))
 
     build(dual, "contrastive")
-    with pytest.raises(ConfigError, match="no objective of a dual encoder, which has contrastive"):
+    with pytest.raises(ConfigError, match="matching is no objective of this model, which has contrastive, momentum"):
         build(dual, "matching", swap_probability=0.5)
-    with pytest.raises(ConfigError, match="needs a model of type dual_encoder"):
+    with pytest.raises(ConfigError, match="contrastive is no objective of this model, which has answer_classification"):
         build(samples.model(), "contrastive")
 
 

@@ -13,8 +13,9 @@ from torch import nn
 from two_streams_small import LXMERT, SYSTEMS, VILBERT, build
 
 from vlp.config import ConfigError
+from vlp.contracts import Encoded
 from vlp.distributed import generator_for
-from vlp.interfaces import NONE, Batch, Encoded
+from vlp.interfaces import NONE, Batch
 from vlp.models.two_stream import TwoStream
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionDistribution

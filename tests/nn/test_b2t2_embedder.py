@@ -12,9 +12,10 @@ from samples import CLASSES, CLS, FEATURES, SEP, WORDS
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from vlp.build import FeatureFacts, build_objectives
+from vlp.build import build_objectives
 from vlp.config import ConfigError, GroupConfig
 from vlp.interfaces import NONE, Batch, Texts
+from vlp.needs import FeatureFacts
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_each_row_is_what_the_paper_says(model, whole: bool, refers: list[int] |
 def test_regions_have_no_rows(model) -> None:
     encoded = model(made())
     assert encoded.regions is None
-    assert not model.region_rows
+    assert not model.offers.region_rows
     assert encoded.text.offsets.tolist() == [0, 5, 9]
 
 

@@ -13,11 +13,12 @@ from samples import SPECIAL, WORDS, segment, tokenizer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vlp.build import FeatureFacts, build_model, build_objectives, pixel_size
+from vlp.build import build_model, build_objectives, pixel_size
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import load_trunk
 from vlp.config import ConfigError, GroupConfig
 from vlp.interfaces import NONE, Batch, Images, Regions, Texts
+from vlp.needs import FeatureFacts
 from vlp.nn.backbones.patches import Patches
 from vlp.nn.backbones.pixels import grid_cells, grid_regions
 from vlp.nn.backbones.timm_grid import TimmGrid

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import CLS, SEP, SPECIAL
 
-from vlp.interfaces import NONE, Batch, Rows, Texts
+from vlp.contracts import Rows
+from vlp.interfaces import NONE, Batch, Texts
 from vlp.nn.layout import Layout, Sequences
 
 END = 99

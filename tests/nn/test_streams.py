@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from vlp.interfaces import NONE, Batch
+from vlp.nn.embedders.text_rows import TextSizes
 from vlp.nn.embedders.two_stream import TwoStreamEmbedder
 from vlp.nn.layout import Layout
 
 ITEMS = ["CLS", "caption", "SEP", "whole", "regions"]
-SIZES = {"vocab_size": samples.WORDS, "positions": 16, "types": 5, "feature_size": FEATURES}
+SIZES = {"text": TextSizes(samples.WORDS, 16, 5), "feature_size": FEATURES}
 TEXT, VISUAL = 8, 6  # widths
 
 
@@ -133,9 +134,9 @@ def test_token_of_a_task() -> None:
     parts = Layout(
         ["CLS", "TASK", "caption", "SEP", "whole"],
         [0, 4, 1, 2, 3],
-        SPECIAL | e.special,
+        SPECIAL | e.offers.special,
         {"caption": 5},
-        unplaced=e.unplaced,
+        unplaced=e.offers.unplaced,
     ).split()
     expected = text_rows(e)
     for source, number in e.task_tokens.items():

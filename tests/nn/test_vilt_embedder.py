@@ -14,6 +14,7 @@ from vlp.interfaces import NONE, Batch, Images, Regions, Texts
 from vlp.nn.attention import plan_attention
 from vlp.nn.backbones.patches import Patches
 from vlp.nn.backbones.pixels import grid_cells
+from vlp.nn.embedders.text_rows import TextSizes
 from vlp.nn.embedders.vilt import ViltEmbedder
 from vlp.nn.layout import Layout
 from vlp.nn.ragged import offsets_of
@@ -25,7 +26,7 @@ H, SIDE, GRID = 6, 4, 5
 
 
 def embedder() -> ViltEmbedder:
-    made = ViltEmbedder(H, WORDS, 12, 2, GRID, 3 * SIDE * SIDE, dropout=0.0, norm_eps=1e-12)
+    made = ViltEmbedder(H, TextSizes(WORDS, 12, 2), GRID, 3 * SIDE * SIDE, dropout=0.0, norm_eps=1e-12)
     for parameter in made.parameters():
         nn.init.normal_(parameter)
     return made.eval()
@@ -71,7 +72,7 @@ def test_rows_by_hand() -> None:
 
 def test_only_square_patches() -> None:
     with pytest.raises(ValueError, match="are no square patches"):
-        ViltEmbedder(H, WORDS, 12, 2, GRID, 50, dropout=0.0, norm_eps=1e-12)
+        ViltEmbedder(H, TextSizes(WORDS, 12, 2), GRID, 50, dropout=0.0, norm_eps=1e-12)
 
 
 def test_norm_first_is_pytorch_s() -> None:

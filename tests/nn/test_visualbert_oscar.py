@@ -11,10 +11,11 @@ from samples import CLS, FEATURES, SEP
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from vlp.build import EMBEDDERS
 from vlp.interfaces import NONE, Batch
+from vlp.nn.embedders.text_rows import TextSizes
 from vlp.nn.embedders.visualbert import aligned
 from vlp.nn.layout import Layout
+from vlp.registry import EMBEDDERS
 
 ITEMS, TYPES = ["CLS", "caption", "SEP", "regions", "regions_2"], [0, 0, 1, 0, 1]
 KINDS = {"visualbert": {}, "oscar": {"region_norm": False}, "oscar_plus": {"region_norm": True}}
@@ -23,7 +24,7 @@ KINDS = {"visualbert": {}, "oscar": {"region_norm": False}, "oscar_plus": {"regi
 def embedder(kind: str) -> nn.Module:
     """In float64 and with random weights everywhere."""
     made = EMBEDDERS[kind.removesuffix("_plus")](
-        8, samples.WORDS, 32, 2, FEATURES, dropout=0.0, norm_eps=1e-12, **KINDS[kind]
+        8, TextSizes(samples.WORDS, 32, 2), FEATURES, dropout=0.0, norm_eps=1e-12, **KINDS[kind]
     )
     for parameter in made.parameters():
         nn.init.normal_(parameter)

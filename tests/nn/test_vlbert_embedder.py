@@ -181,7 +181,7 @@ def test_the_model_answers_for_its_region_rows() -> None:
     """The whole image is no region: objectives never see its row."""
     model = made_model()
     encoded = model(made([[0, 0]]))
-    assert model.region_rows
+    assert model.offers.region_rows
     assert encoded.regions.source.tolist() == [0, 1, 2]
     assert encoded.regions.row.tolist() == [5, 6, 7]
 

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from two_towers_small import TwoTowers, draw_pairs
 
-from vlp.build import OBJECTIVES
-from vlp.config import ConfigError, construct
-from vlp.interfaces import Embedded
+from vlp.config import ConfigError
+from vlp.contracts import Embedded
+from vlp.convert import construct
 from vlp.objectives.contrastive import Contrastive
 from vlp.objectives.momentum_contrast import KeyQueue, MomentumContrast
 from vlp.objectives.sigmoid_contrastive import SigmoidContrastive
+from vlp.registry import OBJECTIVES
 
 KINDS = {
     "contrastive": lambda model: Contrastive(),

@@ -13,8 +13,9 @@ from samples import CLASSES, CLS, MASK, WORD_IDS
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from vlp.contracts import Encoded
 from vlp.distributed import generator_for
-from vlp.interfaces import NONE, Batch, Encoded
+from vlp.interfaces import NONE, Batch
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import (
     MaskedRegionClass,

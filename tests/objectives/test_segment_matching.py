@@ -12,10 +12,11 @@ import torch
 from samples import MASK, WORD_IDS
 from torch import Tensor
 
-from vlp.build import FeatureFacts, build_objectives
+from vlp.build import build_objectives
 from vlp.config import ConfigError, GroupConfig
 from vlp.distributed import generator_for
 from vlp.interfaces import NONE, Batch, Segment
+from vlp.needs import FeatureFacts
 from vlp.objectives.corruption import other_texts, take_texts
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.segment_matching import SegmentMatching, SegmentTargets

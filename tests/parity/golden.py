@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -82,3 +83,27 @@ def golden_cases(folder: str, system: str, case: str) -> list[Path]:
         for path in Path(folder).rglob("*.safetensors")
         if path.parent.name == system and (path.stem == case or path.stem.startswith(case + "_"))
     )
+
+
+def single_stream_sizes(c: dict[str, Any]) -> dict[str, Any]:
+    """What the `model` blocks of all single-stream systems have in common, given BERT's configuration."""
+    return {
+        "type": "single_stream",
+        "hidden_size": c["hidden_size"],
+        "layers": c.get("num_hidden_layers", 0),
+        "heads": c["num_attention_heads"],
+        "mlp_size": c["intermediate_size"],
+        "dropout": c["hidden_dropout_prob"],
+        "attention_dropout": c["attention_probs_dropout_prob"],
+        "norm_eps": 1e-12,
+        "initial_std": c["initializer_range"],
+    }
+
+
+def text_tables(c: dict[str, Any]) -> dict[str, int]:
+    """The sizes of BERT's three tables, as an embedder has them."""
+    return {
+        "vocab_size": c["vocab_size"],
+        "positions": c["max_position_embeddings"],
+        "types": c["type_vocab_size"],
+    }

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import LOSSES, STATES, Golden, golden_cases
+from golden import LOSSES, STATES, Golden, golden_cases, single_stream_sizes, text_tables
 from torch import Tensor, nn
 
-from vlp.build import FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.key_map import KeyMap, export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.interfaces import Batch, Images, Segment, Texts
+from vlp.needs import FeatureFacts
 from vlp.nn.ragged import offsets_of
 from vlp.tasks.answer_classification import AnswerClassification, AnswerTargets
 from vlp.tasks.paired_images import PairedImages
@@ -34,21 +35,11 @@ def single_stream(c: dict, features: int, special: dict[str, int], layout: dict,
     """A model of one stream; `layout` has layout and layout_types."""
     segments = [item for item in layout["layout"] if item.islower() and not item.startswith(("regions", "whole"))]
     settings = {
-        "type": "single_stream",
-        "hidden_size": c["hidden_size"],
-        "layers": c.get("num_hidden_layers", 0),
-        "heads": c["num_attention_heads"],
-        "mlp_size": c["intermediate_size"],
-        "dropout": c["hidden_dropout_prob"],
-        "attention_dropout": c["attention_probs_dropout_prob"],
-        "norm_eps": 1e-12,
-        "initial_std": c["initializer_range"],
+        **single_stream_sizes(c),
         "max_tokens": dict.fromkeys(segments, c["max_position_embeddings"]),
         **layout,
         "embedder": {
-            "vocab_size": c["vocab_size"],
-            "positions": c["max_position_embeddings"],
-            "types": c["type_vocab_size"],
+            **text_tables(c),
             **embedder,
         },
         **more,

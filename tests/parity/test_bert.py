@@ -19,12 +19,13 @@ from torch.nn.functional import linear
 
 import vlp
 from tools.import_checkpoint import NAMED, build, main
-from vlp.build import IMPORTERS
 from vlp.checkpoints.key_map import import_state
-from vlp.config import InitConfig, RunConfig, convert, load_config
+from vlp.config import InitConfig, RunConfig, load_config
+from vlp.convert import convert
 from vlp.inference import TrainedModel
 from vlp.initial_weights import load_initial_weights
 from vlp.interfaces import NONE, Batch, Images, Segment, Texts
+from vlp.registry import IMPORTERS
 from vlp.text.wordpiece import WordPiece
 
 transformers = pytest.importorskip("transformers")

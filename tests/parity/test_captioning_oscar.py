@@ -9,9 +9,9 @@ from stale_beams import StaleBeams
 from tasks import batch_of, finish, load, parametrize, segment, single_stream
 from torch import Tensor
 
-from vlp.build import IMPORTERS
 from vlp.interfaces import Batch, Images, Texts
 from vlp.nn.ragged import offsets_of
+from vlp.registry import IMPORTERS
 from vlp.tasks.captioning import Captioning, CaptionTargets
 from vlp.tasks.decoding import Written, beam_search
 

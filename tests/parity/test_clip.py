@@ -10,12 +10,12 @@ import torch
 from golden import LOSSES, STATES, Golden, golden_cases
 from torch import Tensor
 
-from vlp.build import IMPORTERS
 from vlp.checkpoints.key_map import export_state, import_state
 from vlp.interfaces import Batch, Images, Segment, Texts, Tokens
 from vlp.models.dual_encoder import DualEncoder
 from vlp.nn.towers.open_clip import OpenClipImage, OpenClipText
 from vlp.objectives.contrastive import Contrastive
+from vlp.registry import IMPORTERS
 
 NAMES = {"vit": "ViT-B-32-quickgelu", "modified_resnet": "RN50-quickgelu"}
 

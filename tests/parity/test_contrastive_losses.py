@@ -12,8 +12,8 @@ from golden import LOSSES, Golden, golden_cases
 from processes import in_processes
 from torch import Tensor, nn
 
+from vlp.contracts import Embedded
 from vlp.distributed import rank
-from vlp.interfaces import Embedded
 from vlp.objectives.contrastive import Contrastive
 from vlp.objectives.momentum_contrast import MomentumContrast
 from vlp.objectives.sigmoid_contrastive import SigmoidContrastive

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import LOSSES, STATES, Golden, golden_cases
+from golden import LOSSES, STATES, Golden, golden_cases, text_tables
 from torch import Tensor, nn
 from two_streams import capture, images, labels, segments, special
 
-from vlp.build import IMPORTERS, FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.key_map import export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.interfaces import NONE, Batch
+from vlp.needs import FeatureFacts
 from vlp.objectives.answering import Answering, AnswerTargets
 from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
 from vlp.objectives.matching import Matching, MatchingTargets
 from vlp.objectives.region_prediction import RegionPrediction, RegionTargets
+from vlp.registry import IMPORTERS
 
 PREDICTIONS = {"feature": "feat", "class": "obj", "attribute": "attr"}  # our names and theirs
 
@@ -61,9 +63,7 @@ class Lxmert(nn.Module):
                 "type": "two_stream",
                 "box_numbers": 4,
                 "separate_norms": True,
-                "vocab_size": c["vocab_size"],
-                "positions": c["max_position_embeddings"],
-                "types": c["type_vocab_size"],
+                **text_tables(c),
                 "feature_size": c["visual_feat_dim"],
                 "frozen_first_rows": True,
             },

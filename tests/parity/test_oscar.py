@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import LOSSES, STATES, Golden, golden_cases
+from golden import LOSSES, STATES, Golden, golden_cases, single_stream_sizes, text_tables
 from padded_text import PaddedPairs
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from vlp.build import IMPORTERS, FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.key_map import KeyMap, export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.interfaces import Batch
+from vlp.needs import FeatureFacts
 from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
 from vlp.objectives.segment_matching import SegmentMatching, SegmentTargets
+from vlp.registry import IMPORTERS
 
 SHARES = {2: {"matched": 0.5, "tags": 0.5}, 3: {"matched": 0.5, "tags": 0.25, "caption": 0.25}}
 RETRIEVAL = {"caption": 0.5, "matched": 0.5}
@@ -46,23 +48,14 @@ class Oscar(nn.Module):
         c = golden.config
         assert c["layer_norm_eps"] == c["img_layer_norm_eps"], "the norms share one epsilon"
         settings = {
-            "type": "single_stream",
-            "hidden_size": c["hidden_size"],
-            "layers": c["num_hidden_layers"],
-            "heads": c["num_attention_heads"],
-            "mlp_size": c["intermediate_size"],
-            "dropout": c["hidden_dropout_prob"],
-            "attention_dropout": c["attention_probs_dropout_prob"],
+            **single_stream_sizes(c),
             "norm_eps": c["layer_norm_eps"],
-            "initial_std": c["initializer_range"],
             "layout": ["CLS", "caption", "SEP", "tags", "SEP", "regions"],
             "layout_types": [0, 0, 0, 1, 1, 0],
             "max_tokens": dict.fromkeys(("caption", "tags"), c["max_position_embeddings"]),
             "embedder": {
                 "type": "oscar",
-                "vocab_size": c["vocab_size"],
-                "positions": c["max_position_embeddings"],
-                "types": c["type_vocab_size"],
+                **text_tables(c),
                 "region_norm": bool(c["use_img_layernorm"]),
             },
         }

@@ -9,9 +9,9 @@ from tasks import batch_of, check_task, finish, hard, load, parametrize, soft
 from test_lxmert import Lxmert
 from two_streams import images, segments, special
 
-from vlp.build import IMPORTERS
 from vlp.checkpoints.key_map import KeyMap
 from vlp.nn.heads import HeadShape
+from vlp.registry import IMPORTERS
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.paired_images import PairedImages
 

@@ -7,8 +7,8 @@ from golden import Golden
 from padded_text import PaddedPairs
 from tasks import check_task, finish, hard, load, parametrize, single_stream, soft
 
-from vlp.build import IMPORTERS
 from vlp.nn.heads import HeadShape
+from vlp.registry import IMPORTERS
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.paired_images import PairedImages
 

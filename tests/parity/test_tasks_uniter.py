@@ -11,10 +11,10 @@ from tasks import batch_of, check_task, finish, hard, load, parametrize, single_
 from torch import Tensor, nn
 from two_streams import segments, special
 
-from vlp.build import IMPORTERS
 from vlp.interfaces import AnswerScores, Batch, Images
 from vlp.nn.heads import HeadShape
 from vlp.nn.ragged import offsets_of
+from vlp.registry import IMPORTERS
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.multiple_choice import MultipleChoice
 from vlp.tasks.pair_ranking import PairRanking, RankingTargets

@@ -12,10 +12,11 @@ from test_vilbert import SEGMENTS, Vilbert
 from torch import nn
 from two_streams import images, segments
 
-from vlp.build import IMPORTERS
-from vlp.interfaces import Batch, Encoded, Ragged, Rows
+from vlp.contracts import Encoded, Rows
+from vlp.interfaces import Batch, Ragged
 from vlp.nn.heads import HeadShape
 from vlp.nn.ragged import lengths_of, offsets_of
+from vlp.registry import IMPORTERS
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.pair_ranking import PairRanking, RankingTargets
 from vlp.tasks.paired_images import PairedImages

@@ -7,9 +7,9 @@ import torch
 from golden import Golden
 from tasks import batch_of, check_task, finish, hard, load, parametrize, segment, single_stream, soft
 
-from vlp.build import IMPORTERS
 from vlp.interfaces import Images
 from vlp.nn.ragged import offsets_of
+from vlp.registry import IMPORTERS
 from vlp.tasks.answer_classification import AnswerClassification
 
 

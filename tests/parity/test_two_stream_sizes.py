@@ -12,15 +12,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlp.build import IMPORTERS, FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.importers.volta import sublayers
 from vlp.checkpoints.key_map import export_state
 from vlp.config import load_config
+from vlp.needs import FeatureFacts
 from vlp.objectives.answering import Answering
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionDistribution
 from vlp.objectives.matching import Matching
 from vlp.objectives.region_prediction import RegionPrediction
+from vlp.registry import IMPORTERS
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 CLASSES = 1601  # the detector's 1600 and the background

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import LOSSES, STATES, Golden, golden_cases
+from golden import LOSSES, STATES, Golden, golden_cases, single_stream_sizes, text_tables
 from torch import Tensor, nn
 
-from vlp.build import IMPORTERS, FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.key_map import export_state, import_state
 from vlp.checkpoints.load import load_strictly
-from vlp.interfaces import NONE, Batch, Encoded, Images, Segment, Texts
+from vlp.contracts import Encoded
+from vlp.interfaces import NONE, Batch, Images, Segment, Texts
+from vlp.needs import FeatureFacts
 from vlp.nn.ragged import offsets_of
 from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
 from vlp.objectives.masked_region import (
@@ -31,6 +33,7 @@ from vlp.objectives.word_region import (
     transport_distance,
     transport_plan,
 )
+from vlp.registry import IMPORTERS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -49,23 +52,13 @@ class Uniter(nn.Module):
         super().__init__()
         c = golden.config
         settings = {
-            "type": "single_stream",
-            "hidden_size": c["hidden_size"],
-            "layers": c["num_hidden_layers"],
-            "heads": c["num_attention_heads"],
-            "mlp_size": c["intermediate_size"],
-            "dropout": c["hidden_dropout_prob"],
-            "attention_dropout": c["attention_probs_dropout_prob"],
-            "norm_eps": 1e-12,
-            "initial_std": c["initializer_range"],
+            **single_stream_sizes(c),
             "layout": ["CLS", "caption", "SEP", "regions"],
             "layout_types": [0, 0, 0, 1],
             "max_tokens": {"caption": c["max_position_embeddings"]},
             "embedder": {
                 "type": "uniter",
-                "vocab_size": c["vocab_size"],
-                "positions": c["max_position_embeddings"],
-                "types": c["type_vocab_size"],
+                **text_tables(c),
                 "feature_size": c["img_dim"],
             },
         }

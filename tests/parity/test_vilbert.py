@@ -6,18 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import LOSSES, STATES, Golden, golden_cases
+from golden import LOSSES, STATES, Golden, golden_cases, text_tables
 from torch import Tensor, nn
 from two_streams import capture, images, labels, probabilities, segments, special
 
-from vlp.build import IMPORTERS, FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.key_map import export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.interfaces import Batch
+from vlp.needs import FeatureFacts
 from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
 from vlp.objectives.masked_region import MaskedRegionDistribution, MaskedRegionRegression, MaskedRegions
 from vlp.objectives.masked_region_contrast import ContrastTargets, MaskedRegionContrast
 from vlp.objectives.matching import Matching, MatchingTargets
+from vlp.registry import IMPORTERS
 
 IMPORTER = {0: "vilbert", 1: "vilbert_regression", 2: "vilbert_contrast"}  # by visual_target
 SEGMENTS = ("first", "second")  # the recorded texts have both token types
@@ -73,9 +75,7 @@ class Vilbert(nn.Module):
                 "type": "two_stream",
                 "box_numbers": 5,
                 "separate_norms": False,
-                "vocab_size": c["vocab_size"],
-                "positions": c["max_position_embeddings"],
-                "types": c["type_vocab_size"],
+                **text_tables(c),
                 "feature_size": c["v_feature_size"],
             },
         }

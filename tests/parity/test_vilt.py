@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from golden import LOSSES, STATES, Golden, golden_cases
 from torch import Tensor, nn
 
-from vlp.build import IMPORTERS, FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.key_map import export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.config import load_config
-from vlp.interfaces import NONE, Batch, Encoded, Images, Segment, Texts
+from vlp.contracts import Encoded
+from vlp.interfaces import NONE, Batch, Images, Segment, Texts
+from vlp.needs import FeatureFacts
 from vlp.nn.ragged import lengths_of, offsets_of
 from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
 from vlp.objectives.matching import Matching, MatchingTargets
@@ -27,6 +29,7 @@ from vlp.objectives.word_region import (
     transport_distance,
     transport_plan,
 )
+from vlp.registry import IMPORTERS
 from vlp.run_folder import DataFacts, build_run
 
 VQA = "vqa_classifier"  # the head of a task, which the key map leaves out

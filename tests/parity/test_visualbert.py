@@ -6,18 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import LOSSES, STATES, Golden, golden_cases
+from golden import LOSSES, STATES, Golden, golden_cases, single_stream_sizes, text_tables
 from padded_text import PaddedPairs
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from vlp.build import IMPORTERS, FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.key_map import export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.interfaces import NONE, Batch
+from vlp.needs import FeatureFacts
 from vlp.nn.layout import Layout, Sequences
 from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
 from vlp.objectives.segment_matching import SegmentMatching, SegmentTargets
+from vlp.registry import IMPORTERS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -35,24 +37,14 @@ class VisualBert(nn.Module):
         super().__init__()
         c = golden.config
         settings = {
-            "type": "single_stream",
-            "hidden_size": c["hidden_size"],
-            "layers": c["num_hidden_layers"],
-            "heads": c["num_attention_heads"],
-            "mlp_size": c["intermediate_size"],
-            "dropout": c["hidden_dropout_prob"],
-            "attention_dropout": c["attention_probs_dropout_prob"],
-            "norm_eps": 1e-12,
-            "initial_std": c["initializer_range"],
+            **single_stream_sizes(c),
             # the golden's texts have no separator between the two captions
             "layout": ["CLS", "caption", "second_caption", "SEP", "regions"],
             "layout_types": [0, 0, 1, 1, 0],
             "max_tokens": dict.fromkeys(("caption", "second_caption"), c["max_position_embeddings"]),
             "embedder": {
                 "type": "visualbert",
-                "vocab_size": c["vocab_size"],
-                "positions": c["max_position_embeddings"],
-                "types": c["type_vocab_size"],
+                **text_tables(c),
             },
         }
         facts = FeatureFacts(c["visual_embedding_dim"], 0)

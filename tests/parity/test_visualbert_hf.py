@@ -10,13 +10,15 @@ from golden import STATES
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from vlp.build import IMPORTERS, FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.key_map import export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.interfaces import NONE, Batch, Images, Segment, Texts
+from vlp.needs import FeatureFacts
 from vlp.nn.ragged import offsets_of
 from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
 from vlp.objectives.segment_matching import SegmentMatching, SegmentTargets
+from vlp.registry import IMPORTERS
 
 transformers = pytest.importorskip("transformers")
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import LOSSES, STATES, Golden, golden_cases
+from golden import LOSSES, STATES, Golden, golden_cases, single_stream_sizes, text_tables
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vlp.build import IMPORTERS, FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.importers.vlbert import ENCODER_KEY_MAP
 from vlp.checkpoints.key_map import KeyMismatchError, export_state, import_state
 from vlp.checkpoints.load import load_strictly
-from vlp.interfaces import NONE, Batch, Encoded, Images, Segment, Texts
+from vlp.contracts import Encoded
+from vlp.interfaces import NONE, Batch, Images, Segment, Texts
+from vlp.needs import FeatureFacts
 from vlp.nn.ragged import offsets_of, padded_index
 from vlp.objectives.masked_language import MaskedLanguage, MaskedTokens
 from vlp.objectives.masked_region import MaskedRegionDistribution, MaskedRegions
 from vlp.objectives.matching import Matching, MatchingTargets
+from vlp.registry import IMPORTERS
 
 CASES = {"core": ("core", "core_visual_projection_scale"), "pretraining": ("pretraining", "pretraining_multitask")}
 
@@ -33,22 +36,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def build(c: dict, features: int, frequencies: int, layout: dict, special: dict[str, int], text_only: bool):
     settings = {
-        "type": "single_stream",
-        "hidden_size": c["hidden_size"],
-        "layers": c["num_hidden_layers"],
-        "heads": c["num_attention_heads"],
-        "mlp_size": c["intermediate_size"],
-        "dropout": c["hidden_dropout_prob"],
-        "attention_dropout": c["attention_probs_dropout_prob"],
-        "norm_eps": 1e-12,
-        "initial_std": c["initializer_range"],
+        **single_stream_sizes(c),
         "regions_share_position": c["obj_pos_id_relative"],
         **layout,
         "embedder": {
             "type": "vlbert",
-            "vocab_size": c["vocab_size"],
-            "positions": c["max_position_embeddings"],
-            "types": c["type_vocab_size"],
+            **text_tables(c),
             "frequencies": frequencies,
             "visual_size": c["visual_size"],
             "visual_norm": c["visual_ln"],

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from two_streams import images, segments, special
 from volta import SEGMENTS, chosen_regions, finish, region_distribution
 
-from vlp.build import FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.importers.bert_parts import transform
 from vlp.checkpoints.importers.volta import region_distribution as distribution_rules
 from vlp.checkpoints.importers.volta import single_stream
 from vlp.checkpoints.key_map import KeyMap, Rule, export_state, import_state
 from vlp.checkpoints.load import load_strictly
-from vlp.interfaces import Batch, Encoded
+from vlp.contracts import Encoded
+from vlp.interfaces import Batch
+from vlp.needs import FeatureFacts
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionDistribution, MaskedRegionRegression, MaskedRegions
 from vlp.objectives.matching import Matching

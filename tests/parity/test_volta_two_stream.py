@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from golden import STATES, Golden, golden_cases
+from golden import STATES, Golden, golden_cases, text_tables
 from torch import Tensor, nn
 from two_streams import images, segments, special
 from volta import SEGMENTS, finish, region_distribution
 
-from vlp.build import FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.importers.volta import controlled, sublayers
 from vlp.checkpoints.key_map import KeyMap, export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.interfaces import Batch
+from vlp.needs import FeatureFacts
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionDistribution
 from vlp.objectives.matching import Matching
@@ -78,9 +79,7 @@ class Controlled(nn.Module):
             "max_tokens": dict.fromkeys(SEGMENTS, c["max_position_embeddings"]),
             "embedder": {
                 "type": "two_stream",
-                "vocab_size": c["vocab_size"],
-                "positions": c["max_position_embeddings"],
-                "types": c["type_vocab_size"],
+                **text_tables(c),
                 "feature_size": c["v_feature_size"],
                 "box_numbers": c["num_locs"],
                 "separate_norms": arrangement.pop("separate_norms"),

@@ -9,7 +9,6 @@ import torch
 from golden import Golden, golden_cases
 from torch import Tensor, nn
 
-from vlp.build import IMPORTERS
 from vlp.checkpoints.key_map import export_state, import_state
 from vlp.checkpoints.load import Exceptions, load_listing, load_strictly
 from vlp.interfaces import Batch, Images, Segment, Texts
@@ -21,6 +20,7 @@ from vlp.nn.towers.set_head import HeadSizes
 from vlp.nn.towers.wenlan_image import WenlanImage
 from vlp.nn.towers.wenlan_text import WenlanText
 from vlp.objectives.momentum_contrast import MomentumContrast, queue_loss
+from vlp.registry import IMPORTERS
 
 # golden/generative-contrastive.md
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from two_streams import labels
 
 from vlp.checkpoints.key_map import KeyMap, export_state
-from vlp.interfaces import Encoded
+from vlp.contracts import Encoded
 from vlp.objectives.masked_language import MaskedTokens
 from vlp.objectives.masked_region import MaskedRegions
 from vlp.objectives.matching import MatchingTargets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import samples
@@ -12,6 +13,7 @@ from samples import MASK, SEP, WORD_IDS, WORDS
 
 from vlp.interfaces import NONE, Batch
 from vlp.models.single_stream import SingleStream
+from vlp.needs import FeatureFacts, faults
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.tasks.captioning import Captioning, CaptionTargets, smoothed_divergence
 
@@ -159,10 +161,11 @@ def test_the_head_of_masked_words_fits() -> None:
     task(of).load_state_dict(theirs.state_dict())
 
 
-def test_a_model_without_causal_captions_is_refused() -> None:
-    plain = samples.model()
-    with pytest.raises(ValueError, match=r"set model\.layout_causal"):
-        task(plain)
+def test_a_model_without_causal_captions_is_refused(tmp_path: Path) -> None:
+    plain, tokenizer = samples.model(), samples.tokenizer(tmp_path)
+    lacking = faults(Captioning.needs(), plain.offers, FeatureFacts(samples.FEATURES, 0), tokenizer)
+    assert ["set model.layout_causal" in told for told in lacking] == [True]
+    assert not faults(Captioning.needs(), model().offers, FeatureFacts(samples.FEATURES, 0), tokenizer)
     batch = captions([[7]], [[0, 0]])
     with pytest.raises(ValueError, match="no segment `caption`"):
         task(model()).corrupt(replace(batch, texts=replace(batch.texts, segments={})), generator())

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_up_shards import loads
 from torch import Tensor
 
 from data_pipelines.batches import collate
@@ -23,10 +24,11 @@ from data_pipelines.prepare import open_sources
 from data_pipelines.scenes.build import Asked, build_scenes
 from data_pipelines.sources.source import LoadedPair
 from tools.learn import shortened
-from vlp.build import FeatureFacts, build_model, build_objectives, pixel_size
+from vlp.build import build_model, build_objectives, pixel_size
 from vlp.config import ConfigError, GroupConfig, load_config
 from vlp.distributed import generator_for
 from vlp.interfaces import AnswerScores, Batch, Tokenizer
+from vlp.needs import FeatureFacts
 from vlp.tasks.captioning import Captioning
 from vlp.tasks.pair_ranking import PairRanking
 from vlp.text.choose import open_tokenizer
@@ -58,7 +60,7 @@ REFUSED = {  # what stands in the table, and the words of the error
     "rows": r"region_choice needs region rows, and model\.layout has no `regions`",
     "pixels": "region_choice needs features of regions, and this model sees pixels",
     "stream": r"(attention_heads|captioning) needs a model of one stream",
-    "dual": "is no objective of a dual encoder",
+    "dual": "is no objective of this model, which has contrastive",
 }
 TABLE = """
 system                answers entails triplet first  own    attend softmax ranking binary choices pairs  mined  captions
@@ -167,7 +169,11 @@ def batch_of(scenes: Path) -> Callable[[dict[str, Any], str], tuple[Batch, Token
         segments = {name: most for name, most in settings["max_tokens"].items() if name != "answer"}
         token_region, pixels = settings.get("token_region", False), pixel_size(settings)
         (source,), manifest = open_sources(
-            [asks], [scenes / asks], ["train"], tokenizer, [segments], 10, token_region=token_region, pixels=pixels
+            [asks],
+            [scenes / asks],
+            ["train"],
+            tokenizer,
+            [loads(segments, 10, token_region=token_region, pixels=pixels)],
         )
         # of different scenes, so that there are negatives
         _, chosen = np.unique(source.sample_of, return_index=True)

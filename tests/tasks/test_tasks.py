@@ -8,9 +8,10 @@ import pytest
 import samples
 import torch
 
-from vlp.build import FeatureFacts, build_objectives
+from vlp.build import build_objectives
 from vlp.config import ConfigError, GroupConfig
 from vlp.interfaces import NONE, AnswerScores, Batch
+from vlp.needs import FeatureFacts
 from vlp.nn.heads import HeadShape
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.paired_images import PairedImages

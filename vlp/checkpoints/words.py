@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from vlp.checkpoints.key_map import listed
 from vlp.checkpoints.load import Loaded, Shapes, WeightsMismatchError
 
-TOPOLOGIES = {  # by what the names of its parameters begin with
-    "a dual encoder (model.type: dual_encoder)": r"^model\.(image|text)\.",
-    "two streams (model.type: two_stream)": r"^model\.(text|visual|cross)_layers\.",
-    "a single stream (model.type: single_stream)": r"^model\.encoder\.layers\.",
-}
 TABLES = {  # what rows of a table stand for, and the key that sets their number
     "word_table": ("vocabulary", "vocab_size"),
     "position_table": ("positions", "positions"),
@@ -21,10 +16,13 @@ TABLES = {  # what rows of a table stand for, and the key that sets their number
 FEATURES = r"^model\.embedder\.(feature|region)_projection\.weight$"
 
 
-def topology(names: Iterable[str]) -> str | None:
-    """What kind of model parameters of these names are of; None if that can't be told."""
+def topology(names: Iterable[str], kinds: Mapping[str, str]) -> str | None:
+    """What kind of model parameters of these names are of; None if that can't be told.
+
+    kinds: what the names of its parameters begin with, a regular expression, by a kind of model.
+    """
     names = list(names)
-    return next((kind for kind, begin in TOPOLOGIES.items() if any(re.match(begin, name) for name in names)), None)
+    return next((kind for kind, begin in kinds.items() if any(re.match(begin, name) for name in names)), None)
 
 
 def parts_of(names: Iterable[str]) -> dict[str, tuple[str, int]]:
@@ -76,16 +74,18 @@ def changes(loaded: Loaded) -> list[str]:
     return lines
 
 
-def faults(error: WeightsMismatchError, theirs: Iterable[str], ours: Iterable[str]) -> list[str]:
+def faults(
+    error: WeightsMismatchError, theirs: Iterable[str], ours: Iterable[str], kinds: Mapping[str, str]
+) -> list[str]:
     """What does not fit and the key that mends it, a line each.
 
     theirs, ours: names of all tensors in the file and in the model.
     """
-    kinds = topology(theirs), topology(ours)
-    if None not in kinds and kinds[0] != kinds[1]:
+    of_theirs, of_ours = topology(theirs, kinds), topology(ours, kinds)
+    if None not in (of_theirs, of_ours) and of_theirs != of_ours:
         return [
-            f"they are those of {kinds[0]}, and the configuration's model is {kinds[1]}: the layers of one mean nothing"
-            " in the other; take weights of the same kind of model, or that kind of model"
+            f"they are those of a model of type {of_theirs}, and the configuration's is of type {of_ours}: the layers"
+            " of one mean nothing in the other; take weights of the same kind of model, or that kind of model"
         ]
     lines = _shapes(error.other_shape)
     for part, (pattern, count) in parts_of(error.missing).items():

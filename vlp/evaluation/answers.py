@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vlp.contracts import AnsweringTask, Measured, Prompt, Reply, Run
+from vlp.evaluation.asking import accuracy_table, likeliest, likelihoods, likelihoods_of_one
+from vlp.interfaces import Batch, Truth
 from vlp.metrics.vqa_accuracy import answer_type, consistency, means_by_kind, statement_of, vqa_accuracy
+from vlp.text.answers import normalise_answer
 
 Form = Literal["vqa", "gqa", "csv"]
 
@@ -72,3 +76,52 @@ def official_file(answered: Sequence[Answered], form: Form) -> str:
     names = {"vqa": ("question_id", "answer"), "gqa": ("questionId", "prediction")}[form]
     rows = [dict(zip(names, (one.identifier, one.prediction), strict=True)) for one in answered]
     return json.dumps(rows, indent=0, ensure_ascii=False)
+
+
+@dataclass
+class AnswerOptions:
+    """`form`: of the file of predictions, see `official_file`."""
+
+    form: Form = "vqa"
+
+
+class AnswerEvaluation:
+    """Of tasks that choose one of the answers of a list; see `vlp.contracts.Evaluation`."""
+
+    measured_on: Literal["questions"] = "questions"
+    Options = AnswerOptions
+
+    def answer(self, task: AnsweringTask, run: Run, batch: Batch, options: AnswerOptions) -> list[str]:
+        """The likeliest answer to each question."""
+        names = run.answer_names
+        return [names[number] for number in likelihoods(task, run, batch).argmax(1).tolist()]
+
+    def record(self, run: Run, truth: Truth, said: list[str]) -> Answered:
+        """The answer beside people's."""
+        return Answered(truth.identifier, said[0], truth.answers, truth.kind, truth.answer_kind)
+
+    def predictions(self, records: Sequence[Answered], options: AnswerOptions) -> tuple[str, str, str]:
+        """See `official_file`."""
+        return "predictions", "csv" if options.form == "csv" else "json", official_file(records, options.form)
+
+    def measure(self, run: Run, records: Sequence[Answered], options: AnswerOptions, title: str) -> Measured:
+        """Accuracies. Questions whose answers the run can't give count as wrong, and are told."""
+        found, names = summary(records), set(run.answer_names)
+        if not found["known"]:
+            return Measured(
+                found, notes=[f"{len(records)} questions answered; the split says nothing of their answers"]
+            )
+        outside = sum(bool(a.answers) and not names & {*a.answers, *map(normalise_answer, a.answers)} for a in records)
+        warnings = []
+        if outside:
+            found["outside"] = outside
+            warnings.append(
+                f"{outside} of {found['known']} questions have no answer among the {len(names)} that this run chooses"
+                " from; they count as wrong"
+            )
+        return Measured(found, accuracy_table(found, title), warnings=warnings)
+
+    def reply(self, task: AnsweringTask, run: Run, prompt: Prompt) -> Reply:
+        """The answers with their likelihoods."""
+        likely = likelihoods_of_one(task, run, prompt)
+        return Reply(("answer", "likelihood"), likeliest(run.answer_names, likely, prompt.top))

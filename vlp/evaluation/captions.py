@@ -7,14 +7,24 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from rich.table import Table
+
+from vlp.contracts import Measured, Prompt, Reply, Run, WritingTask
+from vlp.evaluation.asking import one_image, texts_of
+from vlp.interfaces import Batch, Images, Truth
+from vlp.strict_yaml import ConfigError
 
 INSTALL = "pip install 'vlp[captions]'"
 NO_JAVA = "there is no Java that runs"
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 SPICE_SOURCE = "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
+
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "METEOR", "SPICE")
 
 Texts = dict[int, list[str]]
 
@@ -164,3 +174,81 @@ def _as_entries(texts: dict[int, list[str]]) -> dict[int, list[dict[str, str]]]:
 def plain_words(text: str) -> str:
     """Words in lower case with single blanks between them, without punctuation."""
     return " ".join(re.findall(r"\w+(?:['-]\w+)*", text.lower()))
+
+
+@dataclass
+class CaptionOptions:
+    """`beams`: beginnings of a caption that are followed; 1 takes the likeliest word each time."""
+
+    beams: int = 1
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise ValueError(f"beams is {self.beams}, but must be at least 1")
+
+
+class CaptionEvaluation:
+    """Of tasks that write captions; see `vlp.contracts.Evaluation`."""
+
+    measured_on: Literal["images"] = "images"
+    Options = CaptionOptions
+
+    def answer(self, task: WritingTask, run: Run, batch: Batch, options: CaptionOptions) -> list[str]:
+        """A caption of each image."""
+        return [caption for [(caption, _)] in write(task, run, batch, options.beams)]
+
+    def record(self, run: Run, truth: Truth, said: list[str]) -> Captioned:
+        """The caption beside people's."""
+        return Captioned(truth.identifier, said[0], truth.captions)
+
+    def predictions(self, records: Sequence[Captioned], options: CaptionOptions) -> tuple[str, str, str]:
+        """See `official_captions`."""
+        return "captions", "json", official_captions(records)
+
+    def measure(self, run: Run, records: Sequence[Captioned], options: CaptionOptions, title: str) -> Measured:
+        """See `caption_metrics`."""
+        try:
+            found = caption_metrics(records)
+        except ImportError as error:
+            raise ConfigError(f"{error}; the captions are written, but not measured") from error
+        table = Table("", "score", title=title, title_justify="left")
+        for metric in METRICS:
+            if metric in found:
+                table.add_row(metric, f"{100 * found[metric]:.2f}")
+        notes = [f"{found['known']} images, {options.beams} beams; tokenizer: {found.get('tokenizer')}"]
+        missing = [f"{metric} is left out: {reason}" for metric, reason in found.get("unmeasured", {}).items()]
+        return Measured({"beams": options.beams, **found}, table, notes, missing)
+
+    def reply(self, task: WritingTask, run: Run, prompt: Prompt) -> Reply:
+        """Captions with the mean logarithm of their words' probabilities."""
+        if prompt.text is not None:
+            raise ConfigError("this run was trained to write captions, not to answer: leave --text out")
+        image, beams = one_image(prompt, "a caption"), prompt.beams
+        text = {"caption": "", "tags": prompt.tags} if "tags" in run.segments else {"caption": ""}
+        batch = Batch(
+            texts=texts_of(run, [text]),
+            images=Images.from_regions([image], [0]),
+            pairs=torch.zeros(1, 2, dtype=torch.int64),
+            matched=torch.ones(1, dtype=torch.bool),
+        )
+        return Reply(("caption", "score"), write(task, run, batch, beams, min(prompt.top or beams, beams))[0])
+
+
+@torch.no_grad()
+def write(task: WritingTask, run: Run, batch: Batch, beams: int = 1, keep: int = 1) -> list[list[tuple[str, float]]]:
+    """Captions of the pairs of a clean batch, whose own are not looked at: the best of each first, with its score.
+
+    Args:
+        task, run: what was trained.
+        batch: clean.
+        beams, keep: see `vlp.contracts.WritingTask.write`.
+
+    Raises:
+        ConfigError: the run's tokenizer can't put words together.
+    """
+    if not hasattr(run.tokenizer, "decode"):
+        raise ConfigError(f"the tokenizer {run.tokenizer.path} can't make a text of tokens; WordPiece can")
+    batch = run.prepared(batch)
+    batch = replace(batch, images=run.model.see(batch.images))
+    written = task.write(run.model, batch, beams, keep=keep)
+    return [[(run.tokenizer.decode(one.tokens), one.score) for one in best] for best in written]

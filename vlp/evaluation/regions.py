@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from vlp.contracts import AnsweringTask, Measured, Prompt, Reply, Run
+from vlp.evaluation.asking import NoOptions, accuracy_table, likeliest, likelihoods, likelihoods_of_one, one_image
+from vlp.interfaces import Batch, Truth
 from vlp.metrics.boxes import RIGHT, overlaps
 from vlp.metrics.vqa_accuracy import means_by_kind
 
@@ -62,3 +65,40 @@ def predictions_file(located: Sequence[Located]) -> str:
         box = [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height]
         rows.append({"sent_id": one.identifier, "pred_box": [round(side, 4) for side in box]})
     return json.dumps(rows, indent=0)
+
+
+class RegionEvaluation:
+    """Of tasks that choose one of the regions of an image; see `vlp.contracts.Evaluation`."""
+
+    measured_on: Literal["questions"] = "questions"
+    Options = NoOptions
+
+    def answer(self, task: AnsweringTask, run: Run, batch: Batch, options: NoOptions) -> list[Box]:
+        """The box of the likeliest region for each question."""
+        chosen = likelihoods(task, run, batch).argmax(1).cpu()
+        first = batch.images.offsets.index_select(0, batch.pairs[:, 1])
+        return [tuple(box) for box in batch.images.boxes.index_select(0, first + chosen).tolist()]
+
+    def record(self, run: Run, truth: Truth, said: list[Box]) -> Located:
+        """The box beside the true one."""
+        return Located(truth.identifier, said[0], truth.box, truth.kind, truth.size)
+
+    def predictions(self, records: Sequence[Located], options: NoOptions) -> tuple[str, str, str]:
+        """See `predictions_file`."""
+        return "predictions", "json", predictions_file(records)
+
+    def measure(self, run: Run, records: Sequence[Located], options: NoOptions, title: str) -> Measured:
+        """Shares of right boxes."""
+        found = summary(records)
+        if not found["known"]:
+            return Measured(
+                found, notes=[f"{len(records)} questions answered; the split says nothing of their answers"]
+            )
+        return Measured(found, accuracy_table(found, title))
+
+    def reply(self, task: AnsweringTask, run: Run, prompt: Prompt) -> Reply:
+        """The regions, as `NUMBER: X1 Y1 X2 Y2`, corners as shares of the image, with their likelihoods."""
+        likely = likelihoods_of_one(task, run, prompt)
+        boxes = enumerate(one_image(prompt, "an expression").boxes.tolist())
+        names = [f"{number}: {' '.join(f'{side:.3f}' for side in box)}" for number, box in boxes]
+        return Reply(("answer", "likelihood"), likeliest(names, likely, prompt.top))

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from vlp.interfaces import NONE, Batch, Embedded, Images, Texts
+from vlp.contracts import Cost, Embedded
+from vlp.interfaces import NONE, Batch, Images, SquareSize, Texts
+from vlp.needs import Offers
 from vlp.nn.ragged import lengths_of
 
 
@@ -34,8 +36,9 @@ class DualEncoder(nn.Module):
             or none of a dual encoder's, or `recompute_chunk` or `max_tokens` is below 1.
     """
 
-    pooled_size = 0
-    region_rows = False
+    offers = Offers("embedded")
+    parameters_begin = r"^model\.(image|text)\."  # in a run's weights
+    picture_sizes = SquareSize  # how pictures are scaled
 
     def __init__(
         self,
@@ -71,6 +74,19 @@ class DualEncoder(nn.Module):
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)))
         self.recompute_chunk = recompute_chunk
 
+    @property
+    def words(self) -> int:
+        """Rows of the text tower's table of words."""
+        return len(self.tied("word_embeddings"))
+
+    def cost(self, batch: Batch) -> Cost:
+        """The tokens of the texts; what towers of any kind take is not known."""
+        return Cost(int(self.lengths(batch.texts).sum()))
+
+    def see(self, images: Images) -> Images:
+        """The images as they are: the tower sees their pixels."""
+        return images
+
     def tied(self, name: str) -> Tensor:
         """The table `word_embeddings` of the text tower [vocabulary, width].
 
@@ -82,7 +98,7 @@ class DualEncoder(nn.Module):
         return self.text.word_embeddings  # type: ignore[return-value]
 
     def layer_order(self) -> list[list[str]]:
-        """The layers of both towers, each counted from its own end; see `vlp.interfaces.Model`.
+        """The layers of both towers, each counted from its own end; see `vlp.contracts.AnyModel`.
 
         Raises:
             ValueError: a tower doesn't know its layers.
@@ -156,8 +172,7 @@ class DualEncoder(nn.Module):
 
     def _width(self, lengths: Tensor) -> int:
         """Tokens that padded texts of these lengths have."""
-        full = getattr(self.text, "full_length", False)
-        return int(self.text.context_length if full else lengths.max())  # type: ignore[arg-type]
+        return int(self.text.context_length if self.text.full_length else lengths.max())  # type: ignore[arg-type]
 
     def _in_chunks(self, embed: Callable[[int, int], Tensor], count: int) -> Tensor:
         size = self.recompute_chunk

@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Images, Ragged, Rows
+from vlp.contracts import Cost, Encoded, Rows
+from vlp.interfaces import NONE, Batch, Images, PixelSize, Ragged
+from vlp.needs import Offers
 from vlp.nn.attention import plan_attention
-from vlp.nn.backbones.timm_grid import TimmGrid
+from vlp.nn.cost import rows_of, transformer_cost
 from vlp.nn.layout import Layout, Sequences
 from vlp.nn.transformer import Transformer, initialise
 
@@ -56,13 +58,20 @@ class SingleStream(nn.Module):
     ):
         super().__init__()
         self.hidden_size = self.visual_size = self.pooled_size = hidden_size
+        self.mlp_size = mlp_size
         if pooling == "product":
             self.pooled_size = pooled_size or hidden_size
         self.norm_eps = norm_eps
         self.initial_std = initial_std
         self.layout = layout
-        self.region_rows = layout.has_regions
-        self.items, self.streams = layout.items, 1
+        self.items, self.max_tokens, self.streams = layout.items, layout.max_tokens, 1
+        self.offers = Offers(
+            "encoded",
+            region_rows=layout.has_regions,
+            pooled=pooler,
+            region_features=backbone is None,
+            writes=layout.causal & layout.max_tokens.keys(),
+        )
         self.embedder = embedder
         self.encoder = Transformer(
             layers,
@@ -83,15 +92,31 @@ class SingleStream(nn.Module):
         initialise(self, initial_std)
         self.backbone = backbone  # which has weights of its own
 
+    parameters_begin = r"^model\.encoder\.layers\."  # in a run's weights
+    picture_sizes = PixelSize  # how pictures are scaled, for a backbone
+
+    @property
+    def words(self) -> int:
+        """Rows of the table of words."""
+        return len(self.tied("word_embeddings"))
+
     def tied(self, name: str) -> Tensor:
-        """A parameter shared with a head; see `vlp.interfaces.Model`."""
+        """A parameter shared with a head; see `vlp.contracts.Model`."""
         return self.embedder.tied(name)  # type: ignore[operator]
 
     def layer_order(self) -> list[list[str]]:
-        """The backbone's layers, the embedder, the blocks; see `vlp.interfaces.Model`."""
-        seeing = self.backbone.layer_order() if isinstance(self.backbone, TimmGrid) else []
+        """The backbone's layers, the embedder, the blocks; see `vlp.contracts.AnyModel`."""
+        seeing = [] if self.backbone is None else self.backbone.layer_order()  # type: ignore[operator]
         below = [[f"backbone.{part}" for part in parts] for parts in seeing]
         return [*below, ["embedder"], *([f"encoder.layers.{n}"] for n in range(len(self.encoder.layers)))]
+
+    def cost(self, batch: Batch) -> Cost:
+        """See `vlp.nn.cost.transformer_cost`."""
+        cells = batch.images.offsets.diff()
+        if self.backbone is not None and batch.images.sizes is not None:
+            cells = self.backbone.cells(batch.images.sizes)  # type: ignore[operator]
+        layers, table = len(self.encoder.layers), self.tied("word_embeddings")
+        return transformer_cost(self, rows_of(batch, cells), layers, self.hidden_size, self.mlp_size, table)
 
     def see(self, images: Images) -> Images:
         """The images with regions made from their pixels, if the model sees pixels and they have them."""
@@ -122,7 +147,7 @@ class SingleStream(nn.Module):
             tokens=sequences.tokens,
             special=sequences.special,
             text_rows=sequences.text,
-            regions=sequences.regions if self.region_rows else None,
+            regions=sequences.regions if self.offers.region_rows else None,
             pooled=self.pool(stream, sequences),
             computed_rows=plan.computed_rows,
         )

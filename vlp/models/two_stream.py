@@ -7,8 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlp.interfaces import Batch, Encoded, Ragged
+from vlp.contracts import Cost, Encoded
+from vlp.interfaces import Batch, Images, PixelSize, Ragged
+from vlp.needs import Offers
 from vlp.nn.attention import AttentionPlan, plan_attention
+from vlp.nn.cost import rows_of, transformer_cost
 from vlp.nn.cross_attention import CrossAttention, CrossPlan, plan_cross_attention
 from vlp.nn.layout import Layout
 from vlp.nn.ragged import lengths_of, mean_of_rows, offsets_of, owner_of_rows
@@ -119,7 +122,7 @@ class TwoStream(nn.Module):
             raise ValueError(
                 f"a shared cross-attention needs streams of one width, not {hidden_size} and {visual_hidden_size}"
             )
-        for item in getattr(embedder, "special", {}):
+        for item in embedder.offers.special:  # type: ignore[union-attr]
             if item not in layout.items:
                 raise ValueError(f"the embedder has vectors for {item}; put it into layout, which is {layout.items}")
         self.hidden_size, self.visual_size = hidden_size, visual_hidden_size
@@ -128,8 +131,9 @@ class TwoStream(nn.Module):
         self.initial_std = initial_std
         self.schedule, self.pooling = schedule, pooling
         self.text_layout, self.visual_layout = layout.split()
-        self.region_rows = layout.has_regions
-        self.items, self.streams = layout.items, 2
+        self.items, self.max_tokens, self.streams = layout.items, layout.max_tokens, 2
+        self.mlp_size = mlp_size
+        self.offers = Offers("encoded", region_rows=layout.has_regions, pooled=True, region_features=True)
         self.embedder = embedder
         rates = (dropout, attention_dropout, norm_eps)
 
@@ -162,13 +166,30 @@ class TwoStream(nn.Module):
         self.dropout = nn.Dropout(dropout)
         initialise(self, initial_std)
 
+    parameters_begin = r"^model\.(text|visual|cross)_layers\."  # in a run's weights
+    picture_sizes = PixelSize  # which it can't see: it takes no backbone
+
+    @property
+    def words(self) -> int:
+        """Rows of the table of words."""
+        return len(self.tied("word_embeddings"))
+
+    def cost(self, batch: Batch) -> Cost:
+        """See `vlp.nn.cost.transformer_cost`; every layer counts as one of the text."""
+        rows, table = rows_of(batch, batch.images.offsets.diff()), self.tied("word_embeddings")
+        return transformer_cost(self, rows, len(self.schedule), self.hidden_size, self.mlp_size, table)
+
+    def see(self, images: Images) -> Images:
+        """The images as they are."""
+        return images
+
     def tied(self, name: str) -> Tensor:
-        """A parameter shared with a head; see `vlp.interfaces.Model`."""
+        """A parameter shared with a head; see `vlp.contracts.Model`."""
         return self.embedder.tied(name)  # type: ignore[operator]
 
     def layer_order(self) -> list[list[str]]:
         """The embedder, then the layers by how many follow in the schedule on the longer way; see
-        `vlp.interfaces.Model`.
+        `vlp.contracts.AnyModel`.
         """
         above = {"text": 0, "visual": 0}  # layers that the streams still go through
         left = {"text": len(self.text_layers), "visual": len(self.visual_layers), "cross": len(self.cross_layers)}
@@ -217,7 +238,7 @@ class TwoStream(nn.Module):
             tokens=text_rows.tokens,
             special=text_rows.special,
             text_rows=text_rows.text,
-            regions=visual_rows.regions if self.region_rows else None,
+            regions=visual_rows.regions if self.offers.region_rows else None,
             pooled=self.pool(*streams),
             computed_rows=plans[0].computed_rows + plans[1].computed_rows,
         )

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlp.interfaces import NONE, Batch, Rows
+from vlp.contracts import Rows
+from vlp.interfaces import NONE, Batch
 from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, ranges
 
 

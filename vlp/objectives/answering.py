@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.interfaces import NONE, Batch
+from vlp.needs import Needs
 from vlp.nn.transformer import initialise
 
 
@@ -32,6 +35,11 @@ class Answering(nn.Module):
     Raises:
         ValueError: there are none.
     """
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(pooled=True, truth="answers")
 
     def __init__(self, model: Model, answers: int):
         super().__init__()

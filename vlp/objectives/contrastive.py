@@ -6,13 +6,16 @@ Letters: n pairs of this process, W processes, N = W n pairs of all, D embedding
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp.contracts import DualModel, Embedded, Losses, Report
 from vlp.distributed import gather_rows, rank, world_size
-from vlp.interfaces import Batch, DualModel, Embedded, Losses, Report
+from vlp.interfaces import Batch
+from vlp.needs import Needs
 
 
 def similarities(rows: Tensor, columns: Tensor, scale: Tensor | float, bias: Tensor | None = None) -> Tensor:
@@ -53,6 +56,11 @@ class Contrastive(nn.Module):
     Raises:
         ValueError: `max_scale` is below 1.
     """
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs("embedded", spans_step=True, rivals=True)
 
     def __init__(self, local: bool = True, gather_gradient: bool = True, max_scale: float = 100.0):
         super().__init__()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.interfaces import Batch
+from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import mask_tokens
@@ -45,6 +48,11 @@ class MaskedLanguage(nn.Module):
     """
 
     word_ids: Tensor
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(mask_token=True)
 
     def __init__(
         self,

@@ -6,12 +6,15 @@ All three mask regions alike; they differ in what is predicted. Letters: n maske
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.interfaces import Batch
+from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import mask_regions
@@ -85,6 +88,11 @@ class MaskedRegionRegression(nn.Module):
     Raises:
         ValueError: the model's embedder has no region projection.
     """
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(region_rows=True, region_features=True)
 
     def __init__(
         self,
@@ -161,6 +169,11 @@ class MaskedRegionDistribution(nn.Module):
         sum_classes: take the sum over classes, the divergence proper, instead of the mean.
     """
 
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(region_rows=True, region_features=True, class_scores=True)
+
     def __init__(
         self,
         model: Model,
@@ -212,6 +225,11 @@ class MaskedRegionClass(nn.Module):
 
     Cross entropy, mean over regions. Source: UNITER, model/pretrain.py. Arguments as `MaskedRegionDistribution`.
     """
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(region_rows=True, region_features=True, class_scores=True)
 
     def __init__(self, model: Model, classes: int, probability: float, keep_share: float = 0.0, force: bool = True):
         super().__init__()

@@ -6,12 +6,15 @@ Letters: R regions of the batch, n regions to predict, k negatives, F feature si
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.interfaces import Batch
+from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.ragged import lengths_of, owner_of_rows
 from vlp.nn.transformer import initialise
@@ -62,6 +65,11 @@ class MaskedRegionContrast(nn.Module):
         own_share: share of the negatives that come from the same image.
         keep_share, force: as `MaskedRegionRegression`.
     """
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(region_rows=True, region_features=True)
 
     def __init__(
         self,

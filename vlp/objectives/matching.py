@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.interfaces import NONE, Batch
+from vlp.needs import Needs
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import foil_captions, swap_images
 
@@ -36,6 +39,13 @@ class Matching(nn.Module):
         foil_share: share of texts whose segment `caption` is replaced by their `foil`, a false caption that resembles
             it: negatives that a bag of words can't tell. They are mismatched whatever their image.
     """
+
+    abilities: frozenset[Ability] = frozenset({"pairs"})
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(pooled=True)
 
     def __init__(self, model: Model, swap_probability: float, foil_share: float = 0.0):
         super().__init__()

@@ -6,13 +6,16 @@ Letters: n pairs of this process, N pairs of all processes, D embedding size, K 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp.contracts import DualModel, Embedded, Losses, Report
 from vlp.distributed import gather_rows, world_size
-from vlp.interfaces import Batch, DualModel, Embedded, Losses, Report
+from vlp.interfaces import Batch
+from vlp.needs import Needs
 from vlp.objectives.contrastive import similarities
 
 
@@ -85,6 +88,11 @@ class MomentumContrast(nn.Module):
     """
 
     started: Tensor
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs("embedded", spans_step=True)
 
     def __init__(
         self, model: nn.Module, queue_length: int, momentum: float, temperature: float, top_k: int | None = None

@@ -5,14 +5,17 @@ Letters: R regions of the batch, N regions of all pairs, F feature size, C regio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.interfaces import NONE, Batch
+from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.transformer import initialise
 from vlp.objectives.masked_region import mask_some
@@ -53,6 +56,12 @@ class RegionPrediction(nn.Module):
     Raises:
         ValueError: classes or attributes are to be predicted, but there are none.
     """
+
+    @classmethod
+    def needs(cls, predict: Sequence[str] = (), **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        scores, attributes = "class" in predict, "attribute" in predict
+        return Needs(region_rows=True, region_features=True, class_scores=scores, attributes=attributes)
 
     def __init__(
         self,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.interfaces import NONE, Batch
+from vlp.needs import Needs
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import other_texts, take_texts
 
@@ -41,6 +44,13 @@ class SegmentMatching(nn.Module):
         ValueError: `matched` is missing or alone, a share is negative, or the shares do not add up to 1.
     """
 
+    abilities: frozenset[Ability] = frozenset({"pairs"})
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(pooled=True)
+
     def __init__(self, model: Model, shares: dict[str, float]):
         super().__init__()
         if MATCHED not in shares or len(shares) < 2:
@@ -48,6 +58,8 @@ class SegmentMatching(nn.Module):
         if min(shares.values()) < 0 or not math.isclose(sum(shares.values()), 1.0):
             raise ValueError(f"the shares must not be negative and must add up to 1, but are {shares}")
         self.shares = dict(shares)
+        if "caption" not in shares:  # what it knows to be wrong is no caption
+            self.abilities = frozenset()
         self.classify = nn.Linear(model.pooled_size, len(shares))
         initialise(self, model.initial_std)
 

@@ -5,13 +5,17 @@ Letters: n pairs of this process, W processes, D embedding size.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlp.contracts import DualModel, Embedded, Losses, Report
 from vlp.distributed import gather_rows, pass_to_neighbours, rank, require_equal_rows, world_size
-from vlp.interfaces import Batch, DualModel, Embedded, Losses, Report
+from vlp.interfaces import Batch
+from vlp.needs import Needs
 from vlp.objectives.contrastive import similarities
 
 EXCHANGES = ("bidirectional", "gather")
@@ -55,6 +59,11 @@ class SigmoidContrastive(nn.Module):
     Raises:
         ValueError: another exchange, or `chunk_rows` is not positive.
     """
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs("embedded", spans_step=True, rivals=True)
 
     def __init__(self, exchange: str = "bidirectional", chunk_rows: int | None = None):
         super().__init__()

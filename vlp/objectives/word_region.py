@@ -6,11 +6,14 @@ Letters: P pairs, W the most text rows, M the most regions of a pair, H hidden s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.interfaces import NONE, Batch
+from vlp.needs import Needs
 from vlp.nn.ragged import offsets_of, padded_index
 
 
@@ -82,6 +85,13 @@ class WordRegionAlignment(nn.Module):
     Raises:
         ValueError: the model's words and regions differ in width.
     """
+
+    has_floor = False  # a difference of distances: its value alone doesn't tell what was learned
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(region_rows=True)
 
     def __init__(self, model: Model, special_tokens: bool = True):
         super().__init__()

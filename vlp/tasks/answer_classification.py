@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.evaluation.answers import AnswerEvaluation
+from vlp.interfaces import NONE, Batch
+from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
 from vlp.nn.ragged import lengths_of
 
@@ -44,6 +47,14 @@ class AnswerClassification(nn.Module):
     Raises:
         ValueError: there are no answers, the model lacks the vector that is to be read, or shows one image alone.
     """
+
+    abilities: frozenset[Ability] = frozenset({"task", "answers"})
+    evaluation = AnswerEvaluation()
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(truth="answers")
 
     def __init__(
         self,

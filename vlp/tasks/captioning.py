@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report, Segment, Texts
+from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.evaluation.captions import CaptionEvaluation
+from vlp.interfaces import NONE, Batch, Segment, Texts
+from vlp.needs import Needs
 from vlp.nn.heads import Transform
-from vlp.nn.layout import Layout
 from vlp.nn.ragged import lengths_of, offsets_of, ranges
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import choose_some, replace_tokens, take_texts
@@ -53,12 +56,18 @@ class Captioning(nn.Module):
         drop_worst: share of the masked words, those of the largest losses, that don't count.
         drop_worst_after: the step of the run after which that is so.
 
-    Raises:
-        ValueError: the model's layout has no causal `caption`.
     """
 
     word_ids: Tensor
     unwritten: Tensor
+
+    abilities: frozenset[Ability] = frozenset({"task", "captions"})
+    evaluation = CaptionEvaluation()
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(mask_token=True, writes="caption")
 
     def __init__(
         self,
@@ -74,14 +83,8 @@ class Captioning(nn.Module):
         drop_worst_after: int = 0,
     ):
         super().__init__()
-        layout: Layout | None = getattr(model, "layout", None)
-        if layout is None or "caption" not in layout.causal:
-            raise ValueError(
-                "captioning needs a model of one stream whose captions are causal: set model.layout_causal, as [CLS,"
-                " caption] in the layout [CLS, caption, tags, SEP, regions]; the caption brings its own end"
-            )
         self.mask_id, self.end_id = mask_id, end_id
-        self.max_tokens = layout.max_tokens["caption"]  # the end included
+        self.max_tokens = model.max_tokens["caption"]  # the end included
         self.most_written = min(most_written or self.max_tokens, self.max_tokens)
         self.probability, self.most_masked = probability, most_masked
         self.label_smoothing, self.drop_worst, self.drop_worst_after = label_smoothing, drop_worst, drop_worst_after

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.evaluation.choices import ChoiceEvaluation
+from vlp.interfaces import Batch
+from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
 
 
@@ -34,6 +37,14 @@ class MultipleChoice(nn.Module):
             the score is the logit of the second (UNITER, model/vcr.py). `softmax`: cross entropy of the right choice
             among all, mean over questions (ViLBERT, VisualBERT).
     """
+
+    abilities: frozenset[Ability] = frozenset({"task", "answers"})
+    evaluation = ChoiceEvaluation()
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(pooled=True, truth="choices")
 
     def __init__(
         self,

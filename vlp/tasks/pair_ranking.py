@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.interfaces import NONE, Batch
+from vlp.needs import Needs
 from vlp.nn.ragged import offsets_of, padded_index
 from vlp.nn.transformer import initialise
+
+ALONE = "adds pairs of its own to the batch, which the others of its group would take for the data's, or swap"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,13 @@ class PairRanking(nn.Module):
     Raises:
         ValueError: `negatives` or `hardest` is no number that there can be.
     """
+
+    abilities: frozenset[Ability] = frozenset({"pairs"})
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(pooled=True, mined=True, alone=ALONE)
 
     def __init__(
         self,

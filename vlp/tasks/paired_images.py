@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.evaluation.answers import AnswerEvaluation
+from vlp.interfaces import NONE, Batch
+from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
 from vlp.nn.ragged import lengths_of, padded_index
 from vlp.tasks.answer_classification import (
@@ -43,6 +46,14 @@ class PairedImages(nn.Module):
         ValueError: there are no answers, or the model has no pooled vector, no second image where `shown` wants it, or
             streams or a width that the attention doesn't fit.
     """
+
+    abilities: frozenset[Ability] = frozenset({"task", "answers"})
+    evaluation = AnswerEvaluation()
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(truth="answers")
 
     def __init__(
         self,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.interfaces import NONE, Batch, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.evaluation.regions import RegionEvaluation
+from vlp.interfaces import NONE, Batch
 from vlp.metrics.boxes import RIGHT, overlaps
+from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
 from vlp.nn.ragged import lengths_of, offsets_of, padded_index
 from vlp.tasks.answer_classification import asked_of
@@ -50,6 +53,14 @@ class RegionChoice(nn.Module):
         hard_share: share of the pairs whose negative, in `ranking`, is the wrong region with the highest score; that of
             the others is drawn.
     """
+
+    abilities: frozenset[Ability] = frozenset({"task", "answers"})
+    evaluation = RegionEvaluation()
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(region_rows=True, region_features=True, truth="boxes")
 
     def __init__(
         self,

@@ -13,6 +13,8 @@ class ClipBytePairs:
     `special`: CLS and SEP are its start and end of text; PAD is id 0, which is also the token "!", as in the original.
     """
 
+    file_name = "vocabulary.txt"
+
     def __init__(self) -> None:
         from open_clip import SimpleTokenizer  # only here, since it takes seconds
 
@@ -30,6 +32,10 @@ class ClipBytePairs:
     def word_ids(self) -> list[int]:
         """Ids that may stand for a word: all but start and end of text."""
         return [i for i in range(len(self)) if i not in (self.special["CLS"], self.special["SEP"])]
+
+    def file(self) -> bytes:
+        """All tokens, one a line."""
+        return ("\n".join(self.tokens) + "\n").encode()
 
     def encode(self, texts: list[str]) -> list[Tokens]:
         """Tokens of each text; an empty text has none."""

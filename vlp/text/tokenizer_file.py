@@ -26,6 +26,8 @@ class TokenizerFile:
         VocabularyError: it is no tokenizer, or puts more than one token before or after a text.
     """
 
+    file_name = "tokenizer.json"
+
     def __init__(self, path: str | Path, canonicalize: bool = False):
         self.path = Path(path)
         if not self.path.is_file():
@@ -58,6 +60,10 @@ class TokenizerFile:
         """Ids that may stand for a word: all but the special ones."""
         special = set(self.special.values())
         return [number for number in range(len(self)) if number not in special]
+
+    def file(self) -> bytes:
+        """The file as it is."""
+        return self.path.read_bytes()
 
     def encode(self, texts: list[str]) -> list[Tokens]:
         """Tokens of each text; an empty text has none."""

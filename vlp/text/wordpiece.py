@@ -47,6 +47,8 @@ class WordPiece:
         FileNotFoundError: there is no such file.
     """
 
+    file_name = "vocabulary.txt"
+
     def __init__(self, vocabulary: str | Path, lowercase: bool):
         self.path = Path(vocabulary)
         if not self.path.is_file():
@@ -79,6 +81,10 @@ class WordPiece:
     def word_ids(self) -> list[int]:
         """Ids that may stand for a word: all but the special and the unused ones."""
         return [i for i, t in enumerate(self.tokens) if not (t.startswith("[") and t.endswith("]") and len(t) > 2)]
+
+    def file(self) -> bytes:
+        """All tokens, one a line."""
+        return ("\n".join(self.tokens) + "\n").encode()
 
     def encode(self, texts: list[str]) -> list[Tokens]:
         """Tokens of each text; an empty text has none."""

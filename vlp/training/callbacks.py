@@ -12,7 +12,7 @@ import lightning
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from vlp.config import ratio_for
+from vlp.config import ratio_for, ratios_of
 from vlp.distributed import rank, sum_over_ranks, union_over_ranks, world_size
 from vlp.interfaces import Batch, Replacement
 from vlp.run_folder import RunFolder
@@ -234,8 +234,7 @@ class StepEnd(lightning.Callback):
         row = {name if name.startswith("val/") else f"val_loss/{name}": means[n] for n, name in enumerate(names)}
         measured = (totals[len(names) :, 1] > 0).tolist()
         ratios = [
-            seen * (sum(g.sampling_ratio.values()) if isinstance(g.sampling_ratio, dict) else g.sampling_ratio)
-            for seen, g in zip(measured, module.groups, strict=True)
+            seen * sum(ratios_of(g.sampling_ratio).values()) for seen, g in zip(measured, module.groups, strict=True)
         ]
         row["val_loss"] = sum(r * m for r, m in zip(ratios, means[len(names) :], strict=True)) / sum(ratios)
         return row

@@ -10,13 +10,16 @@ import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
+from vlp.build import objective_needs
 from vlp.config import ConfigError, RunConfig
+from vlp.contracts import AnyModel
 from vlp.distributed import is_launching_process
 from vlp.interfaces import Batch, Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, build_run
@@ -178,13 +181,14 @@ def checkpoint_fits(path: Path | None, module: TrainingModule) -> None:
         raise CheckpointError(f"{path} is a checkpoint of another model: {'; '.join(wrong[:8])}")
 
 
-def print_estimate(config: RunConfig, module: TrainingModule, rows_per_micro_batch: float, console: Console) -> None:
+def print_estimate(config: RunConfig, module: TrainingModule, first: Batch, console: Console) -> None:
     """Say before the first step what the run will take: batch, memory, time.
 
-    Memory: weights, gradients and two moments in float32, and activations of one micro-batch (about 34 + 2 x MLP
-    ratio values a row, layer and hidden unit). Time: 6 floating-point operations a parameter and row (word table left
-    out), at the rate of a matrix product measured now, of which training reaches about half. Of a dual encoder, whose
-    towers are any, only what its weights take.
+    Memory: weights, gradients and two moments in float32, and the activations of one micro-batch. Time: the operations
+    of the model (`vlp.contracts.Cost`), and 6 a row and parameter of the heads, at the rate of a matrix product
+    measured now, of which training reaches about half. Of a model that doesn't know its cost, what its weights take.
+
+    first: the first micro-batch.
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
@@ -196,26 +200,26 @@ def print_estimate(config: RunConfig, module: TrainingModule, rows_per_micro_bat
     share = "" if trained == parameters else f"; {trained / 1e6:.1f} M of them are trained"
     known = {"parameters": f"{parameters / 1e6:.1f} M{share}", "hardware": f"{processes} x {accelerator}, {precision}"}
     weights = trained * 16 + (parameters - trained) * 4  # a frozen one has neither gradient nor moments
-    if config.model["type"] == "dual_encoder":
+    cost = cast(AnyModel, module.model).cost(first)
+    if any(needs.spans_step for needs in objective_needs(config.objectives).values()):
         known["global batch"] = f"{per_step * (pairs or 0)} pairs a step, all compared with one another"
-        known["memory"] = f"about {weights / 2**30:.1f} GiB a device, and what the towers keep of a batch"
+    else:
+        rows = f"about {cost.rows * per_step:.0f} tokens and regions"
+        known["global batch"] = f"{per_step} micro-batches of {batch} a step ({rows})"
+    if cost.operations is None or cost.activations is None:
+        known["memory"] = f"about {weights / 2**30:.1f} GiB a device, and what the model keeps of a batch"
         console.print(estimate_table(known))
         return
-    words = module.model.tied("word_embeddings").numel()  # type: ignore[operator]
-    hidden = config.model["hidden_size"]
-    layers = config.model["layers"] if "layers" in config.model else len(config.model["schedule"])
-    width = 34 + 2 * config.model["mlp_size"] / hidden
-    activations = rows_per_micro_batch * layers * hidden * width * (2 if "bf16" in precision else 4)
+    activations = cost.activations * (2 if "bf16" in precision else 4)
     device = "cuda" if accelerator == "gpu" else "cpu"
     rate = matrix_product_rate(torch.device(device), torch.bfloat16 if "bf16" in precision else torch.float32)
-    operations = 6 * (parameters - words) * rows_per_micro_batch * per_step / processes
+    heads = sum(p.numel() for p in module.objectives.parameters())
+    operations = (cost.operations + 6 * heads * cost.rows) * per_step / processes
     seconds = operations / (rate * 0.5)
     console.print(
         estimate_table(
             {
                 **known,
-                "global batch": f"{per_step} micro-batches of {batch} a step"
-                f" (about {rows_per_micro_batch * per_step:.0f} tokens and regions)",
                 "memory": f"about {(weights + activations) / 2**30:.1f} GiB a device",
                 "time": f"about {duration(seconds)} a step, {duration(seconds * config.trainer.max_steps)} in all"
                 f" ({config.trainer.max_steps} steps)",

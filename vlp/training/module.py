@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from vlp.build import Group
 from vlp.config import ConfigError, OptimConfig, ratio_for
+from vlp.contracts import Losses, Model, Objective, Report
 from vlp.distributed import derive_seed, generator_for
-from vlp.interfaces import Batch, Losses, Model, Objective, Replacement, Report
+from vlp.interfaces import Batch, Replacement
 from vlp.training.optim import build_optimizer, freeze
 
 
@@ -55,7 +56,7 @@ class TrainingModule(lightning.LightningModule):
     The loss of a step is the mean over its micro-batches.
 
     Args:
-        model: a fusion model (`vlp.interfaces.Model`).
+        model: a fusion model (`vlp.contracts.AnyModel`).
         objectives: objectives by name.
         groups: which of them go together, and how often.
         optim: rates, decay, warm-up, and what is frozen.
@@ -149,9 +150,8 @@ class TrainingModule(lightning.LightningModule):
         """A step of the optimizer, then what objectives do after one."""
         super().optimizer_step(*arguments, **named)
         for objective in self.objectives.values():
-            after_step = getattr(objective, "after_step", None)
-            if after_step is not None:
-                after_step(self.model)
+            if hasattr(objective, "after_step"):
+                objective.after_step(self.model)  # type: ignore[operator]
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and decay, one schedule step an optimizer step."""

@@ -58,7 +58,7 @@ def decay_of_layers(module: nn.Module, decay: float) -> dict[str, float]:
     """What the learning rate of each parameter is multiplied by: `decay` once for each layer between it and the heads.
 
     1 for the heads, poolers and objectives; `decay` for the last layer, and so on down to the embeddings; as BEiT (Bao
-    et al. 2021) and timm have it. `module.model` says what its layers are, see `vlp.interfaces.Model.layer_order`.
+    et al. 2021) and timm have it. `module.model` says what its layers are, see `vlp.contracts.AnyModel.layer_order`.
 
     Raises:
         ConfigError: the model doesn't know its layers.

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlp.build import IMPORTERS
 from vlp.checkpoints.key_map import import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.nn.towers.bert_text import BertSizes, BertText
+from vlp.registry import IMPORTERS
 
 transformers = pytest.importorskip("transformers")
 

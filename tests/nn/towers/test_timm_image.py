@@ -13,11 +13,12 @@ from samples import SPECIAL, WORDS, segment
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vlp.build import FeatureFacts, build_model
+from vlp.build import build_model
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import load_trunk
 from vlp.config import ConfigError
 from vlp.interfaces import Batch, Images, Regions, Texts
+from vlp.needs import FeatureFacts
 from vlp.nn.towers.timm_image import TimmImage
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]

@@ -75,3 +75,14 @@ VILBERT = _key_map(_TEXT_STREAM)
 TEXT_TOWER = _key_map(text_trunk("model.text.backbone", "bert"), words=False)
 # as its option to start from BERT does: whatever has the same name
 LXMERT = _key_map(_TEXT_STREAM, "text_pooler", "matching")
+
+LAYOUTS: dict[str, KeyMap] = {
+    "bert": KEY_MAP,
+    "bert_for_b2t2": ONE_NORM,
+    "bert_for_dual_encoder": TEXT_TOWER,
+    "bert_for_lxmert": LXMERT,
+    "bert_for_oscar": OSCAR,
+    "bert_for_vilbert": VILBERT,
+    "bert_for_visualbert": VISUALBERT,
+    "bert_for_vlbert": ONE_NORM,
+}

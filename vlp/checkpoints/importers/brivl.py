@@ -68,3 +68,7 @@ KEY_MAP = KeyMap(
         r".*\.started": "their copies always have",
     },
 )
+
+LAYOUTS: dict[str, KeyMap] = {
+    "brivl": KEY_MAP,
+}

@@ -87,3 +87,9 @@ TRANSFORMERS = KeyMap(
     ],
     unused={r".*\.embeddings\.position_ids": "a table of numbers, of older versions of transformers"},
 )
+
+LAYOUTS: dict[str, KeyMap] = {
+    "clip_transformers": TRANSFORMERS,
+    "open_clip": KEY_MAP,  # and OpenAI's
+    "open_clip_custom_text": CUSTOM_TEXT,
+}

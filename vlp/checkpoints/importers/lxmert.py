@@ -142,3 +142,11 @@ def hf_config(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[
         if size is not None and rows(name):
             config[size] = rows(name)
     return config, ""
+
+
+LAYOUTS: dict[str, KeyMap] = {
+    "lxmert": KEY_MAP,
+    "lxmert_nlvr2": PAIRS,
+    "lxmert_transformers": TRANSFORMERS,
+    "lxmert_vqa": ANSWERS,
+}

@@ -47,3 +47,18 @@ ANSWERS_MLP, ANSWERS_MLP_PLUS = (
 # ImageBertForMultipleChoice, of two images; its head has a norm where regions have one
 PAIRS = KeyMap([*_MODEL, *mlp_head("paired_images", "classifier", norm=False)])
 PAIRS_PLUS = KeyMap([*_PLUS, *mlp_head("paired_images", "classifier")])
+
+LAYOUTS: dict[str, KeyMap] = {
+    "oscar": KEY_MAP,
+    "oscar_captioning": CAPTIONS,
+    "oscar_nlvr2": PAIRS,
+    "oscar_plus": KEY_MAP_PLUS,
+    "oscar_plus_captioning": CAPTIONS_PLUS,
+    "oscar_plus_nlvr2": PAIRS_PLUS,
+    "oscar_plus_retrieval": KEY_MAP_PLUS_RETRIEVAL,
+    "oscar_plus_vqa": ANSWERS_PLUS,
+    "oscar_plus_vqa_mlp": ANSWERS_MLP_PLUS,
+    "oscar_retrieval": KEY_MAP_RETRIEVAL,
+    "oscar_vqa": ANSWERS,
+    "oscar_vqa_mlp": ANSWERS_MLP,
+}

@@ -74,3 +74,15 @@ RANKING = KeyMap(
     unused={r"itm_output\.(weight|bias)": "the head of matching, which ranking doesn't train"},
 )
 CHOICES = KeyMap([*_MODEL, *mlp_head("multiple_choice", "vcr_output")])
+
+LAYOUTS: dict[str, KeyMap] = {
+    "uniter": KEY_MAP,
+    "uniter_nlvr2": PAIRS,
+    "uniter_nlvr2_attention": PAIRS_WITH_ATTENTION,
+    "uniter_nlvr2_triplet": TRIPLETS,
+    "uniter_referring": REGIONS,
+    "uniter_referring_mlp": REGIONS_MLP,
+    "uniter_retrieval": RANKING,
+    "uniter_vcr": CHOICES,
+    "uniter_vqa": ANSWERS,
+}

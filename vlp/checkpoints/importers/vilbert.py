@@ -138,3 +138,12 @@ ANSWERS = KeyMap(
         r"(vil_logit|vision_logit)\..*": "the head of another task, in whose place the key map of 12-in-1 is to be used"
     },
 )
+
+LAYOUTS: dict[str, KeyMap] = {
+    "twelve_in_one": TWELVE_IN_ONE,
+    "twelve_in_one_tasks": TWELVE_IN_ONE_TASKS,
+    "vilbert": KEY_MAP,
+    "vilbert_contrast": CONTRAST,
+    "vilbert_regression": REGRESSION,
+    "vilbert_vqa": ANSWERS,
+}

@@ -81,3 +81,8 @@ TRANSFORMERS = KeyMap(
         r"mlm_score\.bias": "the decoder's bias once more, in older files",
     },
 )
+
+LAYOUTS: dict[str, KeyMap] = {
+    "vilt": KEY_MAP,
+    "vilt_transformers": TRANSFORMERS,
+}

@@ -92,3 +92,12 @@ def hf_config(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[
         else f"give visual_token_type_ids of {wanted}, the type of this model's regions, not theirs of 1"
     )
     return config, note
+
+
+LAYOUTS: dict[str, KeyMap] = {
+    "visualbert": KEY_MAP,
+    "visualbert_hf": KEY_MAP_HF,
+    "visualbert_released": KEY_MAP_RELEASED,
+    "visualbert_vqa": ANSWERS,
+    "visualbert_vqa_released": ANSWERS_RELEASED,
+}

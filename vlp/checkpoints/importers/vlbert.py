@@ -65,3 +65,8 @@ ANSWERS = KeyMap(
     ],
     unused=_UNUSED,
 )
+
+LAYOUTS: dict[str, KeyMap] = {
+    "vlbert": KEY_MAP,
+    "vlbert_vqa": ANSWERS,
+}

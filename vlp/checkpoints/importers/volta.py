@@ -185,3 +185,11 @@ CTRL_LXMERT = controlled(["text", "visual"] * 5 + ["text"] * 4 + ["cross"] * 5, 
 CTRL_UNITER = single_stream("uniter", 12, region_distribution())
 CTRL_VISUALBERT = single_stream("visualbert", 12, region_distribution())
 CTRL_VLBERT = single_stream("vlbert", 12, region_distribution(norm=False))
+
+LAYOUTS: dict[str, KeyMap] = {
+    "volta_ctrl_lxmert": CTRL_LXMERT,
+    "volta_ctrl_uniter": CTRL_UNITER,
+    "volta_ctrl_vilbert": CTRL_VILBERT,
+    "volta_ctrl_visualbert": CTRL_VISUALBERT,
+    "volta_ctrl_vlbert": CTRL_VLBERT,
+}

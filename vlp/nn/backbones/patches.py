@@ -33,6 +33,14 @@ class Patches(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
+    def layer_order(self) -> list[list[str]]:
+        """None, for it has no weights."""
+        return []
+
+    def cells(self, sizes: Tensor) -> Tensor:
+        """Patches of pictures of these heights and widths, int64 [I, 2] to [I]."""
+        return (sizes // self.size).prod(1)
+
     def forward(self, images: Images) -> Images:
         """The images with their patches as regions, in place of pixels.
 

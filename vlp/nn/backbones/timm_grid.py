@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vlp.contracts import Start
 from vlp.interfaces import Images
 from vlp.nn.backbones.pixels import by_size, grid_regions
 from vlp.nn.backbones.timm_layers import timm_layers
@@ -55,6 +56,7 @@ class TimmGrid(nn.Module):
             name, pretrained=False, features_only=True, feature_cls="getter", out_indices=(-1,)
         )
         self.trunk, self.feature_size = features, features.feature_info.channels()[-1]
+        self.reduction = features.feature_info.reduction()[-1]
         with torch.device("meta"):
             whole = timm.create_model(name, pretrained=False)
         self.left_out = whole.state_dict().keys() - features.model.state_dict().keys()
@@ -73,8 +75,16 @@ class TimmGrid(nn.Module):
                 part.eval()
         return self
 
+    def start_weights(self) -> Start | None:
+        """What the trunk begins with, if a file is named."""
+        return None if self.weights is None else Start(self.trunk.model, self.weights, frozenset(self.left_out))
+
+    def cells(self, sizes: Tensor) -> Tensor:
+        """Cells of pictures of these heights and widths, int64 [I, 2] to [I]."""
+        return (sizes // self.reduction).prod(1)
+
     def layer_order(self) -> list[list[str]]:
-        """Names of the trunk's parameters by layer, as `vlp.interfaces.Model.layer_order`."""
+        """Names of the trunk's parameters by layer, as `vlp.contracts.AnyModel.layer_order`."""
         return timm_layers(self.trunk.model, "trunk.model.")
 
     def forward(self, images: Images) -> Images:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import NONE, Batch
+from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.special_tokens import token_vectors
+from vlp.nn.embedders.text_rows import TextSizes, tied
 from vlp.nn.embedders.whole_image import whole_features
 from vlp.nn.layout import Sequences
 
@@ -20,48 +24,29 @@ class B2T2Embedder(nn.Module):
 
     Args:
         hidden_size: H.
-        vocab_size: rows of the word table; may exceed the tokenizer's.
-        positions: rows of the position table.
-        types: rows of the type table.
+        text: rows of the tables of words, positions and types.
         feature_size: F, the width of region and whole-image features.
         dropout: after the norm.
         norm_eps: epsilon of the norm.
-
-    Attributes:
-        special: the id of IMAGE, for the layout.
     """
 
-    reads_token_region = True
-    shows: tuple[str, ...] = ()  # items of the image that a layout may have
+    offers = EmbedderOffers(shows=(), token_region=True)
 
-    def __init__(
-        self,
-        hidden_size: int,
-        vocab_size: int,
-        positions: int,
-        types: int,
-        feature_size: int,
-        dropout: float,
-        norm_eps: float,
-    ):
+    def __init__(self, hidden_size: int, text: TextSizes, feature_size: int, dropout: float, norm_eps: float):
         super().__init__()
         self.feature_size = feature_size
-        self.special = {"IMAGE": vocab_size}
-        self.word_table = nn.Embedding(vocab_size, hidden_size)
+        self.offers = replace(self.offers, special={"IMAGE": text.vocab_size})
+        self.word_table = nn.Embedding(text.vocab_size, hidden_size)
         self.special_table = nn.Embedding(1, hidden_size)
-        self.position_table = nn.Embedding(positions, hidden_size)
-        self.type_table = nn.Embedding(types, hidden_size)
+        self.position_table = nn.Embedding(text.positions, hidden_size)
+        self.type_table = nn.Embedding(text.types, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.image_projection = nn.Linear(feature_size, hidden_size)
 
     def tied(self, name: str) -> Tensor:
-        """`word_embeddings` [vocabulary, H].
-
-        Raises:
-            KeyError: no such parameter.
-        """
-        return {"word_embeddings": self.word_table.weight}[name]
+        """See `text_rows.tied`."""
+        return tied(name, self.word_table)
 
     def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
         """The rows [N, H] of all sequences."""
@@ -72,7 +57,7 @@ class B2T2Embedder(nn.Module):
         count, nothing = len(images.features), len(images.features) + len(images.ids)
         features = torch.cat([images.features, whole_features(images), images.features.new_zeros(1, self.feature_size)])
         image = batch.pairs[:, 1].index_select(0, s.text.pair)
-        at_image = (s.token_ids == self.special["IMAGE"]) & (image != NONE)
+        at_image = (s.token_ids == self.offers.special["IMAGE"]) & (image != NONE)
         shown = torch.where(at_image, count + image, nothing)
         shown = torch.where(s.text_regions == NONE, shown, s.text_regions)
         # projected once each, however many rows show it

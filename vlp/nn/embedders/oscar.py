@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import Batch
+from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.geometry import box_geometry
+from vlp.nn.embedders.text_rows import TextSizes, text_rows, tied
 from vlp.nn.layout import Sequences
 
 
@@ -18,23 +20,19 @@ class OscarEmbedder(nn.Module):
 
     Args:
         hidden_size: H.
-        vocab_size: rows of the word table; may exceed the tokenizer's.
-        positions: rows of the position table.
-        types: rows of the type table.
+        text: rows of the tables of words, positions and types.
         feature_size: F, the width of region features, without the six numbers of the box.
         region_norm: norm regions after their projection, as Oscar+ does and Oscar does not.
         dropout: on words and regions.
         norm_eps: epsilon of every norm.
     """
 
-    shows: tuple[str, ...] = ("regions",)  # items of the image that a layout may have
+    offers = EmbedderOffers(shows=("regions",))
 
     def __init__(
         self,
         hidden_size: int,
-        vocab_size: int,
-        positions: int,
-        types: int,
+        text: TextSizes,
         feature_size: int,
         region_norm: bool,
         dropout: float,
@@ -42,27 +40,20 @@ class OscarEmbedder(nn.Module):
     ):
         super().__init__()
         self.feature_size = feature_size
-        self.word_table = nn.Embedding(vocab_size, hidden_size)
-        self.position_table = nn.Embedding(positions, hidden_size)
-        self.type_table = nn.Embedding(types, hidden_size)
+        self.word_table, self.position_table, self.type_table = text.tables(hidden_size)
         self.text_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.region_projection = nn.Linear(feature_size + 6, hidden_size)
         self.region_norm = nn.LayerNorm(hidden_size, eps=norm_eps) if region_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def tied(self, name: str) -> Tensor:
-        """`word_embeddings` [vocabulary, H] or `region_projection` [H, F], that of the features without the boxes.
-
-        Raises:
-            KeyError: no such parameter.
-        """
-        of_features = self.region_projection.weight[:, : self.feature_size]
-        return {"word_embeddings": self.word_table.weight, "region_projection": of_features}[name]
+        """See `text_rows.tied`; of the region projection the part that features go through."""
+        return tied(name, self.word_table, self.region_projection.weight[:, : self.feature_size])
 
     def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
         """The rows [N, H] of all sequences."""
         s, images = sequences, batch.images
-        rows = self.word_table(s.token_ids) + self.position_table(s.positions) + self.type_table(s.text_types)
+        rows = text_rows(self, s)
         rows = self.text_norm(rows)
         if len(s.regions.row):
             features = images.features

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import Batch
+from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.geometry import box_geometry
+from vlp.nn.embedders.text_rows import TextSizes, text_rows, tied
 from vlp.nn.layout import Sequences
 
 
@@ -19,31 +21,18 @@ class SummedEmbedder(nn.Module):
 
     Args:
         hidden_size: H.
-        vocab_size: rows of the word table; may exceed the tokenizer's.
-        positions: rows of the position table.
-        types: rows of the type table.
+        text: rows of the tables of words, positions and types.
         feature_size: F, the width of region features.
         dropout: after the norms.
         norm_eps: epsilon of the norms.
     """
 
-    shows: tuple[str, ...] = ("regions",)  # items of the image that a layout may have
+    offers = EmbedderOffers(shows=("regions",))
 
-    def __init__(
-        self,
-        hidden_size: int,
-        vocab_size: int,
-        positions: int,
-        types: int,
-        feature_size: int,
-        dropout: float,
-        norm_eps: float,
-    ):
+    def __init__(self, hidden_size: int, text: TextSizes, feature_size: int, dropout: float, norm_eps: float):
         super().__init__()
         self.feature_size = feature_size
-        self.word_table = nn.Embedding(vocab_size, hidden_size)
-        self.position_table = nn.Embedding(positions, hidden_size)
-        self.type_table = nn.Embedding(types, hidden_size)
+        self.word_table, self.position_table, self.type_table = text.tables(hidden_size)
         self.text_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.feature_projection = nn.Linear(feature_size, hidden_size)
         self.box_projection = nn.Linear(5, hidden_size)
@@ -52,17 +41,13 @@ class SummedEmbedder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def tied(self, name: str) -> Tensor:
-        """`word_embeddings` [vocabulary, H] or `region_projection` [H, F].
-
-        Raises:
-            KeyError: no such parameter.
-        """
-        return {"word_embeddings": self.word_table.weight, "region_projection": self.feature_projection.weight}[name]
+        """See `text_rows.tied`."""
+        return tied(name, self.word_table, self.feature_projection.weight)
 
     def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
         """The rows [N, H] of all sequences."""
         s, images = sequences, batch.images
-        text = self.word_table(s.token_ids) + self.position_table(s.positions) + self.type_table(s.text_types)
+        text = text_rows(self, s)
         text = self.dropout(self.text_norm(text))
         features = images.features
         if images.masked is not None:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import Batch, Images
+from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.geometry import box_geometry
+from vlp.nn.embedders.text_rows import TextSizes, text_rows, tied
 from vlp.nn.embedders.whole_image import whole_features
 from vlp.nn.layout import Sequences
 from vlp.nn.ragged import lengths_of, padded_index
@@ -25,7 +27,7 @@ class TwoStreamEmbedder(nn.Module):
 
     Args:
         hidden_size, visual_hidden_size: widths of the two streams.
-        vocab_size, positions, types: rows of the word, position and type tables.
+        text: rows of the tables of words, positions and types.
         feature_size: F, the width of region features.
         box_numbers: 4, x1 y1 x2 y2; or 5, the area too.
         separate_norms: the mean of two normed projections rather than the norm of their sum.
@@ -39,20 +41,17 @@ class TwoStreamEmbedder(nn.Module):
         task_tokens: the row of that table for each source of data, by the source's name. The name of batches that no
             source gave, as of pairs scored one by one, is ''.
 
-    Attributes:
-        special: the id of TASK, for the layout; `unplaced`: that it takes no position.
-
     Raises:
         ValueError: a row that the table of tasks does not have, or a table without sources.
     """
+
+    offers = EmbedderOffers()
 
     def __init__(
         self,
         hidden_size: int,
         visual_hidden_size: int,
-        vocab_size: int,
-        positions: int,
-        types: int,
+        text: TextSizes,
         feature_size: int,
         box_numbers: Literal[4, 5],
         separate_norms: bool,
@@ -70,14 +69,14 @@ class TwoStreamEmbedder(nn.Module):
                 raise ValueError(f"task_tokens.{source} is {row}, but the table has {tasks} rows (tasks)")
         if tasks and not self.task_tokens:
             raise ValueError("tasks needs task_tokens: the row of each source of data")
-        self.special = {"TASK": vocab_size} if tasks else {}
-        self.unplaced = frozenset(self.special)
+        special = {"TASK": text.vocab_size} if tasks else {}
+        self.offers = EmbedderOffers(special=special, unplaced=frozenset(special))
         frozen = 0 if frozen_first_rows else None
         self.whole_of_unmasked = whole_of_unmasked
         self.feature_size, self.box_numbers = feature_size, box_numbers
-        self.word_table = nn.Embedding(vocab_size, hidden_size)
-        self.position_table = nn.Embedding(positions, hidden_size, padding_idx=frozen)
-        self.type_table = nn.Embedding(types, hidden_size, padding_idx=frozen)
+        self.word_table = nn.Embedding(text.vocab_size, hidden_size)
+        self.position_table = nn.Embedding(text.positions, hidden_size, padding_idx=frozen)
+        self.type_table = nn.Embedding(text.types, hidden_size, padding_idx=frozen)
         self.task_table = nn.Embedding(tasks, hidden_size) if tasks else None
         self.text_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.feature_projection = nn.Linear(feature_size, visual_hidden_size)
@@ -87,12 +86,8 @@ class TwoStreamEmbedder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def tied(self, name: str) -> Tensor:
-        """`word_embeddings` [vocabulary, H] or `region_projection` [visual H, F].
-
-        Raises:
-            KeyError: no such parameter.
-        """
-        return {"word_embeddings": self.word_table.weight, "region_projection": self.feature_projection.weight}[name]
+        """See `text_rows.tied`."""
+        return tied(name, self.word_table, self.feature_projection.weight)
 
     def forward(self, batch: Batch, text: Sequences, visual: Sequences) -> tuple[Tensor, Tensor]:
         """The rows of the text stream [N, H] and of the visual stream [N, visual H].
@@ -116,15 +111,13 @@ class TwoStreamEmbedder(nn.Module):
     def _words(self, batch: Batch, text: Sequences) -> Tensor:
         """The rows of text before their norm, as the sequences name them."""
         if self.task_table is None:
-            return (
-                self.word_table(text.token_ids) + self.position_table(text.positions) + self.type_table(text.text_types)
-            )
+            return text_rows(self, text)
         if batch.source not in self.task_tokens:
             raise ValueError(
                 f"no task token for source {batch.source!r}: give it a row in model.embedder.task_tokens, which has"
                 f" {', '.join(map(repr, self.task_tokens))}"
             )
-        is_task = text.token_ids == self.special["TASK"]
+        is_task = text.token_ids == self.offers.special["TASK"]
         words = self.word_table(text.token_ids.masked_fill(is_task, 0))
         words = words + self.position_table(text.positions) + self.type_table(text.text_types)
         return torch.where(is_task[:, None], self.task_table.weight[self.task_tokens[batch.source]], words)

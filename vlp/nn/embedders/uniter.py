@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import Batch
+from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.geometry import box_geometry
+from vlp.nn.embedders.text_rows import TextSizes, text_rows, tied
 from vlp.nn.embedders.whole_image import whole_boxes, whole_features
 from vlp.nn.layout import Sequences
 
@@ -23,9 +25,7 @@ class UniterEmbedder(nn.Module):
 
     Args:
         hidden_size: H.
-        vocab_size: rows of the word table; may exceed the tokenizer's.
-        positions: rows of the position table.
-        types: rows of the type table.
+        text: rows of the tables of words, positions and types.
         feature_size: F, the width of region features.
         dropout: after each of the two final norms.
         norm_eps: epsilon of every norm.
@@ -33,12 +33,12 @@ class UniterEmbedder(nn.Module):
         mask_vector: whether there is a learned vector for masked regions; if not, they are zero.
     """
 
+    offers = EmbedderOffers()
+
     def __init__(
         self,
         hidden_size: int,
-        vocab_size: int,
-        positions: int,
-        types: int,
+        text: TextSizes,
         feature_size: int,
         dropout: float,
         norm_eps: float,
@@ -47,9 +47,7 @@ class UniterEmbedder(nn.Module):
     ):
         super().__init__()
         self.feature_size, self.box_numbers = feature_size, box_numbers
-        self.word_table = nn.Embedding(vocab_size, hidden_size)
-        self.position_table = nn.Embedding(positions, hidden_size)
-        self.type_table = nn.Embedding(types, hidden_size)
+        self.word_table, self.position_table, self.type_table = text.tables(hidden_size)
         self.text_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.feature_projection = nn.Linear(feature_size, hidden_size)
         self.feature_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
@@ -60,17 +58,13 @@ class UniterEmbedder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def tied(self, name: str) -> Tensor:
-        """`word_embeddings` [vocabulary, H] or `region_projection` [H, F].
-
-        Raises:
-            KeyError: no such parameter.
-        """
-        return {"word_embeddings": self.word_table.weight, "region_projection": self.feature_projection.weight}[name]
+        """See `text_rows.tied`."""
+        return tied(name, self.word_table, self.feature_projection.weight)
 
     def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
         """The rows [N, H] of all sequences."""
         s = sequences
-        text = self.word_table(s.token_ids) + self.position_table(s.positions) + self.type_table(s.text_types)
+        text = text_rows(self, s)
         text = self.dropout(self.text_norm(text))
         if not len(s.regions.row) + len(s.wholes.row):
             return text.index_select(0, s.order)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp.interfaces import Batch
+from vlp.needs import EmbedderOffers
+from vlp.nn.embedders.text_rows import TextSizes, tied
 from vlp.nn.layout import Sequences
 
 
@@ -23,9 +25,7 @@ class ViltEmbedder(nn.Module):
 
     Args:
         hidden_size: H.
-        vocab_size: rows of the word table; may exceed the tokenizer's.
-        positions: rows of the position table of the text.
-        types: rows of the table of kinds.
+        text: rows of the tables of words, of the text's positions, and of kinds.
         grid: g, rows and columns of the positions of patches.
         feature_size: numbers of a patch, 3 x side x side.
         dropout: on words after their norm and on patches, before the kind is added.
@@ -35,12 +35,12 @@ class ViltEmbedder(nn.Module):
         ValueError: `feature_size` is not that of square patches.
     """
 
+    offers = EmbedderOffers()
+
     def __init__(
         self,
         hidden_size: int,
-        vocab_size: int,
-        positions: int,
-        types: int,
+        text: TextSizes,
         grid: int,
         feature_size: int,
         dropout: float,
@@ -51,25 +51,21 @@ class ViltEmbedder(nn.Module):
         if feature_size != 3 * side * side:
             raise ValueError(f"regions of {feature_size} numbers are no square patches; set model.backbone to patches")
         self.feature_size, self.grid = feature_size, grid
-        self.word_table = nn.Embedding(vocab_size, hidden_size)
-        self.position_table = nn.Embedding(positions, hidden_size)
+        self.word_table = nn.Embedding(text.vocab_size, hidden_size)
+        self.position_table = nn.Embedding(text.positions, hidden_size)
         self.text_type_table = nn.Embedding(2, hidden_size)
         self.text_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.patch_projection = nn.Conv2d(3, hidden_size, side, side)
         self.class_vector = nn.Parameter(torch.empty(1, 1, hidden_size))
         self.image_positions = nn.Parameter(torch.empty(1, 1 + grid * grid, hidden_size))  # of the class token first
-        self.type_table = nn.Embedding(types, hidden_size)
+        self.type_table = nn.Embedding(text.types, hidden_size)
         self.dropout = nn.Dropout(dropout)
         for vectors in (self.class_vector, self.image_positions):
             nn.init.trunc_normal_(vectors, std=0.02)  # as ViT's
 
     def tied(self, name: str) -> Tensor:
-        """`word_embeddings` [vocabulary, H].
-
-        Raises:
-            KeyError: no such parameter.
-        """
-        return {"word_embeddings": self.word_table.weight}[name]
+        """See `text_rows.tied`."""
+        return tied(name, self.word_table)
 
     def patch_positions(self, boxes: Tensor) -> Tensor:
         """Position vectors [R, H] of patches, given their boxes [R, 4].

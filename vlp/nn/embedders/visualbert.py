@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import NONE, Batch
+from vlp.needs import EmbedderOffers
+from vlp.nn.embedders.text_rows import TextSizes, text_rows, tied
 from vlp.nn.embedders.whole_image import whole_features
 from vlp.nn.layout import Sequences
 
@@ -21,49 +23,33 @@ class VisualBertEmbedder(nn.Module):
 
     Args:
         hidden_size: H.
-        vocab_size: rows of the word table; may exceed the tokenizer's.
-        positions: rows of both position tables; of the visual one the original only ever uses the first.
-        types: rows of both type tables.
+        text: rows of the table of words, and of two tables each of positions and of types; of the visual positions the
+            original only ever uses the first.
         feature_size: F, the width of region features.
         dropout: after the norm.
         norm_eps: epsilon of the norm.
     """
 
-    reads_token_region = True
+    offers = EmbedderOffers(token_region=True)
 
-    def __init__(
-        self,
-        hidden_size: int,
-        vocab_size: int,
-        positions: int,
-        types: int,
-        feature_size: int,
-        dropout: float,
-        norm_eps: float,
-    ):
+    def __init__(self, hidden_size: int, text: TextSizes, feature_size: int, dropout: float, norm_eps: float):
         super().__init__()
         self.feature_size = feature_size
-        self.word_table = nn.Embedding(vocab_size, hidden_size)
-        self.position_table = nn.Embedding(positions, hidden_size)
-        self.type_table = nn.Embedding(types, hidden_size)
+        self.word_table, self.position_table, self.type_table = text.tables(hidden_size)
         self.feature_projection = nn.Linear(feature_size, hidden_size)
-        self.visual_position_table = nn.Embedding(positions, hidden_size)
-        self.visual_type_table = nn.Embedding(types, hidden_size)
+        self.visual_position_table = nn.Embedding(text.positions, hidden_size)
+        self.visual_type_table = nn.Embedding(text.types, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
 
     def tied(self, name: str) -> Tensor:
-        """`word_embeddings` [vocabulary, H] or `region_projection` [H, F].
-
-        Raises:
-            KeyError: no such parameter.
-        """
-        return {"word_embeddings": self.word_table.weight, "region_projection": self.feature_projection.weight}[name]
+        """See `text_rows.tied`."""
+        return tied(name, self.word_table, self.feature_projection.weight)
 
     def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
         """The rows [N, H] of all sequences."""
         s = sequences
-        rows = self.word_table(s.token_ids) + self.position_table(s.positions) + self.type_table(s.text_types)
+        rows = text_rows(self, s)
         if len(s.regions.row):
             features = batch.images.features
             if batch.images.masked is not None:

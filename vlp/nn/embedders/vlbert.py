@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import NONE, Batch, Images
+from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.geometry import box_waves
 from vlp.nn.embedders.special_tokens import token_vectors
+from vlp.nn.embedders.text_rows import TextSizes, tied
 from vlp.nn.embedders.whole_image import whole_boxes, whole_features
 from vlp.nn.layout import Sequences, first_image
 
@@ -50,9 +54,7 @@ class VLBertEmbedder(nn.Module):
 
     Args:
         hidden_size: H.
-        vocab_size: rows of the word table; may exceed the tokenizer's.
-        positions: rows of the position table.
-        types: rows of the type table.
+        text: rows of the tables of words, positions and types.
         feature_size: F, the width of region features.
         dropout: before the region projection and after the final norm.
         norm_eps: epsilon of every norm.
@@ -63,19 +65,14 @@ class VLBertEmbedder(nn.Module):
         masked_word: whether masked regions have a shared word of their own.
         last_region_is_end: the last region of an image has END's word and position, besides its own vector, and is what
             text sees in the place of the whole image; a layout without END then (VOLTA).
-
-    Attributes:
-        special: the id of END, for the layout.
     """
 
-    reads_token_region = True
+    offers = EmbedderOffers(token_region=True)
 
     def __init__(
         self,
         hidden_size: int,
-        vocab_size: int,
-        positions: int,
-        types: int,
+        text: TextSizes,
         feature_size: int,
         dropout: float,
         norm_eps: float,
@@ -91,11 +88,11 @@ class VLBertEmbedder(nn.Module):
         visual_size = hidden_size if visual_size is None else visual_size
         self.feature_size, self.frequencies = feature_size, frequencies
         self.last_region_is_end = last_region_is_end
-        self.special = {"END": vocab_size}
-        self.word_table = nn.Embedding(vocab_size, hidden_size)
+        self.offers = replace(self.offers, special={"END": text.vocab_size})
+        self.word_table = nn.Embedding(text.vocab_size, hidden_size)
         self.special_table = nn.Embedding(1, hidden_size)
-        self.position_table = nn.Embedding(positions, hidden_size)
-        self.type_table = nn.Embedding(types, hidden_size)
+        self.position_table = nn.Embedding(text.positions, hidden_size)
+        self.type_table = nn.Embedding(text.types, hidden_size)
         self.mask_vector = nn.Parameter(torch.zeros(1, feature_size))
         self.region_projection = nn.Linear(8 * frequencies + feature_size, visual_size)
         self.region_word = nn.Embedding(1, hidden_size)
@@ -107,12 +104,8 @@ class VLBertEmbedder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def tied(self, name: str) -> Tensor:
-        """`word_embeddings` [vocabulary, H].
-
-        Raises:
-            KeyError: no such parameter.
-        """
-        return {"word_embeddings": self.word_table.weight}[name]
+        """See `text_rows.tied`."""
+        return tied(name, self.word_table)
 
     def vectors(self, images: Images) -> Tensor:
         """Vectors [R + I, V] of all regions, then of all whole images."""
@@ -164,7 +157,7 @@ class VLBertEmbedder(nn.Module):
         end_seen = ends.index_select(0, s.text.pair)
         seen = torch.where(end_seen == NONE, seen, end_seen)
         seen = torch.where(s.text_regions == NONE, seen, s.text_regions)
-        seen = torch.where(s.token_ids == self.special["END"], len(terms) - 1, seen)
+        seen = torch.where(s.token_ids == self.offers.special["END"], len(terms) - 1, seen)
         text = token_vectors(self.word_table, self.special_table, s.token_ids) + terms.index_select(0, seen)
         text = text + self.position_table(s.positions) + self.type_table(s.text_types)
 

@@ -68,7 +68,7 @@ class BertTrunk(nn.Module):
         return self.word_table.weight
 
     def layer_order(self) -> list[list[str]]:
-        """The tables with their norm, then the blocks, as `vlp.interfaces.Model.layer_order`."""
+        """The tables with their norm, then the blocks, as `vlp.contracts.AnyModel.layer_order`."""
         blocks = ([f"encoder.layers.{n}"] for n in range(len(self.encoder.layers)))
         return [["word_table", "position_table", "type_table", "norm"], *blocks]
 
@@ -90,12 +90,13 @@ class BertText(nn.Module):
 
     Attributes:
         context_length: most tokens of a text, special ones included: the positions.
+        full_length: whether texts are padded to that length.
     """
 
     def __init__(self, bert: BertSizes, pooling: Literal["first", "mean"], embedding_size: int | None = None):
         super().__init__()
         self.pooling = pooling
-        self.context_length = bert.positions
+        self.context_length, self.full_length = bert.positions, False
         self.embedding_size = bert.hidden_size if embedding_size is None else embedding_size
         self.backbone = BertTrunk(bert)
         self.projection = None if embedding_size is None else nn.Linear(bert.hidden_size, embedding_size, bias=False)
@@ -108,7 +109,7 @@ class BertText(nn.Module):
         return self.backbone.word_embeddings
 
     def layer_order(self) -> list[list[str]]:
-        """The trunk's layers, as `vlp.interfaces.Model.layer_order`."""
+        """The trunk's layers, as `vlp.contracts.AnyModel.layer_order`."""
         return [[f"backbone.{part}" for part in parts] for parts in self.backbone.layer_order()]
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:

@@ -89,6 +89,7 @@ class OpenClipImage(nn.Module):
         ValueError: open_clip has no such model, or it can't be built so.
     """
 
+    reads_boxes = False
     mean: Tensor
     std: Tensor
 
@@ -111,7 +112,7 @@ class OpenClipImage(nn.Module):
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def layer_order(self) -> list[list[str]]:
-        """As `vlp.interfaces.Model.layer_order`; those of a timm trunk as timm has them.
+        """As `vlp.contracts.AnyModel.layer_order`; those of a timm trunk as timm has them.
 
         Raises:
             ValueError: they are not known, as of CLIP's ResNets, for which open_clip has none either.
@@ -177,7 +178,7 @@ class OpenClipText(nn.Module):
         return table
 
     def layer_order(self) -> list[list[str]]:
-        """As `vlp.interfaces.Model.layer_order`.
+        """As `vlp.contracts.AnyModel.layer_order`.
 
         Raises:
             ValueError: they are not known.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlp.contracts import Start
 from vlp.interfaces import Images
 from vlp.nn.backbones.pixels import by_size
 from vlp.nn.backbones.timm_layers import timm_layers
@@ -56,6 +57,7 @@ class TimmImage(nn.Module):
         left_out: names in such a file that `backbone` is without.
     """
 
+    reads_boxes = False
     mean: Tensor
     std: Tensor
 
@@ -75,8 +77,12 @@ class TimmImage(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
+    def start_weights(self) -> Start | None:
+        """What the backbone begins with, if a file is named."""
+        return None if self.weights is None else Start(self.backbone, self.weights, frozenset(self.left_out))
+
     def layer_order(self) -> list[list[str]]:
-        """Names of the backbone's parameters by layer, as `vlp.interfaces.Model.layer_order`."""
+        """Names of the backbone's parameters by layer, as `vlp.contracts.AnyModel.layer_order`."""
         return timm_layers(self.backbone, "backbone.")
 
     def forward(self, images: Images) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp.contracts import Start
 from vlp.interfaces import Images
 from vlp.nn.backbones.pixels import by_size
 from vlp.nn.backbones.timm_layers import timm_layers
@@ -61,6 +62,7 @@ class WenlanImage(nn.Module):
     """
 
     reads_boxes = True
+    picture_size = None  # any
     mean: Tensor
     std: Tensor
 
@@ -88,8 +90,12 @@ class WenlanImage(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
+    def start_weights(self) -> Start | None:
+        """What the backbone begins with, if a file is named."""
+        return None if self.weights is None else Start(self.backbone, self.weights, frozenset(self.left_out))
+
     def layer_order(self) -> list[list[str]]:
-        """Names of the backbone's parameters by layer, as `vlp.interfaces.Model.layer_order`."""
+        """Names of the backbone's parameters by layer, as `vlp.contracts.AnyModel.layer_order`."""
         return timm_layers(self.backbone, "backbone.")
 
     def forward(self, images: Images) -> Tensor:

@@ -57,7 +57,7 @@ class WenlanText(nn.Module):
         return self.backbone.word_embeddings
 
     def layer_order(self) -> list[list[str]]:
-        """BERT's layers, as `vlp.interfaces.Model.layer_order`; the head stands above them."""
+        """BERT's layers, as `vlp.contracts.AnyModel.layer_order`; the head stands above them."""
         return [[f"backbone.{part}" for part in parts] for parts in self.backbone.layer_order()]
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:

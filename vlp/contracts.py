@@ -1,0 +1,337 @@
+"""What models return, and what models, objectives, tasks and trained runs ask of one another.
+
+Letters: P pairs, N rows of all sequences laid end to end, R regions, H hidden size, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vlp.interfaces import Batch, Images, Ragged, Regions, Texts, Tokenizer, Truth
+from vlp.needs import EmbedderOffers, Offers
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where things stand in the sequences: equally long int64 vectors.
+
+    `row`: row of the stream; `source`: index of the thing in the batch (token of its segment, or region);
+    `pair`: the pair whose sequence it is.
+    """
+
+    row: Tensor
+    source: Tensor
+    pair: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a fusion model returns for P pairs.
+
+    `text` and `visual`: the two streams, `values` [N, H of the stream]; the same object in a single
+    stream. `tokens`: for each segment, the rows of its tokens in the text stream. `special`: for each special
+    token of the layout, by name, its row of each pair with text (of one that stands twice, the later). `text_rows`:
+    all rows of text in the text stream, special tokens included (`source` is NONE there). `regions`: the rows of
+    regions in the visual stream, or None where a model has no such rows. `pooled`: named vectors
+    [P, H], absent where a model has none. `computed_rows`: rows that attention worked on, padding
+    included, for the padding share in the log.
+    """
+
+    text: Ragged
+    visual: Ragged
+    tokens: dict[str, Rows]
+    text_rows: Rows
+    regions: Rows | None
+    pooled: dict[str, Tensor]
+    computed_rows: int
+    special: dict[str, Rows] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of both streams."""
+        return len(self.text.values) + (0 if self.visual is self.text else len(self.visual.values))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a dual encoder returns for P pairs.
+
+    `images` and `texts`: float32 [P, D], each row of length 1. `scale`: scalar, what cosines are multiplied by (the
+    exponential of the model's `logit_scale`). `bias`: scalar added to the products, or None. `rows`: tokens of the
+    texts, special ones included; `computed_rows`: with padding, for its share in the log.
+    """
+
+    images: Tensor
+    texts: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    rows: int
+    computed_rows: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a micro-batch costs, estimated. `rows`: of all sequences. `operations`: floating-point operations of the
+    forward and the backward pass, for the model's own parameters. `activations`: numbers kept for the backward pass.
+    The last two are None where a model can't tell, as with towers of any kind.
+    """
+
+    rows: int
+    operations: float | None = None
+    activations: float | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """A part of a model that begins with the weights of a file: `trunk` with those of `path`, a file that may hold
+    tensors named `left_out` besides.
+    """
+
+    trunk: nn.Module
+    path: str
+    left_out: frozenset[str]
+
+
+Losses = dict[str, Tensor]  # scalars with gradient, to be weighted and summed
+Report = dict[str, Tensor]  # scalars without gradient, to be logged
+
+
+class AnyModel(Protocol):
+    """What training and evaluation ask of a model of any kind."""
+
+    offers: Offers
+
+    @property
+    def words(self) -> int:
+        """Rows of the table of words."""
+
+    def __call__(self, batch: Batch) -> Any:
+        """What `offers.result` says: `Encoded` or `Embedded`; any has `rows` and `computed_rows`."""
+
+    def see(self, images: Images) -> Images:
+        """The images with regions made from their pixels, where the model makes any; else as they are."""
+
+    def cost(self, batch: Batch) -> Cost:
+        """What a micro-batch like this one costs."""
+
+    def layer_order(self) -> list[list[str]]:
+        """Beginnings of the names of the model's parameters, from the embeddings to the last layer.
+
+        Each item holds the modules that are equally many layers away from the output. What is in none stands above all
+        layers, as poolers do; towers count for themselves.
+
+        Raises:
+            ValueError: a tower doesn't know its layers.
+        """
+
+
+class Embedder(Protocol):
+    """What a fusion model and the builder ask of an embedder (a `torch.nn.Module`, `vlp.nn.embedders`), which makes the
+    rows that enter the transformer. A class has `offers` too, of which an instance may have more.
+    """
+
+    offers: EmbedderOffers
+    feature_size: int  # F, of region features
+
+    def __call__(self, batch: Batch, *sequences: Any) -> Any:
+        """The rows [N, H] of all sequences (`vlp.nn.layout.Sequences`); of two streams, given both, the rows of each.
+
+        A masked region (`batch.images.masked`) is shown as the embedder's system shows one.
+        """
+
+    def tied(self, name: str) -> Tensor:
+        """See `Model.tied`."""
+
+
+class Model(AnyModel, Protocol):
+    """What objectives may ask of a fusion model, besides."""
+
+    hidden_size: int  # of the text stream
+    visual_size: int  # of the visual stream; the same in a single stream
+    pooled_size: int  # of `pooled["pair"]`; 0 if the model has none
+    norm_eps: float  # of every norm, those of heads included
+    initial_std: float  # of random weights, those of heads included
+    items: list[str]  # of the layout: what a sequence can have
+    max_tokens: dict[str, int]  # of each segment of the layout
+    streams: int  # 1, or 2 of which one has the text and one the regions
+
+    def __call__(self, batch: Batch) -> Encoded:
+        """Encode the pairs of a (possibly corrupted) batch."""
+
+    def tied(self, name: str) -> Tensor:
+        """A parameter that a head shares with the model, stored once, in the model.
+
+        `word_embeddings` [vocabulary, hidden_size] or `region_projection` [visual_size, F].
+
+        Raises:
+            KeyError: the model has no such parameter.
+        """
+
+
+class DualModel(AnyModel, Protocol):
+    """What contrastive objectives and evaluation may ask of a dual encoder, besides."""
+
+    embedding_size: int  # D
+    logit_scale: Tensor  # scalar parameter, a logarithm
+    logit_bias: Tensor | None  # scalar parameter, where the model has one
+
+    def __call__(self, batch: Batch) -> Embedded:
+        """Embed text and image of every pair."""
+
+    def embed_images(self, images: Images) -> Tensor:
+        """Embeddings float32 [I, D] of length 1."""
+
+    def embed_texts(self, texts: Texts) -> Tensor:
+        """Embeddings float32 [T, D] of length 1."""
+
+
+class Objective(Protocol):
+    """What training asks of an objective (a `torch.nn.Module` that owns its head).
+
+    It may have besides: `needs(**settings) -> Needs`, a class method that must take no setting at all too (without it
+    nothing is needed); `after_step(model)`, called after each step of the optimizer, for queues, momentum copies and
+    limits of parameters; `abilities`, a set of what a trained one can be asked for (`Ability`).
+    """
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Any]:
+        """A corrupted copy of the batch and the targets, drawn from `generator` on the batch's device."""
+
+    def loss(self, encoded: Any, targets: Any, model: Any) -> tuple[Losses, Report]:
+        """The losses to add up and the numbers to log, in two dicts.
+
+        An empty set of targets gives a zero that is connected to the graph.
+        """
+
+
+# What a trained objective can be asked for. `pairs`: it has `score(encoded)`, float32 [P], how well text and image of
+# each pair match. `answers`: it is an `AnsweringTask`. `captions`: a `WritingTask`. `task`: it is a `Task`.
+Ability = Literal["pairs", "answers", "captions", "task"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a person asks: `text`, about `images`. `choices`: the answers that can be given, or, with `answer`, the
+    rationales of it. `tags`: names of the image's objects. `beams`: beginnings of a text that are followed. `top`: how
+    many answers to give; None: all.
+    """
+
+    text: str | None
+    images: list[Regions]
+    choices: list[str] = field(default_factory=list)
+    answer: str | None = None
+    tags: str = ""
+    beams: int = 1
+    top: int | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is answered, the best first: (text, number) under two `columns`."""
+
+    columns: tuple[str, str]
+    rows: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found: `report`, plain values for JSON; `table`, or None where nothing can be said; `notes`
+    and `warnings` in words.
+    """
+
+    report: dict[str, Any]
+    table: Table | None = None
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Run(Protocol):
+    """A trained run, as a task may use it."""
+
+    model: Any  # an `AnyModel`
+    tokenizer: Tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    def segments(self) -> Mapping[str, int]:
+        """The segments that were loaded from the source that is asked about, with the most tokens of each."""
+
+    @property
+    def answer_names(self) -> list[str]:
+        """The answers that the run's task chooses from; empty where none are."""
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch on the run's device, as of the source that is asked about."""
+
+
+class Evaluation(Protocol):
+    """How the answers of a task are compared with people's, and given to a person; several tasks may share one.
+
+    `measured_on`: what is gone through: `questions`, or `images`, each once. `Options`: a dataclass of the settings of
+    an evaluation, all with defaults, which the command takes by their names.
+    """
+
+    measured_on: Literal["questions", "images"]
+    Options: Callable[..., Any]
+
+    def answer(self, task: Any, run: Run, batch: Batch, options: Any) -> list[Any]:
+        """What the run says of each item of a clean batch, as `record` takes it."""
+
+    def record(self, run: Run, truth: Truth, said: list[Any]) -> Any:
+        """What was said of one question or image, beside what is known of it. `said` has one item, or one for each part
+        that a question was asked in.
+        """
+
+    def predictions(self, records: Sequence[Any], options: Any) -> tuple[str, str, str]:
+        """What a file of them is called, its ending, and its content in the benchmark's own form."""
+
+    def measure(self, run: Run, records: Sequence[Any], options: Any, title: str) -> Measured:
+        """The metric. `title`: of the table.
+
+        Raises:
+            ConfigError: a library that is needed is not installed.
+        """
+
+    def reply(self, task: Any, run: Run, prompt: Prompt) -> Reply:
+        """The answer to a person.
+
+        Raises:
+            ConfigError: the run can't be asked so.
+        """
+
+
+class Task(Objective, Protocol):
+    """An objective whose answers are compared with people's, and that a person can ask."""
+
+    abilities: frozenset[Ability]
+    evaluation: Evaluation
+
+
+class AnsweringTask(Task, Protocol):
+    """A task that weighs answers."""
+
+    def logits(self, encoded: Any) -> Tensor:
+        """How likely each answer is, float32 [questions, answers]; larger is better.
+
+        `encoded`: of a batch that went through `corrupt`, which draws nothing at random.
+        """
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The same between 0 and 1, as the loss takes the logits."""
+
+
+class WritingTask(Task, Protocol):
+    """A task that writes texts."""
+
+    def write(self, model: Any, batch: Batch, beams: int = 1, *, keep: int = 1) -> list[list[Any]]:
+        """Texts about the pairs of a clean batch, each with `tokens` and `score`, the best of a pair first."""
