@@ -17,7 +17,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python tools/train.py configs/uniter_small.yaml run_dir=$(DEMO) $$(test -e $(DEMO) && echo resume=last)
+	$(BIN)/python tools/train.py configs/uniter_small.yaml run_dir=$(DEMO) $$(test -e $(DEMO)/config.yaml && echo resume=last)
 	$(BIN)/python tools/eval_retrieval.py $(DEMO) split=val gallery=200
 
 learn: install
@@ -29,4 +29,4 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -17,6 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # threads that wait shouldn't spin: beside loader processes, or on a shared machine, steps would take ten times as long
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from dataclasses import replace
+from typing import Any
+
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.datamodule import DataModule
 from data_pipelines.prepare import ensure_scenes, open_sources, validation_batches
@@ -25,13 +27,13 @@ from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
 from tools.command import run_command
 from vlp.build import loads_of, objective_needs
-from vlp.config import ConfigError, OptimConfig, RunConfig, load_config, ratio_for
+from vlp.config import ConfigError, RunConfig, load_config, ratio_for
 from vlp.distributed import is_launching_process
 from vlp.initial_weights import describe, load_initial_weights, load_start_weights
 from vlp.interfaces import Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives
 from vlp.text.choose import open_tokenizer
-from vlp.training.fit import build_module, checkpoint_fits, fit, print_estimate, resolve_hardware
+from vlp.training.fit import build_module, checkpoint_of, fit, print_estimate, resolve_hardware
 from vlp.training.plot import plot_losses
 from vlp.training.stop_and_go import StopAndGo
 
@@ -87,18 +89,39 @@ def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tup
     return sources, DataFacts(manifest.feature_size, *names)
 
 
-def check_resumed(began: OptimConfig, now: OptimConfig) -> None:
-    """Refuse what the optimizer's state in a checkpoint decides, so that a change would do nothing.
+def check_resumed(began: RunConfig, now: RunConfig) -> None:
+    """Refuse changes that would do nothing while a run goes on, or make it another one: of what the state of the
+    optimizer decides, and of what decides which samples a step has.
 
     Raises:
         ConfigError: such a key was changed.
     """
+    another = "begin another one with the weights of this: init.path=RUN run_dir=OTHER, without resume"
     for key in ("lr", "betas", "eps", "groups", "layer_decay", "frozen"):
-        if getattr(began, key) != getattr(now, key):
+        if getattr(began.optim, key) != getattr(now.optim, key):
+            raise ConfigError(f"optim.{key} can't change while a run goes on; {another}")
+
+    def order(config: RunConfig) -> dict[str, Any]:
+        """What decides which samples a step has, by key; a data set may have moved, its fingerprint tells it."""
+        kept = ("micro_batch", "micro_batch_tokens", "micro_batches_per_step", "max_regions")
+        sources = [replace(source, path="", scenes=None, neighbours=None) for source in config.data.sources]
+        return {
+            "seed": config.seed,
+            **{f"data.{key}": getattr(config.data, key) for key in kept},
+            "data.sources": sources,
+        }
+
+    for key, value in order(began).items():
+        if order(now)[key] != value:
             raise ConfigError(
-                f"optim.{key} can't change while a run goes on; begin another one with the weights of this:"
-                " init.path=RUN run_dir=OTHER, without resume"
+                f"{key} decides which samples a step has, and can't change while a run goes on (the number of processes"
+                f" can); {another}"
             )
+    if (began.stop_and_go and began.stop_and_go.gap) != (now.stop_and_go and now.stop_and_go.gap):
+        raise ConfigError(
+            "stop_and_go can't be added, taken away or given another gap while a run goes on: its sources would begin"
+            " again with samples that they have had"
+        )
 
 
 def check_negatives(config: RunConfig, micro_batch: int, sources: list[Source], held_out: list[Source]) -> None:
@@ -164,11 +187,11 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         time.sleep(0.2)  # the first process is making data and folder
     if resume:
         began = folder.read_config([])
-        check_resumed(began.optim, config.optim)
-        if (began.stop_and_go and began.stop_and_go.gap) != (config.stop_and_go and config.stop_and_go.gap):
-            raise ConfigError(
-                "stop_and_go can't be added, taken away or given another gap while a run goes on: its sources would"
-                " begin again with samples that they have had"
+        check_resumed(began, config)
+        if launching and began.trainer.max_steps != config.trainer.max_steps:
+            console.print(
+                f"the run now has {config.trainer.max_steps} steps, not {began.trainer.max_steps}: from here on the"
+                " rate is that of the new schedule"
             )
     tokenizer = (
         folder.tokenizer(config)
@@ -203,8 +226,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     stop_and_go = None
     if config.stop_and_go is not None:
         stop_and_go = StopAndGo(config.stop_and_go, module.groups, [source.name for source in sources], plan)
-    start = folder.checkpoint_to_resume(resume) if resume else None
-    checkpoint_fits(start, module)
+    start = checkpoint_of(folder, resume, module, console) if resume else None
     if start is None:
         load_start_weights(module.model)
         if config.init is not None:
@@ -233,7 +255,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             stopped_at = fit(config, module, folder, feed, validation, console, start, per_step, stop_and_go)
         except Exception:
             if launching and resume is None and not folder.read_rows():
-                shutil.rmtree(folder.path)  # nothing was trained, so a mended configuration may have the folder
+                folder.remove()  # nothing was trained, so a mended configuration may have the folder
             raise
     if launching:
         plot_losses(folder.read_rows(), folder.path / "losses.png")

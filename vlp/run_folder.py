@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, cast
@@ -10,7 +11,7 @@ from typing import IO, cast
 from torch import Tensor, nn
 
 from vlp.build import Group, build_model, build_objectives, name_of, objective_needs
-from vlp.checkpoints.load import write_atomically, write_weights
+from vlp.checkpoints.load import read_facts_of_weights, write_atomically, write_weights
 from vlp.config import ConfigError, RunConfig, dump_config, load_config, ratio_for, read_yaml
 from vlp.contracts import AnyModel
 from vlp.convert import convert
@@ -68,9 +69,25 @@ class RunFolder:
         """Write the run's configuration."""
         write_atomically(self.path / "config.yaml", dump_config(config).encode())
 
+    def remove(self) -> None:
+        """Remove the folder with all that is in it; of a link to one, what is in that."""
+        for child in self.path.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            else:
+                child.unlink()
+        if not self.path.is_symlink():
+            self.path.rmdir()
+
+    def begun(self) -> bool:
+        """Whether all that the folder holds is what `create` writes before it is done: a start that was killed."""
+        made = {"checkpoints", "vocabulary.txt", "tokenizer.json", "data.json", ".lock"}
+        there = {path.name for path in self.path.iterdir()}
+        return {name for name in there if not name.endswith(".tmp")} <= made and not self.checkpoints()
+
     def refuse_if_used(self) -> None:
-        """Raise a ConfigError if the folder holds something already."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        """Raise a ConfigError if the folder holds something already, but for a start that was killed."""
+        if self.path.exists() and (not self.path.is_dir() or not self.begun()):
             raise ConfigError(
                 f"the run folder {self.path} exists already and nothing in it is overwritten: choose another folder"
                 " (run_dir=OTHER for a training), or go on with a training by resume=last"
@@ -152,6 +169,11 @@ class RunFolder:
         """Write the weights of model and objectives as safetensors."""
         write_weights(self.path / name, state, {"format": 1, "step": step})
 
+    def step_of_weights(self, name: str) -> int | None:
+        """The step after which weights were written; None if there are none."""
+        path = self.path / name
+        return read_facts_of_weights(path).get("step") if path.is_file() else None
+
     def append_row(self, line: str) -> None:
         """Add a line to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -180,6 +202,11 @@ class RunFolder:
         if later:
             with open(self.path / "metrics.superseded.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in later)
+        path = self.path / "quarantine.jsonl"
+        if path.is_file():  # those of later steps will be met again
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+            kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+            write_atomically(path, kept.encode())
         if rows:
             kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
             write_atomically(self.path / "metrics.jsonl", kept.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from vlp.checkpoints.digest import digest
 from vlp.checkpoints.key_map import KeyMismatchError
 from vlp.checkpoints.load import load_strictly, read_weights, write_atomically, write_weights
 
@@ -37,7 +39,9 @@ def test_written_and_read_back(tmp_path: Path) -> None:
         assert read[name].dtype == value.dtype
         assert torch.equal(read[name], value)
     with safe_open(tmp_path / "w.safetensors", "pt") as file:
-        assert file.metadata() == {"vlp": '{"step": 3}'}
+        facts = json.loads(file.metadata()["vlp"])
+        assert (file.metadata().keys(), facts["step"]) == ({"vlp"}, 3)
+    assert facts["sha256"] == digest(dict(sorted(state.items())))
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"], "nothing temporary stays"
 
 

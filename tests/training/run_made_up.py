@@ -11,7 +11,7 @@ from rich.console import Console
 from data_pipelines.datamodule import DataModule
 from vlp.distributed import is_launching_process
 from vlp.run_folder import RunFolder
-from vlp.training.fit import build_module, checkpoint_fits, fit
+from vlp.training.fit import build_module, checkpoint_of, fit
 
 folder, resume, workers, *overrides = sys.argv[1:]
 kill_at = int(os.environ.get("KILL_AT_STEP", "-1"))
@@ -30,15 +30,12 @@ def load(step: int, micro_batch: int):
 config = made_up.config(Path(folder), overrides)
 tokenizer = made_up.tokenizer(Path(folder))
 run = RunFolder(Path(config.run_dir))
-start = None
-if resume != "no":
-    start = run.checkpoint_to_resume(resume)
-elif is_launching_process():
+if resume == "no" and is_launching_process():
     run.create(config, tokenizer, made_up.FACTS)
 validation = [made_up.load(-1, n) for n in range(config.validation.micro_batches)]
 per_step = config.data.micro_batches_per_step
 data = DataModule(load, per_step, int(workers))
 module = build_module(config, tokenizer, made_up.FACTS)
-checkpoint_fits(start, module)
+start = None if resume == "no" else checkpoint_of(run, resume, module, Console())
 stopped_at = fit(config, module, run, data, validation, Console(), start, per_step)
 sys.exit(0 if stopped_at is None else 75)

@@ -9,12 +9,14 @@ import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from vlp.checkpoints.digest import digest
 from vlp.checkpoints.key_map import KeyMismatchError, listed
 
 
@@ -23,12 +25,33 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not valid safetensors (truncated, another format).
+        ValueError: the file is not valid safetensors (truncated, another format), or, of a run's own weights, it no
+            longer holds what was written.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}")
+    written = read_facts_of_weights(path).get("sha256")
     try:
-        return load_file(path)
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short") from error
+    if written is not None and digest(dict(sorted(tensors.items()))) != written:
+        raise ValueError(
+            f"{path} is damaged: it no longer holds what was written; take another weights file of the run"
+        )
+    return tensors
+
+
+def read_facts_of_weights(path: Path) -> dict[str, Any]:
+    """What `write_weights` wrote beside the tensors; nothing for files of others.
+
+    Raises:
+        ValueError: the file is not valid safetensors.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads((file.metadata() or {}).get("vlp", "{}"))
+            return facts
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short") from error
 
@@ -85,10 +108,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, int]) -> None:
-    """Write tensors as safetensors, atomically; the same tensors and facts give the same bytes."""
+    """Write tensors as safetensors with their digest, atomically; the same tensors and facts give the same bytes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     # one key, since safetensors writes several in random order
-    write_atomically(path, save(plain, {"vlp": json.dumps(facts)}))
+    write_atomically(path, save(plain, {"vlp": json.dumps({**facts, "sha256": digest(plain)})}))
 
 
 @dataclass(frozen=True)

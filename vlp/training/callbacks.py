@@ -71,26 +71,43 @@ class StepEnd(lightning.Callback):
         self.writer: SummaryWriter | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation loss so far, and which sources rest."""
-        return {"best": self.best} | ({} if self.stop_and_go is None else {"mix": self.stop_and_go.state_dict()})
+        """The best validation loss so far, how many samples were seen and replaced, and which sources rest."""
+        mix = {} if self.stop_and_go is None else {"mix": self.stop_and_go.state_dict()}
+        return {"best": self.best, "seen": [self.seen_pairs, self.seen_replaced], **mix}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.best = state_dict["best"]
+        self.seen_pairs, self.seen_replaced = state_dict.get("seen", [0.0, 0])
         if self.stop_and_go is not None and "mix" in state_dict:
             self.stop_and_go.load_state_dict(state_dict["mix"])
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a run that came to its end go on if it now has more steps; Lightning would take its epoch as done."""
-        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        """Set Lightning's counters of batches by the step, which alone says how far a run has come.
+
+        So another number of processes, or of micro-batches a process, goes on where the run was, and one that came to
+        its end goes on if it now has more steps.
+        """
+        batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = False
+        for part in ("total", "current"):
+            # one less completed than processed: Lightning takes that for a checkpoint of the end of a batch
+            progress[part].update(ready=batches, started=batches, processed=batches, completed=max(batches - 1, 0))
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the logs; rows after the step that is resumed from are set aside."""
         if trainer.is_global_zero:
             self.folder.set_aside_rows_after(trainer.global_step)
             self.writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=trainer.global_step + 1)
+        schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for schedule in schedules:
+            # the rate that was stored is that of the schedule then, which may have had another number of steps
+            factors = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, base, factor in factors:
+                group["lr"] = base * factor(schedule.last_epoch)
         for number in (signal.SIGINT, signal.SIGTERM):
             self.handlers[number] = signal.signal(number, self._ask_to_stop)
         self.screen.start(trainer.global_step)
@@ -212,7 +229,7 @@ class StepEnd(lightning.Callback):
         for number, batch in enumerate(self.validation):
             if number % world_size() != rank():
                 continue
-            batch = batch.to(device)
+            batch = module.in_own_precision(batch.to(device))
             with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in str(module.trainer.precision)):
                 for place, group in enumerate(module.groups):
                     if not ratio_for(group.sampling_ratio, batch.source):
@@ -246,6 +263,13 @@ class StepEnd(lightning.Callback):
         for name, value in row.items():
             if isinstance(value, float):
                 self.writer.add_scalar(name, value, step)
+
+    def finish(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+        """At the end of a run: see that the latest weights are those of its last step, which a kill after the last
+        checkpoint may have prevented.
+        """
+        if trainer.is_global_zero and self.folder.step_of_weights("model.safetensors") != trainer.global_step:
+            self.folder.write_weights("model.safetensors", module.state_dict(), trainer.global_step)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Close the logs."""

@@ -24,13 +24,12 @@ from vlp.distributed import is_launching_process
 from vlp.interfaces import Batch, Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, build_run
 from vlp.training.callbacks import StepEnd
+from vlp.training.checkpoint_files import CheckpointError, CheckpointFiles, DamagedCheckpointError, read_training_state
 from vlp.training.module import TrainingModule
 from vlp.training.screen import Screen, duration, estimate_table
 from vlp.training.stop_and_go import StopAndGo
 
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or belongs to another model."""
+DOUBLE = "64-true"
 
 
 def resolve_hardware(config: RunConfig) -> tuple[str, int, str]:
@@ -91,6 +90,8 @@ def fit(
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
+    if precision == DOUBLE:
+        module.double()
     step_end = StepEnd(
         folder,
         Screen(console, config.trainer.max_steps, is_launching_process()),
@@ -124,7 +125,9 @@ def fit(
             accelerator=accelerator,
             devices=devices,
             num_nodes=config.trainer.num_nodes,
-            precision=precision,  # type: ignore[arg-type]
+            # doubles are made by TrainingModule.in_own_precision, for Lightning can't change our batches
+            precision="32-true" if precision == DOUBLE else precision,  # type: ignore[arg-type]
+            plugins=[CheckpointFiles()],
             strategy=strategy if processes > 1 else "auto",
             max_steps=config.trainer.max_steps,
             max_epochs=1,
@@ -144,6 +147,7 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         finally:
             end_loader_processes()
+    step_end.finish(trainer, module)
     return step_end.stopped_at
 
 
@@ -162,13 +166,7 @@ def checkpoint_fits(path: Path | None, module: TrainingModule) -> None:
     """
     if path is None:
         return
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]});"
-            " resume from an earlier one with resume=PATH"
-        ) from error
+    state = read_training_state(path)["state_dict"]
     expected = module.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in state]
     wrong += [f"{name} is not the model's" for name in state if name not in expected]
@@ -179,6 +177,28 @@ def checkpoint_fits(path: Path | None, module: TrainingModule) -> None:
     ]
     if wrong:
         raise CheckpointError(f"{path} is a checkpoint of another model: {'; '.join(wrong[:8])}")
+
+
+def checkpoint_of(folder: RunFolder, resume: str, module: TrainingModule, console: Console) -> Path | None:
+    """The checkpoint to go on from: of `last` the newest that is whole; None if the run was stopped before its first.
+
+    Raises:
+        CheckpointError: it can't be read, or is of another model; of several none can be read.
+    """
+    if resume != "last":
+        path = folder.checkpoint_to_resume(resume)
+        checkpoint_fits(path, module)
+        return path
+    found = folder.checkpoints()[::-1]
+    for path, before in zip(found, [*found[1:], None], strict=True):
+        try:
+            checkpoint_fits(path, module)
+            return path
+        except DamagedCheckpointError as error:
+            if before is None:
+                raise
+            console.print(f"{error}\ngoing on from {before.name}, the one before", style="yellow", soft_wrap=True)
+    return None
 
 
 def print_estimate(config: RunConfig, module: TrainingModule, first: Batch, console: Console) -> None:

@@ -15,7 +15,7 @@ from vlp.build import Group
 from vlp.config import ConfigError, OptimConfig, ratio_for
 from vlp.contracts import Losses, Model, Objective, Report
 from vlp.distributed import derive_seed, generator_for
-from vlp.interfaces import Batch, Replacement
+from vlp.interfaces import Batch, Replacement, map_tensors
 from vlp.training.optim import build_optimizer, freeze
 
 
@@ -111,12 +111,19 @@ class TrainingModule(lightning.LightningModule):
             report.update(numbers)
         return total, losses, report, encoded.rows, encoded.computed_rows
 
+    def in_own_precision(self, batch: Batch) -> Batch:
+        """The batch with numbers of the module's type, where that is float64."""
+        if self.dtype != torch.float64:
+            return batch
+        return map_tensors(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch.
 
         Raises:
             NonFiniteLossError: before the optimizer could take the step.
         """
+        batch = self.in_own_precision(batch)
         group = draw_group(self.groups, batch.source, self.seed, batch.step)
         total, losses, report, rows, computed = self.group_losses(
             batch, group, self.seed, batch.step, batch.micro_batch
