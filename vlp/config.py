@@ -158,7 +158,11 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
-    """What is passed to `lightning.Trainer`. `auto` follows the hardware."""
+    """What is passed to `lightning.Trainer`. `auto` follows the hardware.
+
+    `on_non_finite`: what happens before a step of the optimizer whose losses or gradients are NaN or infinite on any
+    process. `raise`: the run ends; `skip`: the step is left out, named in its row, and counts as any other does.
+    """
 
     max_steps: int
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -166,6 +170,7 @@ class TrainerConfig:
     num_nodes: int = 1
     precision: Literal["auto", "32-true", "64-true", "bf16-mixed"] = "auto"
     gradient_clip_val: float | None = None
+    on_non_finite: Literal["raise", "skip"] = "raise"
 
 
 @dataclass

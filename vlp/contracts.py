@@ -197,8 +197,9 @@ class Objective(Protocol):
     """What training asks of an objective (a `torch.nn.Module` that owns its head).
 
     It may have besides: `needs(**settings) -> Needs`, a class method that must take no setting at all too (without it
-    nothing is needed); `after_step(model)`, called after each step of the optimizer, for queues, momentum copies and
-    limits of parameters; `abilities`, a set of what a trained one can be asked for (`Ability`).
+    nothing is needed); `after_step(model, taken)`, called after each step of the optimizer, for queues, momentum copies
+    and limits of parameters (`taken` is False where the step was left out, since it was not finite); `abilities`, a set
+    of what a trained one can be asked for (`Ability`).
     """
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Any]:

@@ -59,6 +59,15 @@ def union_over_ranks(names: set[str]) -> list[str]:
     return sorted(set().union(*parts))
 
 
+def texts_of_ranks(text: str) -> list[str]:
+    """A text of each process, in the order of ranks; the same on all of them."""
+    parts = [text]
+    if world_size() > 1:
+        parts *= world_size()
+        torch.distributed.all_gather_object(parts, text)
+    return parts
+
+
 def require_equal_rows(count: int, device: torch.device | str) -> None:
     """Fail on every process if they don't all hold `count` rows; costs one small collective.
 

@@ -274,6 +274,24 @@ def test_a_queue_does_not_mind_micro_batches() -> None:
     torch.testing.assert_close(*states, atol=1e-14, rtol=1e-12)
 
 
+def test_keys_of_a_step_that_was_left_out_are_dropped() -> None:
+    """The queue has those of the steps before and after alone, and the copy moves at each."""
+    model = TwoTowers()
+    objective = KINDS["momentum_contrast"](model)
+    compute(objective, model, draw_pairs(3))
+    objective.after_step(model)
+    before = copy.deepcopy(objective.image_queue.state_dict())
+    compute(objective, model, draw_pairs(3) * float("nan"))
+    objective.after_step(model, taken=False)
+    torch.testing.assert_close(objective.image_queue.state_dict(), before, atol=0.0, rtol=0.0)
+    nn.init.normal_(model.image_tower[0].weight)
+    key = objective.key_model.image_tower[0].weight.clone()
+    compute(objective, model, draw_pairs(3, 2))
+    objective.after_step(model)
+    assert not torch.equal(objective.key_model.image_tower[0].weight, key)
+    assert all(value.isfinite().all() for value in objective.image_queue.state_dict().values())
+
+
 def test_a_queue_resumes_from_its_state() -> None:
     model = TwoTowers()
     objective = KINDS["momentum_contrast"](model)

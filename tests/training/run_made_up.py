@@ -14,8 +14,9 @@ from vlp.run_folder import RunFolder
 from vlp.training.fit import build_module, checkpoint_of, fit
 
 folder, resume, workers, *overrides = sys.argv[1:]
-kill_at = int(os.environ.get("KILL_AT_STEP", "-1"))
+kill_at = int(os.environ.get("KILL_AT_STEP", "-2"))
 kill_with = signal.Signals[os.environ.get("KILL_WITH", "SIGKILL")]
+spoilt = [int(step) for step in os.environ.get("NOT_FINITE_AT_STEPS", "").split()]  # -1: the held-out batches
 
 
 def load(step: int, micro_batch: int):
@@ -24,7 +25,10 @@ def load(step: int, micro_batch: int):
             os.killpg(0, kill_with)  # trainer and loader processes, as Ctrl-C in a terminal and clusters do
         else:
             os.kill(os.getpid(), kill_with)
-    return made_up.load(step, micro_batch)
+    batch = made_up.load(step, micro_batch)
+    if step in spoilt and micro_batch == 2:  # of the four of a step, which two processes share
+        batch.images.features[1, 3] = float("nan")
+    return batch
 
 
 config = made_up.config(Path(folder), overrides)
@@ -32,7 +36,7 @@ tokenizer = made_up.tokenizer(Path(folder))
 run = RunFolder(Path(config.run_dir))
 if resume == "no" and is_launching_process():
     run.create(config, tokenizer, made_up.FACTS)
-validation = [made_up.load(-1, n) for n in range(config.validation.micro_batches)]
+validation = [load(-1, n) for n in range(config.validation.micro_batches)]
 per_step = config.data.micro_batches_per_step
 data = DataModule(load, per_step, int(workers))
 module = build_module(config, tokenizer, made_up.FACTS)

@@ -21,7 +21,7 @@ def train(
     resume: str,
     workers: int,
     *overrides: str,
-    kill_at: int = -1,
+    kill_at: int = -2,
     kill_with: str = "SIGKILL",
     kill_group: bool = False,
 ) -> subprocess.CompletedProcess:

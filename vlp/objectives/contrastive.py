@@ -102,7 +102,7 @@ class Contrastive(nn.Module):
         }
 
     @torch.no_grad()
-    def after_step(self, model: DualModel) -> None:
+    def after_step(self, model: DualModel, taken: bool = True) -> None:
         """Cut the scale to [1, max_scale]. One that is not finite stays, so that the next loss shows it."""
         scale = model.logit_scale
         scale.copy_(torch.where(scale.isfinite(), scale.clamp(0, math.log(self.max_scale)), scale))

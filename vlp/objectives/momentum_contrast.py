@@ -176,9 +176,11 @@ class MomentumContrast(nn.Module):
             "momentum_contrast_text_accuracy": (of_texts.detach().argmax(1) == 0).float().mean(),
         }
 
-    def after_step(self, model: DualModel) -> None:
-        """Put the keys of the step's micro-batches, in their order, into the queues."""
-        for keys in self.pending:
+    def after_step(self, model: DualModel, taken: bool = True) -> None:
+        """Put the keys of the step's micro-batches, in their order, into the queues; those of a step that was left out
+        are dropped.
+        """
+        for keys in self.pending if taken else []:
             self.image_queue.enqueue(keys[:, 0])
             self.text_queue.enqueue(keys[:, 1])
         self.pending = []

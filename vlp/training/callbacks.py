@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections.abc import Iterable
@@ -22,10 +23,15 @@ from vlp.training.stop_and_go import StopAndGo
 
 MOST_REPLACED_SHARE = 0.05  # of all samples; more, and the data set itself is taken to be broken
 LEAST_REPLACED = 20  # fewer say nothing about the share
+MOST_SKIPPED, SKIPPED_AMONG = 10, 100  # steps that are not finite, among so many; more, and the run has diverged
 
 
 class TooManyBrokenSamplesError(ValueError):
     """Too large a share of the samples had to be replaced."""
+
+
+class TooManySkippedStepsError(ArithmeticError):
+    """Too many steps had losses or gradients that are not finite."""
 
 
 class StepEnd(lightning.Callback):
@@ -66,19 +72,24 @@ class StepEnd(lightning.Callback):
         self.handlers: dict[int, Any] = {}
         self.waited = 0.0
         self.seen_pairs, self.seen_replaced = 0.0, 0
+        self.skipped: list[int] = []  # the latest of those steps
         self.stop_asked = False  # by a signal to this process
         self.stopped_at: int | None = None
         self.writer: SummaryWriter | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation loss so far, how many samples were seen and replaced, and which sources rest."""
+        """The best validation loss so far, how many samples were seen and replaced, which of the latest steps were
+        left out, and which sources rest.
+        """
         mix = {} if self.stop_and_go is None else {"mix": self.stop_and_go.state_dict()}
-        return {"best": self.best, "seen": [self.seen_pairs, self.seen_replaced], **mix}
+        seen = [self.seen_pairs, self.seen_replaced]
+        return {"best": self.best, "seen": seen, "skipped": self.skipped, **mix}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.best = state_dict["best"]
         self.seen_pairs, self.seen_replaced = state_dict.get("seen", [0.0, 0])
+        self.skipped = state_dict.get("skipped", [])
         if self.stop_and_go is not None and "mix" in state_dict:
             self.stop_and_go.load_state_dict(state_dict["mix"])
 
@@ -148,10 +159,13 @@ class StepEnd(lightning.Callback):
         if validate:
             self.screen.say(f"validating at step {step}")
             row.update(self._validate(module))
+            for name, value in row.items():
+                if name.startswith("val_loss/") and not math.isfinite(value):
+                    self.screen.warn(f"step {step}: the held-out loss of {name.removeprefix('val_loss/')} is {value}")
             if self.stop_and_go is not None and not last:
                 row["resting"] = self.stop_and_go.validated(step, row)
                 self.screen.say(f"resting from step {step} on: {', '.join(row['resting']) or 'no task'}")
-        if log or validate:
+        if log or validate or "skipped" in row:
             self._write(row, step)
         self.screen.update(row)
         if validate and row["val_loss"] < self.best:
@@ -175,7 +189,7 @@ class StepEnd(lightning.Callback):
     def _measure(self, step: int, module: TrainingModule) -> tuple[dict[str, Any], bool]:
         """The step's row, and whether a signal to any process asks to stop; the same on all processes."""
         record, module.record = module.record, StepRecord()
-        names = sorted(record.values)
+        names = [] if record.skipped else sorted(record.values)
         sums = [float(sum(record.values[name])) for name in names]
         counts = [record.pairs, record.rows, record.computed_rows, len(record.replaced), int(self.stop_asked)]
         totals = sum_over_ranks(torch.tensor([*sums, *counts], dtype=torch.float64, device=module.device))
@@ -186,6 +200,9 @@ class StepEnd(lightning.Callback):
         row: dict[str, Any] = {"step": step, "group": record.group}
         means = {name: values[n] / self.micro_batches_per_step for n, name in enumerate(names)}
         row.update(_without_idle(means))
+        if record.skipped:
+            row["skipped"] = record.skipped
+            self._judge_skipped(step, record.skipped)
         row["lr"] = self.lr
         row["samples_per_second"] = pairs / seconds
         row["tokens_per_second"] = rows / seconds
@@ -194,6 +211,16 @@ class StepEnd(lightning.Callback):
         row["replaced_samples"] = int(replaced)
         self._judge_replacements(step, pairs, int(replaced), record.replaced)
         return row, stop > 0
+
+    def _judge_skipped(self, step: int, told: str) -> None:
+        """Say that a step was left out, and stop when there are too many; the same on all processes."""
+        self.skipped = [one for one in [*self.skipped, step] if step - one < SKIPPED_AMONG]
+        self.screen.warn(f"left out: {told}")
+        if len(self.skipped) > MOST_SKIPPED:
+            raise TooManySkippedStepsError(
+                f"{len(self.skipped)} of the last {min(step, SKIPPED_AMONG)} steps were not finite: the run has"
+                f" diverged. The last: {told}"
+            )
 
     def _judge_replacements(self, step: int, pairs: float, count: int, replaced: list[Replacement]) -> None:
         """List broken samples, and stop when there are too many; all processes see the same counts."""

@@ -65,7 +65,8 @@ def build_module(config: RunConfig, tokenizer: Tokenizer, facts: DataFacts) -> T
     """The training module with freshly drawn weights, which depend on the seed alone."""
     torch.manual_seed(config.seed)
     model, objectives, groups = build_run(config, tokenizer, facts)
-    return TrainingModule(model, objectives, groups, config.optim, config.trainer.max_steps, config.seed)
+    t = config.trainer
+    return TrainingModule(model, objectives, groups, config.optim, t.max_steps, config.seed, t.on_non_finite)
 
 
 def fit(
@@ -86,7 +87,7 @@ def fit(
     resume_from: a checkpoint that fits, see `checkpoint_fits`.
 
     Raises:
-        NonFiniteLossError: a loss is NaN or infinite.
+        NonFiniteError: a loss or a gradient is NaN or infinite.
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes

@@ -51,6 +51,11 @@ class Screen:
         if self.enabled:
             self.console.print(text, style="dim", highlight=False)
 
+    def warn(self, text: str) -> None:
+        """A line that should not be missed."""
+        if self.enabled:
+            self.console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def update(self, row: dict[str, Any]) -> None:
         """Show a step's row: losses are smoothed, since each step trains one group only."""
         if not self.enabled:
