@@ -55,10 +55,12 @@ class PlaceSampler(Sampler[tuple[int, int]]):
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    # Ctrl-C and a cluster's SIGTERM reach the whole process group; a worker that died of them would take the last step
-    # with it. The trainer kills what is left when it ends, and a worker whose trainer is gone notices that and ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C and a cluster's signals reach all processes; a worker that died of them would take the last step with it.
+    # The trainer kills what is left when it ends, and a worker whose trainer is gone notices that and ends. A forked
+    # one has the trainer's handlers, and the socket that they write to
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Stages:

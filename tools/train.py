@@ -273,7 +273,9 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         console.print(__doc__, markup=False)
         return 0
-    return run_command(lambda given: 0 if train(*read_arguments(given), console) else STOPPED, arguments)
+    # a launched process that doesn't return 0 has the first one killed, which may still be writing
+    stopped = STOPPED if is_launching_process() else 0
+    return run_command(lambda given: 0 if train(*read_arguments(given), console) else stopped, arguments)
 
 
 if __name__ == "__main__":

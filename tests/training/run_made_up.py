@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import made_up
@@ -25,6 +26,9 @@ def load(step: int, micro_batch: int):
             os.killpg(0, kill_with)  # trainer and loader processes, as Ctrl-C in a terminal and clusters do
         else:
             os.kill(os.getpid(), kill_with)
+    if step == int(os.environ.get("STALL_AT_STEP", "-2")):
+        (Path(folder) / "stalled").touch()
+        time.sleep(600)
     batch = made_up.load(step, micro_batch)
     if step in spoilt and micro_batch == 2:  # of the four of a step, which two processes share
         batch.images.features[1, 3] = float("nan")
@@ -42,4 +46,4 @@ data = DataModule(load, per_step, int(workers))
 module = build_module(config, tokenizer, made_up.FACTS)
 start = None if resume == "no" else checkpoint_of(run, resume, module, Console())
 stopped_at = fit(config, module, run, data, validation, Console(), start, per_step)
-sys.exit(0 if stopped_at is None else 75)
+sys.exit(0 if stopped_at is None or not is_launching_process() else 75)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -17,8 +19,10 @@ from vlp.config import ratio_for, ratios_of
 from vlp.distributed import rank, sum_over_ranks, union_over_ranks, world_size
 from vlp.interfaces import Batch, Replacement
 from vlp.run_folder import RunFolder
+from vlp.training.loader_processes import kill_loader_processes
 from vlp.training.module import StepRecord, TrainingModule
 from vlp.training.screen import Screen
+from vlp.training.signals import StopSignals
 from vlp.training.stop_and_go import StopAndGo
 
 MOST_REPLACED_SHARE = 0.05  # of all samples; more, and the data set itself is taken to be broken
@@ -69,11 +73,10 @@ class StepEnd(lightning.Callback):
         self.log_every, self.validate_every, self.save_every, self.keep = log_every, validate_every, save_every, keep
         self.stop_and_go = stop_and_go
         self.best = float("inf")
-        self.handlers: dict[int, Any] = {}
+        self.signals = StopSignals(self._ask_to_stop, self._end_at_once)
         self.waited = 0.0
         self.seen_pairs, self.seen_replaced = 0.0, 0
         self.skipped: list[int] = []  # the latest of those steps
-        self.stop_asked = False  # by a signal to this process
         self.stopped_at: int | None = None
         self.writer: SummaryWriter | None = None
 
@@ -108,6 +111,11 @@ class StepEnd(lightning.Callback):
             # one less completed than processed: Lightning takes that for a checkpoint of the end of a batch
             progress[part].update(ready=batches, started=batches, processed=batches, completed=max(batches - 1, 0))
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Listen to signals, before the first batch is loaded."""
+        self.launcher = trainer.strategy.launcher
+        self.signals.start()
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the logs; rows after the step that is resumed from are set aside."""
         if trainer.is_global_zero:
@@ -119,21 +127,24 @@ class StepEnd(lightning.Callback):
             factors = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
             for group, base, factor in factors:
                 group["lr"] = base * factor(schedule.last_epoch)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, self._ask_to_stop)
+        self.signals.start()  # once more, since Lightning has set its own handlers
         self.screen.start(trainer.global_step)
         self.step_began = self.batch_ended = time.perf_counter()
 
-    def _ask_to_stop(self, number: int, frame: Any) -> None:
-        """Note that the run should stop after this step; a second signal acts at once."""
-        self.stop_asked = True
-        self._restore_handlers()
+    def _ask_to_stop(self, number: int) -> None:
         self.screen.say(f"{signal.Signals(number).name}: stopping after this step; once more to stop at once")
 
-    def _restore_handlers(self) -> None:
-        while self.handlers:
-            number, handler = self.handlers.popitem()
-            signal.signal(number, handler)
+    def _end_at_once(self, number: int) -> None:
+        """End this process, its loader processes and the processes that it launched, wherever they stand."""
+        self.screen.stop()
+        self.screen.warn(
+            f"{signal.Signals(number).name}: stopped at once; resume=last goes on from the last checkpoint"
+        )
+        kill_loader_processes()
+        if self.launcher is not None:
+            self.launcher.kill(signal.SIGKILL)
+        sys.stdout.flush()
+        os._exit(128 + number)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -191,7 +202,7 @@ class StepEnd(lightning.Callback):
         record, module.record = module.record, StepRecord()
         names = [] if record.skipped else sorted(record.values)
         sums = [float(sum(record.values[name])) for name in names]
-        counts = [record.pairs, record.rows, record.computed_rows, len(record.replaced), int(self.stop_asked)]
+        counts = [record.pairs, record.rows, record.computed_rows, len(record.replaced), int(self.signals.asked)]
         totals = sum_over_ranks(torch.tensor([*sums, *counts], dtype=torch.float64, device=module.device))
         values = totals.tolist()
         pairs, rows, computed, replaced, stop = values[len(names) :]
@@ -298,13 +309,8 @@ class StepEnd(lightning.Callback):
         if trainer.is_global_zero and self.folder.step_of_weights("model.safetensors") != trainer.global_step:
             self.folder.write_weights("model.safetensors", module.state_dict(), trainer.global_step)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Close the logs."""
-        self.teardown(trainer, pl_module, "fit")
-
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Close the logs, after an error too."""
-        self._restore_handlers()
+        """Close the logs, after an error too; `signals` are listened to for as long as there are other processes."""
         self.screen.stop()
         if self.writer is not None:
             self.writer.close()

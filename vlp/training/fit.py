@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-import signal
 import time
 import warnings
 from collections.abc import Iterable
@@ -25,6 +23,7 @@ from vlp.interfaces import Batch, Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, build_run
 from vlp.training.callbacks import StepEnd
 from vlp.training.checkpoint_files import CheckpointError, CheckpointFiles, DamagedCheckpointError, read_training_state
+from vlp.training.loader_processes import end_loader_processes
 from vlp.training.module import TrainingModule
 from vlp.training.screen import Screen, duration, estimate_table
 from vlp.training.stop_and_go import StopAndGo
@@ -148,15 +147,9 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         finally:
             end_loader_processes()
+            step_end.signals.stop()
     step_end.finish(trainer, module)
     return step_end.stopped_at
-
-
-def end_loader_processes() -> None:
-    """Kill loader processes that are left, which after an error may wait for one another and ignore SIGTERM."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report what is meant as an error
-    for process in multiprocessing.active_children():
-        process.kill()
 
 
 def checkpoint_fits(path: Path | None, module: TrainingModule) -> None:
