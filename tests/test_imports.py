@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "initial_weights": PARTS | {"registry", "run_folder"},
     "use": LEVEL_0 | {"evaluation", "strict_yaml"},
     "inference": PARTS | {"registry", "build", "run_folder", "use"},
-    "training": LEVEL_0 | {"config", "build", "run_folder"},
+    "training": LEVEL_0 | {"checkpoints", "config", "build", "run_folder"},
 }
 DATA_MAY_IMPORT = {"vlp.interfaces", "vlp.text", "vlp.distributed", "data_pipelines"}
 # what each room of data_pipelines may import from data_pipelines, itself apart

@@ -184,7 +184,7 @@ def checkpoint_of(folder: RunFolder, resume: str, module: TrainingModule, consol
         checkpoint_fits(path, module)
         return path
     found = folder.checkpoints()[::-1]
-    for path, before in zip(found, [*found[1:], None], strict=True):
+    for path, before in zip(found, [*found, None][1:], strict=True):
         try:
             checkpoint_fits(path, module)
             return path
