@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlp.interfaces import Batch
 
+PREFETCH = 4  # batches that each loader process has ready
+
 
 class MicroBatches(Dataset[Batch]):
     """Item (step, micro-batch) is that micro-batch, always the same.
@@ -91,13 +93,20 @@ class DataModule(lightning.LightningDataModule):
         load: gives the batch of (step, micro-batch).
         micro_batches_per_step: G.
         workers: loader processes.
+        wait_limit: seconds after which a batch that a loader process has not given is an error; 0: never.
         stage: steps after which what `load` gives may become another; None: it never does.
     """
 
     def __init__(
-        self, load: Callable[[int, int], Batch], micro_batches_per_step: int, workers: int, stage: int | None = None
+        self,
+        load: Callable[[int, int], Batch],
+        micro_batches_per_step: int,
+        workers: int,
+        wait_limit: int = 0,
+        stage: int | None = None,
     ):
         super().__init__()
+        self.wait_limit = wait_limit
         self.load, self.micro_batches_per_step, self.workers = load, micro_batches_per_step, workers
         self.stage = stage
 
@@ -128,5 +137,6 @@ class DataModule(lightning.LightningDataModule):
             num_workers=self.workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_trainer,
-            prefetch_factor=4 if self.workers else None,
+            prefetch_factor=PREFETCH if self.workers else None,
+            timeout=self.wait_limit if self.workers else 0,
         )

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_pipelines.batches import MicroBatchLoader
-from data_pipelines.datamodule import DataModule
+from data_pipelines.datamodule import PREFETCH, DataModule
 from data_pipelines.prepare import ensure_scenes, open_sources, validation_batches
 from data_pipelines.shards.format import ShardError
 from data_pipelines.sources.plan import Plan
@@ -34,6 +34,7 @@ from vlp.interfaces import Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives
 from vlp.text.choose import open_tokenizer
 from vlp.training.fit import build_module, checkpoint_of, fit, print_estimate, resolve_hardware
+from vlp.training.loader_processes import require_shared_memory
 from vlp.training.plot import plot_losses
 from vlp.training.stop_and_go import StopAndGo
 
@@ -235,6 +236,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             if launching:
                 console.print(describe(config.init, loaded), soft_wrap=True)
     if launching:
+        require_shared_memory(load(0, 0), data.workers, PREFETCH, devices)
         if resume is None:
             folder.create(config, tokenizer, facts)
         for source in sources:
@@ -251,7 +253,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             folder.write_config(config)
         try:
             stage = None if stop_and_go is None else config.validation.every
-            feed = DataModule(load, per_step, data.workers, stage)
+            feed = DataModule(load, per_step, data.workers, data.wait_limit, stage)
             stopped_at = fit(config, module, folder, feed, validation, console, start, per_step, stop_and_go)
         except Exception:
             if launching and resume is None and not folder.read_rows():

@@ -88,7 +88,8 @@ class DataConfig:
     """Where samples come from and how batches are made.
 
     Either `micro_batch` (pairs) or `micro_batch_tokens` (text tokens and regions together) sets the size of a
-    micro-batch. An optimizer step takes `micro_batches_per_step` of them, over all devices together.
+    micro-batch. An optimizer step takes `micro_batches_per_step` of them, over all devices together. `workers`: loader
+    processes; a batch that one of them has not given after `wait_limit` seconds ends the run (0: never).
     """
 
     root: str
@@ -99,6 +100,7 @@ class DataConfig:
     micro_batch_tokens: int | None = None
     max_regions: int = 100
     workers: int = 2
+    wait_limit: int = 1800
 
 
 @dataclass

@@ -42,7 +42,7 @@ if resume == "no" and is_launching_process():
     run.create(config, tokenizer, made_up.FACTS)
 validation = [load(-1, n) for n in range(config.validation.micro_batches)]
 per_step = config.data.micro_batches_per_step
-data = DataModule(load, per_step, int(workers))
+data = DataModule(load, per_step, int(workers), config.data.wait_limit)
 module = build_module(config, tokenizer, made_up.FACTS)
 start = None if resume == "no" else checkpoint_of(run, resume, module, Console())
 stopped_at = fit(config, module, run, data, validation, Console(), start, per_step)

@@ -23,7 +23,7 @@ from vlp.interfaces import Batch, Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, build_run
 from vlp.training.callbacks import StepEnd
 from vlp.training.checkpoint_files import CheckpointError, CheckpointFiles, DamagedCheckpointError, read_training_state
-from vlp.training.loader_processes import end_loader_processes
+from vlp.training.loader_processes import end_loader_processes, told_by_loader
 from vlp.training.module import TrainingModule
 from vlp.training.screen import Screen, duration, estimate_table
 from vlp.training.stop_and_go import StopAndGo
@@ -87,6 +87,7 @@ def fit(
 
     Raises:
         NonFiniteError: a loss or a gradient is NaN or infinite.
+        LoaderProcessError: a loader process died, or a batch did not come in time.
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
@@ -145,6 +146,11 @@ def fit(
         )
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        except RuntimeError as error:
+            told = told_by_loader(error)
+            if told is None:
+                raise
+            raise told from error
         finally:
             end_loader_processes()
             step_end.signals.stop()

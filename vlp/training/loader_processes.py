@@ -3,7 +3,71 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
+import shutil
 import signal
+from pathlib import Path
+
+from torch import Tensor
+
+from vlp.interfaces import Batch, map_tensors
+
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share; containers often have 64 MiB
+PAGE = 4096  # bytes; a shared tensor takes whole pages
+
+
+class LoaderProcessError(RuntimeError):
+    """A loader process died or doesn't answer, or there is no room for what they send."""
+
+
+def require_shared_memory(batch: Batch, workers: int, prefetch: int, processes: int) -> None:
+    """Check that there is room for the batches that loader processes have ready, before one waits for it for ever.
+
+    Args:
+        batch: one of them; the others are taken to be as large.
+        workers: loader processes of each process.
+        prefetch: batches that each has ready.
+        processes: on this machine.
+
+    Raises:
+        LoaderProcessError: there isn't.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(-(-tensor.numel() * tensor.element_size() // PAGE) * PAGE)
+        return tensor
+
+    map_tensors(batch, note)
+    needed, free = sum(sizes) * prefetch * workers * processes, shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise LoaderProcessError(
+            f"{SHARED_MEMORY} has {_size(free)} left, and the loader processes need about {_size(needed)}"
+            f" ({_size(sum(sizes))} a batch x {prefetch} ready x {workers} loader processes x {processes} process(es));"
+            " give the container more (docker run --shm-size), or set data.workers=0"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**10:.0f} KiB" if count < 2**20 else f"{count / 2**20:.0f} MiB"
+
+
+def told_by_loader(error: RuntimeError) -> LoaderProcessError | None:
+    """PyTorch's error about a loader process in words; None if it is of something else."""
+    told = str(error).splitlines()[0] if str(error) else ""
+    if re.match(r"DataLoader worker \(pid", told):
+        return LoaderProcessError(
+            f"a loader process died ({told.strip().rstrip('.')}); most often the machine's memory is full: take fewer"
+            " data.workers, or a smaller batch"
+        )
+    if re.match(r"DataLoader timed out", told):
+        return LoaderProcessError(
+            f"a batch did not come ({told.strip().rstrip('.')}): a loader process hangs, or its storage does;"
+            " data.workers=0 shows where, data.wait_limit sets how long to wait"
+        )
+    return None
 
 
 def kill_loader_processes() -> None:

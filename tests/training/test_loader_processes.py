@@ -1,0 +1,77 @@
+"""Loader processes that die, hang or have no room end the run in words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import made_up
+import pytest
+from test_exact_resume import ROOT, train
+
+from vlp.interfaces import Batch, map_tensors
+from vlp.training.loader_processes import LoaderProcessError, require_shared_memory
+
+SMALL = 300 * 1024
+
+
+def bytes_of(batch: Batch) -> int:
+    """In whole pages, which shared memory is made of."""
+    pages: list[int] = []
+    map_tensors(batch, lambda tensor: pages.append(-(-tensor.nbytes // 4096)))
+    return 4096 * sum(pages)
+
+
+def test_too_little_shared_memory_is_found_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is needed is what one batch takes, times those that are ready; just enough is enough."""
+    batch = made_up.load(0, 0)
+    needed = bytes_of(batch) * 4 * 3 * 2
+    free = [needed - 1]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2 * needed, 0, free[0]))
+    with pytest.raises(
+        LoaderProcessError, match=r"need about .* 4 ready x 3 loader processes x 2 process.es.*shm-size"
+    ):
+        require_shared_memory(batch, 3, 4, 2)
+    require_shared_memory(batch, 0, 4, 2)
+    free[0] = needed
+    require_shared_memory(batch, 3, 4, 2)
+
+
+def test_a_container_with_little_shared_memory(tmp_path: Path) -> None:
+    """A real mount, in a name space of its own."""
+    mount = f"mount -t tmpfs -o size={SMALL} tmpfs /dev/shm"
+    allowed = subprocess.run(["unshare", "-m", "bash", "-c", mount], capture_output=True)
+    if allowed.returncode:
+        pytest.skip("this user may not mount")
+    code = (
+        "import torch\nfrom vlp.training.loader_processes import require_shared_memory\n"
+        "require_shared_memory([torch.zeros(25_000)], 1, 2, 1)\n"  # 100 KiB in pages, and 300 KiB are there
+        "require_shared_memory([torch.zeros(25_000)], 1, 4, 1)\n"
+    )
+
+    command = f"{mount} && {sys.executable} -c '{code}'"
+    told = subprocess.run(
+        ["unshare", "-m", "bash", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    ).stderr
+    assert "/dev/shm has 300 KiB left, and the loader processes need about 400 KiB" in told
+    assert "line 4" in told, "the first request had room"
+
+
+def test_a_loader_process_that_dies(tmp_path: Path) -> None:
+    result = train(tmp_path, "no", 2, kill_at=5)
+    assert result.returncode not in (0, 75)
+    assert "LoaderProcessError: a loader process died (DataLoader worker (pid" in result.stderr
+    assert "memory is full" in result.stderr
+
+
+def test_a_batch_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STALL_AT_STEP", "3")
+    result = train(tmp_path, "no", 1, "data.wait_limit=3")
+    assert result.returncode not in (0, 75)
+    assert "LoaderProcessError: a batch did not come (DataLoader timed out after 3 seconds)" in result.stderr
