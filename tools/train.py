@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,12 +27,12 @@ from data_pipelines.sources.source import Source
 from tools.command import run_command
 from vlp.build import loads_of, objective_needs
 from vlp.config import ConfigError, RunConfig, load_config, ratio_for
-from vlp.distributed import is_launching_process
 from vlp.initial_weights import describe, load_initial_weights, load_start_weights
 from vlp.interfaces import Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives
 from vlp.text.choose import open_tokenizer
 from vlp.training.fit import build_module, checkpoint_of, fit, print_estimate, resolve_hardware
+from vlp.training.launch import cluster_environment, is_first, join, wait_for_the_first
 from vlp.training.loader_processes import require_shared_memory
 from vlp.training.plot import plot_losses
 from vlp.training.stop_and_go import StopAndGo
@@ -176,7 +175,9 @@ def check_truths(config: RunConfig, sources: list[Source], console: Console) -> 
 def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     """Prepare data and folder, train, draw the losses; False if a signal stopped the run before its end."""
     _, devices, _ = resolve_hardware(config)
-    folder, data, launching = RunFolder(Path(config.run_dir)), config.data, is_launching_process()
+    environment = cluster_environment(devices, config.trainer.num_nodes)
+    folder, data, launching = RunFolder(Path(config.run_dir)), config.data, is_first(environment)
+    join(environment)
     if launching and resume is None:
         folder.refuse_if_used()
     for listed in data.sources:
@@ -184,8 +185,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             s = listed.scenes
             place = Path(data.root) / listed.path
             ensure_scenes(place, s.train, s.val, s.seed, console.print, s.asks)
-    while not launching and not (folder.path / "config.yaml").is_file():
-        time.sleep(0.2)  # the first process is making data and folder
+    wait_for_the_first()  # which may have made scenes
     if resume:
         began = folder.read_config([])
         check_resumed(began, config)
@@ -227,7 +227,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     stop_and_go = None
     if config.stop_and_go is not None:
         stop_and_go = StopAndGo(config.stop_and_go, module.groups, [source.name for source in sources], plan)
-    start = checkpoint_of(folder, resume, module, console) if resume else None
+    start = checkpoint_of(folder, resume, module, console if launching else Console(quiet=True)) if resume else None
     if start is None:
         load_start_weights(module.model)
         if config.init is not None:
@@ -254,7 +254,9 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         try:
             stage = None if stop_and_go is None else config.validation.every
             feed = DataModule(load, per_step, data.workers, data.wait_limit, stage)
-            stopped_at = fit(config, module, folder, feed, validation, console, start, per_step, stop_and_go)
+            stopped_at = fit(
+                config, module, folder, feed, validation, console, start, per_step, environment, stop_and_go
+            )
         except Exception:
             if launching and resume is None and not folder.read_rows():
                 folder.remove()  # nothing was trained, so a mended configuration may have the folder
@@ -266,7 +268,8 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             console.print(
                 f"stopped at step {stopped_at}; add run_dir={folder.path} resume=last to go on", soft_wrap=True
             )
-    return stopped_at is None
+    # a process that Lightning launched and that doesn't return 0 has the first one killed, which may still be writing
+    return stopped_at is None or not launching
 
 
 def main(arguments: list[str]) -> int:
@@ -275,9 +278,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         console.print(__doc__, markup=False)
         return 0
-    # a launched process that doesn't return 0 has the first one killed, which may still be writing
-    stopped = STOPPED if is_launching_process() else 0
-    return run_command(lambda given: 0 if train(*read_arguments(given), console) else stopped, arguments)
+    return run_command(lambda given: 0 if train(*read_arguments(given), console) else STOPPED, arguments)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import cast
 
 import torch
@@ -25,11 +24,6 @@ def derive_seed(*parts: int | str) -> int:
 def generator_for(device: torch.device | str, *parts: int | str) -> torch.Generator:
     """A generator on `device`, seeded by `derive_seed(*parts)`."""
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
-
-
-def is_launching_process() -> bool:
-    """False in the copies of the script that a launcher starts for ranks other than the first."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("RANK", "0")) == 0
 
 
 def world_size() -> int:

@@ -10,9 +10,9 @@ import made_up
 from rich.console import Console
 
 from data_pipelines.datamodule import DataModule
-from vlp.distributed import is_launching_process
 from vlp.run_folder import RunFolder
-from vlp.training.fit import build_module, checkpoint_of, fit
+from vlp.training.fit import build_module, checkpoint_of, fit, resolve_hardware
+from vlp.training.launch import cluster_environment, is_first
 
 folder, resume, workers, *overrides = sys.argv[1:]
 kill_at = int(os.environ.get("KILL_AT_STEP", "-2"))
@@ -38,12 +38,13 @@ def load(step: int, micro_batch: int):
 config = made_up.config(Path(folder), overrides)
 tokenizer = made_up.tokenizer(Path(folder))
 run = RunFolder(Path(config.run_dir))
-if resume == "no" and is_launching_process():
+environment = cluster_environment(resolve_hardware(config)[1], 1)
+if resume == "no" and is_first(environment):
     run.create(config, tokenizer, made_up.FACTS)
 validation = [load(-1, n) for n in range(config.validation.micro_batches)]
 per_step = config.data.micro_batches_per_step
 data = DataModule(load, per_step, int(workers), config.data.wait_limit)
 module = build_module(config, tokenizer, made_up.FACTS)
 start = None if resume == "no" else checkpoint_of(run, resume, module, Console())
-stopped_at = fit(config, module, run, data, validation, Console(), start, per_step)
-sys.exit(0 if stopped_at is None or not is_launching_process() else 75)
+stopped_at = fit(config, module, run, data, validation, Console(), start, per_step, environment)
+sys.exit(0 if stopped_at is None or not is_first(environment) else 75)

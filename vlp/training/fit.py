@@ -12,17 +12,18 @@ from typing import cast
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
 from vlp.build import objective_needs
 from vlp.config import ConfigError, RunConfig
 from vlp.contracts import AnyModel
-from vlp.distributed import is_launching_process
 from vlp.interfaces import Batch, Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, build_run
 from vlp.training.callbacks import StepEnd
 from vlp.training.checkpoint_files import CheckpointError, CheckpointFiles, DamagedCheckpointError, read_training_state
+from vlp.training.launch import WAIT_LIMIT, is_first, told_by_transport
 from vlp.training.loader_processes import end_loader_processes, told_by_loader
 from vlp.training.module import TrainingModule
 from vlp.training.screen import Screen, duration, estimate_table
@@ -77,17 +78,20 @@ def fit(
     console: Console,
     resume_from: Path | None,
     per_step: int,
+    environment: ClusterEnvironment,
     stop_and_go: StopAndGo | None = None,
 ) -> int | None:
     """Train to `trainer.max_steps`; returns the step at which a signal stopped the run, None if it came to its end.
 
-    per_step: micro-batches of a step, over all processes. stop_and_go: lets sources rest, if any ever do.
+    per_step: micro-batches of a step, over all processes. environment: what started them (`vlp.training.launch`).
+    stop_and_go: lets sources rest, if any ever do.
 
     resume_from: a checkpoint that fits, see `checkpoint_fits`.
 
     Raises:
         NonFiniteError: a loss or a gradient is NaN or infinite.
         LoaderProcessError: a loader process died, or a batch did not come in time.
+        OtherProcessError: another process of the run has ended.
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
@@ -95,7 +99,7 @@ def fit(
         module.double()
     step_end = StepEnd(
         folder,
-        Screen(console, config.trainer.max_steps, is_launching_process()),
+        Screen(console, config.trainer.max_steps, is_first(environment)),
         validation,
         per_step,
         config.log_every,
@@ -112,6 +116,7 @@ def fit(
         find_unused_parameters=sampled,
         broadcast_buffers=False,
         process_group_backend="gloo" if accelerator == "cpu" else None,
+        timeout=WAIT_LIMIT,
     )
     for name in ("lightning.pytorch", "lightning.fabric"):  # device facts, ranks and tips; the estimate says it
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -128,7 +133,7 @@ def fit(
             num_nodes=config.trainer.num_nodes,
             # doubles are made by TrainingModule.in_own_precision, for Lightning can't change our batches
             precision="32-true" if precision == DOUBLE else precision,  # type: ignore[arg-type]
-            plugins=[CheckpointFiles()],
+            plugins=[CheckpointFiles(), environment],
             strategy=strategy if processes > 1 else "auto",
             max_steps=config.trainer.max_steps,
             max_epochs=1,
@@ -147,7 +152,7 @@ def fit(
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         except RuntimeError as error:
-            told = told_by_loader(error)
+            told = told_by_loader(error) or told_by_transport(error)
             if told is None:
                 raise
             raise told from error
