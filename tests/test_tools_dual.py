@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,33 @@ def test_two_processes_train_as_one(root: Path, tmp_path: Path, finished: Path, 
     first, second = (load_file(path / "model.safetensors") for path in (alone, tmp_path / "two"))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("objective", ["softmax", "queues"])
+def test_another_number_of_processes_goes_on(root: Path, tmp_path: Path, objective: str) -> None:
+    """One to two, and that to four and to one, amid a run in float64: every step once, with the losses of the run that
+    was never moved.
+    """
+    overrides = {"softmax": [], "queues": [QUEUES]}[objective]
+    overrides += ["trainer.precision=64-true", "data.micro_batch=2", "data.micro_batches_per_step=4"]
+    overrides += ["trainer.max_steps=20", "checkpoint={every: 5, keep: 9}", "validation.every=10"]
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    result = train(root, alone, *overrides)
+    assert result.returncode == 0, result.stderr
+    expected = rows(alone)
+    assert [row["step"] for row in expected] == list(range(1, 21))
+    shutil.copytree(alone, moved)
+    for step, processes in ((5, 2), (10, 4), (10, 1)):
+        for later in (moved / "checkpoints").glob("*.ckpt"):
+            if int(later.stem.removeprefix("step-")) > step:
+                later.unlink()
+        result = train(root, moved, *overrides, "resume=last", f"trainer.devices={processes}")
+        assert result.returncode == 0, result.stderr
+        found = rows(moved)
+        assert [row["step"] for row in found] == [row["step"] for row in expected]
+        for row, true in zip(found, expected, strict=True):
+            numbers = {name: value for name, value in true.items() if name != "group"}
+            assert {name: row[name] for name in numbers} == pytest.approx(numbers, rel=1e-9), row["step"]
 
 
 def test_embeddings_and_scores_of_a_run(finished: Path, root: Path) -> None:
