@@ -147,3 +147,26 @@ def test_more_processes_than_wanted_are_refused(root: Path, tmp_path: Path) -> N
     assert result.returncode == 1
     assert "SLURM started 2 processes, and the configuration wants 1" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_the_job_script_goes_on_after_a_stop(tmp_path: Path) -> None:
+    """With srun and scontrol that write down what they are asked; the script itself is run by a real shell."""
+    (tmp_path / "srun").write_text(f'#!/bin/sh\necho "srun $*" >> {tmp_path}/asked\nexit $CODE\n')
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "scontrol $*" >> {tmp_path}/asked\n')
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    script, run_dir = ROOT / "examples" / "slurm" / "pretrain.sbatch", tmp_path / "run"
+    variables = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "17"}
+    asked: list[list[str]] = []
+    for code in ("75", "0"):
+        environment = {**os.environ, **variables, "CODE": code, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+        given = ["bash", str(script), "configs/uniter_base.yaml", str(run_dir), "optim.lr=1e-4"]
+        assert subprocess.run(given, env=environment, cwd=ROOT).returncode == int(code)
+        asked.append((tmp_path / "asked").read_text().splitlines())
+        (tmp_path / "asked").unlink()
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "config.yaml").touch()
+    place, processes = f"run_dir={run_dir}", "trainer.num_nodes=2 trainer.devices=4 optim.lr=1e-4"
+    program = "srun --kill-on-bad-exit=1 python tools/train.py configs/uniter_base.yaml"
+    assert asked[0] == [f"{program} {place} {processes}", "scontrol requeue 17"]
+    assert asked[1] == [f"{program} {place} resume=last {processes}"]

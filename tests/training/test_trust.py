@@ -11,12 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import made_up
 import pytest
 import torch
 from test_exact_resume import ROOT, digest, losses, train
 
+from tools.train import check_resumed
 from vlp.checkpoints.digest import digest as digest_of
 from vlp.checkpoints.load import read_facts_of_weights, read_weights, write_weights
+from vlp.config import ConfigError
 from vlp.run_folder import RunFolder
 from vlp.training.checkpoint_files import (
     FORMAT,
@@ -194,6 +197,17 @@ def test_a_longer_run_has_the_rates_of_the_longer_schedule(tmp_path: Path) -> No
     rates = [[row["lr"] for row in losses(folder)] for folder in (at_once, in_two)]
     assert rates[1][4:] == rates[0][4:]
     assert rates[1][3] == 0.0, "the shorter schedule had come to its end"
+
+
+@pytest.mark.parametrize(
+    "change", ["seed=4", "data.micro_batch=2", "data.micro_batches_per_step=8", "data.max_regions=50"]
+)
+def test_what_decides_the_samples_of_a_step_is_refused(tmp_path: Path, change: str) -> None:
+    """Where the data lies and how many processes there are decide nothing, and may change."""
+    began = made_up.config(tmp_path, [])
+    with pytest.raises(ConfigError, match=f"{change.split('=')[0]} decides which samples a step has"):
+        check_resumed(began, made_up.config(tmp_path, [change]))
+    check_resumed(began, made_up.config(tmp_path, ["trainer.devices=2", "data.root=elsewhere", "data.workers=1"]))
 
 
 def test_quarantined_samples_are_listed_once(tmp_path: Path) -> None:
