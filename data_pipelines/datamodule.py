@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vlp.interfaces import Batch
 
 PREFETCH = 4  # batches that each loader process has ready
+PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent dies
 
 
 class MicroBatches(Dataset[Batch]):
@@ -56,13 +59,16 @@ class PlaceSampler(Sampler[tuple[int, int]]):
         return self.steps * self.micro_batches_per_step // self.world_size
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
+def _live_and_die_with_the_trainer(worker: int) -> None:
     # Ctrl-C and a cluster's signals reach all processes; a worker that died of them would take the last step with it.
-    # The trainer kills what is left when it ends, and a worker whose trainer is gone notices that and ends. A forked
-    # one has the trainer's handlers, and the socket that they write to
+    # The trainer kills what is left when it ends. A forked worker has the trainer's handlers, and the socket that they
+    # write to
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # a forked worker also has the trainer's connections: while it lives, others don't notice that the trainer died
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Stages:
@@ -136,7 +142,7 @@ class DataModule(lightning.LightningDataModule):
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_live_and_die_with_the_trainer,
             prefetch_factor=PREFETCH if self.workers else None,
             timeout=self.wait_limit if self.workers else 0,
         )

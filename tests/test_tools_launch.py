@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -114,6 +115,25 @@ def test_if_one_dies_the_other_ends(root: Path, tmp_path: Path, victim: int) -> 
     assert told.startswith("error: another process of this run has ended")
     assert "Traceback" not in told
     processes[victim].communicate()
+
+
+def test_if_a_process_of_one_command_dies_the_first_says_so(root: Path, tmp_path: Path) -> None:
+    """Before Lightning kills it without a word; loader processes hold nothing open."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
+    long = ["trainer.max_steps=100000", "checkpoint.every=100000", "data.workers=1"]
+    first = start({**environment, "OMP_NUM_THREADS": "1"}, arguments(root, tmp_path / "run", *TWO, *long))
+    rows = tmp_path / "run" / "metrics.jsonl"
+    until = time.monotonic() + 150
+    while not rows.exists() or not rows.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    (second,) = (int(n) for n in children if "LOCAL_RANK=1" in Path(f"/proc/{n}/environ").read_text().split("\0"))
+    os.kill(second, signal.SIGKILL)
+    _, told = first.communicate(timeout=30)
+    assert first.returncode == 1
+    assert told.startswith("error: another process of this run has ended")
+    assert "Traceback" not in told
 
 
 def torchrun(*given: str) -> subprocess.CompletedProcess:

@@ -74,6 +74,19 @@ def test_the_second_ends_at_once(tmp_path: Path, first: str, workers: int, proce
     assert not [child for child in children if lives(child)]
 
 
+def test_loader_processes_die_with_the_trainer(tmp_path: Path) -> None:
+    """At once, though they have something to do: they hold the trainer's connections to other processes."""
+    run = started(tmp_path / "run", 2)
+    children = descendants(run.pid)
+    assert len(children) >= 2
+    run.kill()
+    run.wait()
+    until = time.monotonic() + 2
+    while any(lives(child) for child in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [child for child in children if lives(child)]
+
+
 @pytest.mark.parametrize("asked_with", ["SIGUSR1", "SIGUSR2"])
 def test_signals_of_clusters_stop_in_good_order(tmp_path: Path, asked_with: str) -> None:
     """With loader processes, which get them too."""

@@ -13,13 +13,15 @@ from typing import Any
 
 import lightning
 import torch
+from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from vlp.config import ratio_for, ratios_of
-from vlp.distributed import rank, sum_over_ranks, union_over_ranks, world_size
+from vlp.distributed import rank, sum_over_ranks
 from vlp.interfaces import Batch, Replacement
 from vlp.run_folder import RunFolder
-from vlp.training.loader_processes import kill_loader_processes
+from vlp.training.held_out import held_out_losses
+from vlp.training.launch import told_by_transport
+from vlp.training.loader_processes import end_loader_processes, kill_loader_processes
 from vlp.training.module import StepRecord, TrainingModule
 from vlp.training.screen import Screen
 from vlp.training.signals import StopSignals
@@ -73,6 +75,7 @@ class StepEnd(lightning.Callback):
         self.log_every, self.validate_every, self.save_every, self.keep = log_every, validate_every, save_every, keep
         self.stop_and_go = stop_and_go
         self.best = float("inf")
+        self.launcher: Any = None  # Lightning's, if it started the other processes
         self.signals = StopSignals(self._ask_to_stop, self._end_at_once)
         self.waited = 0.0
         self.seen_pairs, self.seen_replaced = 0.0, 0
@@ -141,10 +144,27 @@ class StepEnd(lightning.Callback):
             f"{signal.Signals(number).name}: stopped at once; resume=last goes on from the last checkpoint"
         )
         kill_loader_processes()
+        self._exit(128 + number)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Kill the loader processes, for whose end the trainer would wait. Where another process of the run has ended,
+        say so and end too, before Lightning kills the first process without a word.
+        """
+        end_loader_processes()
+        told = told_by_transport(exception)
+        if told is not None:
+            self.screen.stop()
+            Console(stderr=True, highlight=False).print(f"error: {told}", style="red", markup=False, soft_wrap=True)
+            self._exit(1)
+
+    def _exit(self, code: int) -> None:
+        """End with the processes that this one launched, without waiting for anything."""
         if self.launcher is not None:
             self.launcher.kill(signal.SIGKILL)
         sys.stdout.flush()
-        os._exit(128 + number)
+        os._exit(code)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -169,7 +189,7 @@ class StepEnd(lightning.Callback):
         save = step % self.save_every == 0 or last or stop
         if validate:
             self.screen.say(f"validating at step {step}")
-            row.update(self._validate(module))
+            row.update(held_out_losses(module, self.validation))
             for name, value in row.items():
                 if name.startswith("val_loss/") and not math.isfinite(value):
                     self.screen.warn(f"step {step}: the held-out loss of {name.removeprefix('val_loss/')} is {value}")
@@ -249,50 +269,6 @@ class StepEnd(lightning.Callback):
                 f" {MOST_REPLACED_SHARE:.0%}; {self.folder.path}/quarantine.jsonl lists them,"
                 " tools/inspect_data.py checks a data set"
             )
-
-    @torch.no_grad()
-    def _validate(self, module: TrainingModule) -> dict[str, float]:
-        """Mean held-out loss of every objective, and `val_loss`, their mean by the groups' ratios; of each group what
-        its objectives report, as `val/GROUP/NAME`. A group is measured on the sources that it is drawn for.
-
-        Of an objective only the micro-batches count where it had something to predict, its loss being zero otherwise.
-        """
-        module.eval()
-        sums: dict[str, torch.Tensor] = {}
-        device = module.device
-        # sum and number of micro-batches
-        zeros = torch.zeros(2, dtype=torch.float64, device=device)
-        one = zeros.new_ones(())
-        group_sums = zeros.repeat(len(module.groups), 1)
-        for number, batch in enumerate(self.validation):
-            if number % world_size() != rank():
-                continue
-            batch = module.in_own_precision(batch.to(device))
-            with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in str(module.trainer.precision)):
-                for place, group in enumerate(module.groups):
-                    if not ratio_for(group.sampling_ratio, batch.source):
-                        continue
-                    total, losses, report, _, _ = module.group_losses(batch, group, module.seed, "validation", number)
-                    group_sums[place] += torch.stack([total.double(), one])
-                    for name, value in losses.items():
-                        sums[name] = sums.get(name, zeros) + torch.stack([value.double(), (value != 0).double()])
-                    for name, value in report.items():
-                        key = f"val/{group.name}/{name}"
-                        sums[key] = sums.get(key, zeros) + torch.stack(
-                            [value.double(), torch.ones_like(value.double())]
-                        )
-        module.train()
-        # a process may have had no batch of a group, but all must add up the same numbers
-        names = union_over_ranks({*sums})
-        totals = sum_over_ranks(torch.cat([torch.stack([sums.get(name, zeros) for name in names]), group_sums]))
-        means = (totals[:, 0] / totals[:, 1].clamp(min=1)).tolist()
-        row = {name if name.startswith("val/") else f"val_loss/{name}": means[n] for n, name in enumerate(names)}
-        measured = (totals[len(names) :, 1] > 0).tolist()
-        ratios = [
-            seen * sum(ratios_of(g.sampling_ratio).values()) for seen, g in zip(measured, module.groups, strict=True)
-        ]
-        row["val_loss"] = sum(r * m for r, m in zip(ratios, means[len(names) :], strict=True)) / sum(ratios)
-        return row
 
     def _write(self, row: dict[str, Any], step: int) -> None:
         if self.writer is None:

@@ -23,7 +23,7 @@ from vlp.interfaces import Batch, Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, build_run
 from vlp.training.callbacks import StepEnd
 from vlp.training.checkpoint_files import CheckpointError, CheckpointFiles, DamagedCheckpointError, read_training_state
-from vlp.training.launch import WAIT_LIMIT, is_first, told_by_transport
+from vlp.training.launch import WAIT_LIMIT, is_first
 from vlp.training.loader_processes import end_loader_processes, told_by_loader
 from vlp.training.module import TrainingModule
 from vlp.training.screen import Screen, duration, estimate_table
@@ -88,10 +88,11 @@ def fit(
 
     resume_from: a checkpoint that fits, see `checkpoint_fits`.
 
+    Where another process of the run has ended, this one says so and ends with code 1, without returning.
+
     Raises:
         NonFiniteError: a loss or a gradient is NaN or infinite.
         LoaderProcessError: a loader process died, or a batch did not come in time.
-        OtherProcessError: another process of the run has ended.
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
@@ -152,7 +153,7 @@ def fit(
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         except RuntimeError as error:
-            told = told_by_loader(error) or told_by_transport(error)
+            told = told_by_loader(error)
             if told is None:
                 raise
             raise told from error

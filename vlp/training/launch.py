@@ -107,7 +107,9 @@ def told_by_transport(error: BaseException) -> OtherProcessError | None:
         r"gloo|Connection (closed|reset|refused)|TCPStore|Socket Timeout|recvValue|sendBytes", told, re.IGNORECASE
     ):
         return None
+    cause = re.sub(r"^\[\S+\]\s*", "", told.splitlines()[0]).split(". ")[
+        0
+    ]  # without its place in the transport's source
     return OtherProcessError(
-        "another process of this run has ended, or does not answer; what it says tells why"
-        f" (here: {told.splitlines()[0][:200]})"
+        f"another process of this run has ended, or does not answer; what it says tells why (here: {cause[:200]})"
     )
