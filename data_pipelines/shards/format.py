@@ -103,8 +103,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json`.
 
     Raises:
-        ShardError: it is missing, not JSON, lacks a key, or of another schema version; or the data set is half way
-            between its state without region features and with them.
+        ShardError: it is missing, not JSON, lacks a key, has a value of another type, or of another schema version; or
+            the data set is half way between its state without region features and with them.
     """
     path = folder / "manifest.json"
     if (folder / READY).exists():
@@ -123,7 +123,28 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     if manifest.schema_version != SCHEMA_VERSION:
         raise ShardError(f"{path} has schema version {manifest.schema_version}, this version reads {SCHEMA_VERSION}")
+    for key, (fine, expected) in _types_of(manifest).items():
+        if not fine:
+            raise ShardError(f"{path}: {key} must be {expected}; restore the file, or make the data set anew")
     return manifest
+
+
+def _types_of(manifest: Manifest) -> dict[str, tuple[bool, str]]:
+    """Of each key whether its value is of the right type, and which that is."""
+
+    def count(value: Any) -> bool:
+        return type(value) is int and value >= 0
+
+    def texts(value: Any) -> bool:
+        return type(value) is list and {type(item) for item in value} <= {str}
+
+    values, samples = asdict(manifest), manifest.samples
+    return {
+        **{key: (type(values[key]) is str, "a text") for key in ("name", "extractor", "licence")},
+        **{key: (texts(values[key]), "a list of texts") for key in ("class_names", "attribute_names", "answer_names")},
+        "feature_size": (count(manifest.feature_size), "a number that is 0 or more"),
+        "samples": (type(samples) is dict and all(map(count, samples.values())), "the number of samples by split"),
+    }
 
 
 def shard_name(split: str, number: int) -> str:

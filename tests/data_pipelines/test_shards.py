@@ -9,6 +9,7 @@ import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -166,6 +167,30 @@ def test_no_data_set_no_split_no_index(tmp_path: Path) -> None:
         ShardReader(folder, "train")
     (folder / "manifest.json").write_text('{"name": "x"}')
     with pytest.raises(ShardError, match="is not a manifest"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("name", 3, "a text"),
+        ("licence", None, "a text"),
+        ("class_names", "cat", "a list of texts"),
+        ("answer_names", ["yes", 1], "a list of texts"),
+        ("attribute_names", {"red": 1}, "a list of texts"),
+        ("feature_size", "2048", "a number that is 0 or more"),
+        ("feature_size", -1, "a number that is 0 or more"),
+        ("feature_size", True, "a number that is 0 or more"),
+        ("samples", ["train"], "the number of samples by split"),
+        ("samples", {"train": "3"}, "the number of samples by split"),
+    ],
+)
+def test_types_of_the_manifest(tmp_path: Path, key: str, value: Any, expected: str) -> None:
+    folder = make_data_set(tmp_path / "d", [make_sample(n) for n in range(3)])
+    read_manifest(folder)
+    values = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**values, key: value}))
+    with pytest.raises(ShardError, match=rf"manifest\.json: {key} must be {expected}"):
         read_manifest(folder)
 
 
