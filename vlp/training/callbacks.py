@@ -154,7 +154,7 @@ class StepEnd(lightning.Callback):
         """
         end_loader_processes()
         told = told_by_transport(exception)
-        if told is not None:
+        if told is not None and trainer.world_size > 1:
             self.screen.stop()
             Console(stderr=True, highlight=False).print(f"error: {told}", style="red", markup=False, soft_wrap=True)
             self._exit(1)

@@ -103,13 +103,13 @@ def wait_for_the_first() -> None:
 def told_by_transport(error: BaseException) -> OtherProcessError | None:
     """An error of the transport between processes in words; None if it is of something else."""
     told = str(error)
-    if not isinstance(error, torch.distributed.DistError) and not re.search(
+    of_transport = isinstance(error, torch.distributed.DistError) or re.search(
         r"gloo|Connection (closed|reset|refused)|TCPStore|Socket Timeout|recvValue|sendBytes", told, re.IGNORECASE
-    ):
+    )
+    if not isinstance(error, RuntimeError) or not of_transport:
         return None
-    cause = re.sub(r"^\[\S+\]\s*", "", told.splitlines()[0]).split(". ")[
-        0
-    ]  # without its place in the transport's source
+    # without its place in the transport's source
+    cause = re.sub(r"^\[\S+\]\s*", "", told.partition("\n")[0]).partition(". ")[0]
     return OtherProcessError(
         f"another process of this run has ended, or does not answer; what it says tells why (here: {cause[:200]})"
     )
