@@ -37,7 +37,7 @@ class StopSignals:
             self.thread = threading.Thread(target=self._listen, daemon=True, name="stop signals")
             self.thread.start()
         for number in SIGNALS:
-            self.handlers.setdefault(number, signal.signal(number, lambda number, frame: None))
+            self.handlers.setdefault(number, signal.signal(number, self._note))
 
     def stop(self) -> None:
         """Leave signals to those who had them before; once more does nothing."""
@@ -52,10 +52,14 @@ class StopSignals:
         self.writer.close()
         self.reader.close()
 
+    def _note(self, number: int, frame: Any) -> None:
+        self.asked = True  # before the main thread does anything else, where it is in Python
+
     def _listen(self) -> None:
+        act = self.first
         while received := self.reader.recv(1):  # nothing once it is shut down
             if received[0] not in SIGNALS:
                 continue  # as the end of a loader process
-            act = self.second if self.asked else self.first
             self.asked = True
             act(received[0])
+            act = self.second
