@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed
 import torch.distributed._functional_collectives as functional  # where PyTorch's own deprecation notices point
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+Value = TypeVar("Value")
 
 # the name up to torch 2.13, deprecated since
 _gather = getattr(functional, "all_gather_single_autograd", None) or functional.all_gather_tensor_autograd
@@ -44,22 +46,18 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def values_of_ranks(value: Value) -> list[Value]:
+    """A plain value of each process, in the order of ranks; the same list on all of them."""
+    values = [value]
+    if world_size() > 1:
+        values *= world_size()
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def union_over_ranks(names: set[str]) -> list[str]:
     """The names that any process has, in order; the same on all of them."""
-    parts: list[set[str]] = [names]
-    if world_size() > 1:
-        parts *= world_size()
-        torch.distributed.all_gather_object(parts, names)
-    return sorted(set().union(*parts))
-
-
-def texts_of_ranks(text: str) -> list[str]:
-    """A text of each process, in the order of ranks; the same on all of them."""
-    parts = [text]
-    if world_size() > 1:
-        parts *= world_size()
-        torch.distributed.all_gather_object(parts, text)
-    return parts
+    return sorted(set().union(*values_of_ranks(names)))
 
 
 def require_equal_rows(count: int, device: torch.device | str) -> None:

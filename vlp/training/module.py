@@ -15,7 +15,7 @@ from torch.nn.utils import get_total_norm
 from vlp.build import Group
 from vlp.config import ConfigError, OptimConfig, ratio_for
 from vlp.contracts import Losses, Model, Objective, Report
-from vlp.distributed import derive_seed, generator_for, sum_over_ranks, texts_of_ranks
+from vlp.distributed import derive_seed, generator_for, sum_over_ranks, values_of_ranks
 from vlp.interfaces import Batch, Replacement, map_tensors
 from vlp.training.optim import build_optimizer, freeze
 
@@ -172,7 +172,7 @@ class TrainingModule(lightning.LightningModule):
         finite = torch.stack([largest.double(), *record.values["loss"]]).isfinite().all()
         if not sum_over_ranks((~finite).double()):
             return
-        told = "; ".join(dict.fromkeys(text for text in texts_of_ranks(self._not_finite()) if text))
+        told = "; ".join(dict.fromkeys(text for text in values_of_ranks(self._not_finite()) if text))
         told = f"step {record.step + 1}, group {record.group!r}: {told}"
         if self.on_non_finite == "raise":
             raise NonFiniteError(
