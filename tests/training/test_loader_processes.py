@@ -6,14 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import made_up
 import pytest
+import torch
 from test_exact_resume import ROOT, train
 
 from vlp.interfaces import Batch, map_tensors
-from vlp.training.loader_processes import LoaderProcessError, require_shared_memory
+from vlp.training.loader_processes import LoaderProcessError, require_shared_memory, told_by_loader
 
 SMALL = 300 * 1024
 
@@ -66,8 +68,31 @@ def test_a_container_with_little_shared_memory(tmp_path: Path) -> None:
 def test_a_loader_process_that_dies(tmp_path: Path) -> None:
     result = train(tmp_path, "no", 2, kill_at=5)
     assert result.returncode not in (0, 75)
-    assert "LoaderProcessError: a loader process died (DataLoader worker (pid" in result.stderr
+    assert "LoaderProcessError: a loader process died (" in result.stderr
     assert "memory is full" in result.stderr
+
+
+def _hand_over(queue: torch.multiprocessing.Queue, handed: torch.multiprocessing.Event) -> None:
+    queue.put(torch.zeros(3))
+    handed.set()
+    time.sleep(600)
+
+
+def test_a_loader_process_that_dies_while_it_hands_over_a_batch() -> None:
+    """The batch's place came through, its memory didn't; such an error of other work stays what it is."""
+    context = torch.multiprocessing.get_context("fork")
+    queue, handed = context.Queue(), context.Event()
+    process = context.Process(target=_hand_over, args=(queue, handed))
+    process.start()
+    assert handed.wait(60)
+    assert queue._poll(60), "its place is in the pipe"
+    process.kill()
+    process.join()
+    with pytest.raises((OSError, EOFError)) as caught:
+        queue.get(timeout=60)
+    assert "a loader process died (" in str(told_by_loader(caught.value))
+    assert told_by_loader(type(caught.value)("of other work")) is None
+    assert told_by_loader(RuntimeError("of other work")) is None
 
 
 def test_a_batch_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

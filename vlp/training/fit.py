@@ -152,7 +152,7 @@ def fit(
         )
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
-        except RuntimeError as error:
+        except Exception as error:
             told = told_by_loader(error)
             if told is None:
                 raise

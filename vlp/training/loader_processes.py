@@ -6,6 +6,7 @@ import multiprocessing
 import re
 import shutil
 import signal
+import traceback
 from pathlib import Path
 
 from torch import Tensor
@@ -54,15 +55,23 @@ def _size(count: int) -> str:
     return f"{count / 2**10:.0f} KiB" if count < 2**20 else f"{count / 2**20:.0f} MiB"
 
 
-def told_by_loader(error: RuntimeError) -> LoaderProcessError | None:
-    """PyTorch's error about a loader process in words; None if it is of something else."""
+def told_by_loader(error: Exception) -> LoaderProcessError | None:
+    """PyTorch's error about a loader process in words; None if it is of something else.
+
+    One that dies while it hands over a batch breaks the connection, which is an error of another type than PyTorch's
+    own.
+    """
     told = str(error).splitlines()[0] if str(error) else ""
-    if re.match(r"DataLoader worker \(pid", told):
+    handing_over = isinstance(error, OSError | EOFError) and any(
+        frame.name == "rebuild_storage_fd" for frame in traceback.extract_tb(error.__traceback__)
+    )
+    if handing_over or (isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid", told)):
+        how = told.strip().rstrip(".") or type(error).__name__
         return LoaderProcessError(
-            f"a loader process died ({told.strip().rstrip('.')}); most often the machine's memory is full: take fewer"
-            " data.workers, or a smaller batch"
+            f"a loader process died ({how}); most often the machine's memory is full: take fewer data.workers, or a"
+            " smaller batch"
         )
-    if re.match(r"DataLoader timed out", told):
+    if isinstance(error, RuntimeError) and re.match(r"DataLoader timed out", told):
         return LoaderProcessError(
             f"a batch did not come ({told.strip().rstrip('.')}): a loader process hangs, or its storage does;"
             " data.workers=0 shows where, data.wait_limit sets how long to wait"
