@@ -33,6 +33,7 @@ from data_pipelines.shards.facts import FactsError, facts_of_tars
 from data_pipelines.shards.format import Manifest, ShardError, read_manifest, write_bytes, write_manifest
 from data_pipelines.shards.index import index_schema
 from data_pipelines.shards.pictures import ImageError, picture_size
+from data_pipelines.shards.sealed import read_sealed, sealed
 
 NAME = "webdataset"  # of such data sets, in their manifests
 KINDS = {"jpg": "image", "jpeg": "image", "png": "image", "webp": "image", "txt": "txt", "json": "json"}
@@ -149,7 +150,7 @@ def index_tars(tars: list[Path], folder: Path, split: str, progress: Callable[[]
         first = f"; the first: {left_out[0].what}: {left_out[0].reason}" if left_out else ""
         raise ShardError(f"no sample of {len(tars)} tars can be used for split {split!r}{first}")
     metadata = {"shards": json.dumps([tar.facts for tar in done]), "fingerprint": _fingerprint(table)}
-    _put_in_place(folder, split, table.replace_schema_metadata(metadata), left_out)
+    _put_in_place(folder, split, sealed(table, metadata), left_out)
     return Indexed(len(table), len(tars), read, len(earlier), left_out)
 
 
@@ -166,7 +167,7 @@ def _manifest(folder: Path) -> Manifest:
 def _earlier(folder: Path, split: str) -> dict[str, _Tar]:
     """The tars of an earlier index by name; none if it cannot be read, for then all are read anew."""
     try:
-        table = pyarrow.parquet.read_table(folder / f"{split}.parquet")
+        table = read_sealed(folder / f"{split}.parquet")
         shards = json.loads(table.schema.metadata[b"shards"])
         table = table.replace_schema_metadata(None)
         ends = np.searchsorted(table["shard"].to_numpy(), np.arange(len(shards)), side="right")
@@ -182,7 +183,7 @@ def _earlier(folder: Path, split: str) -> dict[str, _Tar]:
             name = Path(facts["name"]).name
             tars[name] = _Tar(facts, table.slice(begin, end - begin), left_out.get(_printable(name), []))
         return tars
-    except (OSError, pyarrow.ArrowException, ValueError, KeyError, TypeError):
+    except (OSError, pyarrow.ArrowException, ValueError, KeyError, TypeError):  # DamagedTableError is a ValueError
         return {}
 
 

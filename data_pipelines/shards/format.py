@@ -8,6 +8,7 @@ A sample is up to three members of a tar: `KEY.json` (captions and facts), `KEY.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from safetensors.numpy import save as save_arrays
 SCHEMA_VERSION = 1
 IMAGE_FORMATS = ("png", "jpg", "webp")
 WHOLE_IMAGE = "whole image"  # name of a region that shows no one object
+SEAL = "sha256"  # key of the manifest's digest
 READY = "features.ready"  # folder inside a data set's: finished shards that are being put in place of the older ones
 
 
@@ -95,16 +97,23 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`."""
-    write_bytes(folder / "manifest.json", json.dumps(asdict(manifest), indent=1, ensure_ascii=False).encode())
+    """Write `manifest.json`, with a SHA-256 over its other keys."""
+    values = asdict(manifest)
+    values[SEAL] = _digest(values)
+    write_bytes(folder / "manifest.json", json.dumps(values, indent=1, ensure_ascii=False).encode())
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json`.
 
     Raises:
-        ShardError: it is missing, not JSON, lacks a key, has a value of another type, or of another schema version; or
-            the data set is half way between its state without region features and with them.
+        ShardError: it is missing, not JSON, lacks a key, has a value of another type, or of another schema version, or
+            is not what was written; or the data set is half way between its state without region features and with
+            them.
     """
     path = folder / "manifest.json"
     if (folder / READY).exists():
@@ -116,8 +125,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise ShardError(f"{folder} holds no data set (no manifest.json); tools/make_shards.py makes one")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        written = values.pop(SEAL, None)  # those of before there were digests have none
         manifest = Manifest(**values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ShardError(
             f"{path} is not a manifest: {error}; its keys are {[f.name for f in fields(Manifest)]}"
         ) from error
@@ -126,6 +136,11 @@ def read_manifest(folder: Path) -> Manifest:
     for key, (fine, expected) in _types_of(manifest).items():
         if not fine:
             raise ShardError(f"{path}: {key} must be {expected}; restore the file, or make the data set anew")
+    if written is not None and written != _digest(values):
+        raise ShardError(
+            f"{path} was changed since it was written: restore it; or if you meant to change it, take its key {SEAL!r}"
+            " out"
+        )
     return manifest
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from data_pipelines.shards.format import IMAGE_FORMATS, Sample, ShardError, shard_name, write_shard
+from data_pipelines.shards.sealed import sealed
 
 MEMBERS = ("json", "image", "regions")
 
@@ -61,15 +63,18 @@ def write_index(folder: Path, split: str) -> None:
             rows[key] = {**row, "shard": number}
         shards.append({"name": path.name, "bytes": path.stat().st_size})
     table = pyarrow.Table.from_pylist(list(rows.values()), schema=index_schema())
-    table = table.replace_schema_metadata({"shards": json.dumps(shards), "fingerprint": _fingerprint(table)})
+    table = sealed(table, {"shards": json.dumps(shards), "fingerprint": _fingerprint(table)})
     temporary = folder / f".{split}.parquet.{os.getpid()}.tmp"
     pyarrow.parquet.write_table(table, temporary)
     os.replace(temporary, folder / f"{split}.parquet")
 
 
 def indexed_splits(folder: Path) -> list[str]:
-    """Splits with an index; img2dataset's own table of a tar (`00000.parquet` beside `00000.tar`) is none."""
-    return sorted(p.stem for p in folder.glob("*.parquet") if not p.with_suffix(".tar").exists())
+    """Splits with an index; img2dataset's own table of a tar (`00000.parquet` beside `00000.tar`) is none, nor are
+    mined neighbours (`SPLIT-neighbours.parquet`).
+    """
+    tables = [path for path in folder.glob("*.parquet") if not path.with_suffix(".tar").exists()]
+    return sorted(path.stem for path in tables if re.fullmatch(r"\w+", path.stem))
 
 
 def index_schema(foreign: bool = False) -> pyarrow.Schema:

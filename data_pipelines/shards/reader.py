@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
@@ -18,6 +17,7 @@ from data_pipelines.shards.facts import FactsError, facts_of_tars, own_facts
 from data_pipelines.shards.format import BadSampleError, RegionArrays, Sample, ShardError, check_regions, read_manifest
 from data_pipelines.shards.index import index_schema, indexed_splits
 from data_pipelines.shards.pictures import ImageError, sized_pixels
+from data_pipelines.shards.sealed import read_sealed
 from vlp.interfaces import PixelSize, SquareSize
 
 MOST_OPEN = 128  # shards that a reader holds open at a time
@@ -42,7 +42,7 @@ class ShardReader:
             splits = ", ".join(indexed_splits(folder)) or "none"
             raise ShardError(f"{folder} has no index of a split {split!r}; splits there: {splits}")
         try:
-            self.index = pyarrow.parquet.read_table(path, memory_map=True)
+            self.index = read_sealed(path)
             metadata = self.index.schema.metadata
             shards = json.loads(metadata[b"shards"])
             self.fingerprint = metadata[b"fingerprint"].decode()
@@ -52,8 +52,10 @@ class ShardReader:
                 self.index = self.index.append_column("question_count", zeros)
             numbers = [column.name for column in index_schema(self.foreign) if column.type != pyarrow.string()]
             self._columns = {name: self.index[name].to_numpy() for name in numbers}
-        except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise ShardError(f"{path} is not an index of shards ({error}); make the data set anew") from error
+        except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise ShardError(
+                f"{path} is not an index of shards, or damaged ({error}); restore it, or make the data set anew"
+            ) from error
         self.shards = [folder / shard["name"] for shard in shards]
         for shard, facts in zip(self.shards, shards, strict=True):
             if not shard.is_file():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
+import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,19 +33,28 @@ def measured_lengths(source: Source) -> np.ndarray:
         [type(side).__name__ for side in source.texts],
     )
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-    path = source.reader.folder / f"{source.reader.split}-tokens-{digest}.npy"
-    if path.is_file():
-        table = np.load(path, allow_pickle=False)
-    else:
+    path = source.reader.folder / f"{source.reader.split}-tokens-{digest}.npz"
+    table = _kept(path)
+    if table is None:
         table = np.zeros((texts * len(segments) + 1, len(source)), dtype=np.int64)  # the last row is of images
         for sample in np.unique(source.sample_of).tolist():
             places = slice(*np.searchsorted(source.sample_of, [sample, sample + 1]).tolist())
             table[:, places] = _lengths_of(source, sample, table[:, places])
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
-        np.save(temporary, table)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
+        np.savez(temporary, table=table)
         os.replace(temporary, path)
     most = np.repeat(np.array([*source.loads.segments.values()], dtype=np.int64), texts)[:, None]
     return np.minimum(table[:-1], most).sum(0) + texts * table[-1]
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    """What was measured before; None if it wasn't, or is damaged, which the checksum of a zip's member tells."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            table: np.ndarray = file["table"]
+            return table
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def _lengths_of(source: Source, sample: int, empty: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines.shards.format import ShardError
 from data_pipelines.shards.reader import ShardReader
+from data_pipelines.shards.sealed import read_sealed, sealed
 
 
 def write_neighbours(path: Path, reader: ShardReader, neighbours: dict[str, list[str]], mined_by: str) -> None:
@@ -24,7 +25,7 @@ def write_neighbours(path: Path, reader: ShardReader, neighbours: dict[str, list
         schema=pa.schema([("key", pa.string()), ("neighbours", pa.list_(pa.string()))]),
     )
     facts = {"fingerprint": reader.fingerprint, "split": reader.split, "mined_by": mined_by}
-    table = table.replace_schema_metadata({"vlp": json.dumps(facts)})
+    table = sealed(table, {"vlp": json.dumps(facts)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     pq.write_table(table, temporary)
     os.replace(temporary, path)
@@ -37,13 +38,13 @@ def read_neighbours(path: Path, reader: ShardReader) -> list[np.ndarray]:
         ShardError: there is no such file, it is no file of neighbours, or it was mined from other data.
     """
     again = "; mine them with tools/mine_negatives.py"
+    if not path.is_file():
+        raise ShardError(f"there is no file of neighbours {path}{again}")
     try:
-        table = pq.read_table(path)
+        table = read_sealed(path)
         facts = json.loads((table.schema.metadata or {})[b"vlp"])
         rows = dict(zip(table["key"].to_pylist(), table["neighbours"].to_pylist(), strict=True))
-    except FileNotFoundError as error:
-        raise ShardError(f"there is no file of neighbours {path}{again}") from error
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, KeyError, ValueError) as error:
         raise ShardError(f"{path} is no file of neighbours: {error}{again}") from error
     if facts.get("fingerprint") != reader.fingerprint:
         raise ShardError(

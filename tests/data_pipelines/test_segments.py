@@ -282,7 +282,7 @@ def test_lengths_count_the_longest_choice(tmp_path: Path, tokenizer: WordPiece, 
     for _ in range(2):  # the second time from the kept file
         s = source(folder, tokenizer, max_regions=3)
         assert s.planned(1, with_lengths=True).lengths.tolist() == expected
-    assert len(list(folder.glob("train-tokens-*.npy"))) == 1
+    assert len(list(folder.glob("train-tokens-*.npz"))) == 1
 
 
 def test_a_token_budget_holds_for_all_segments(tmp_path: Path, tokenizer: WordPiece) -> None:
