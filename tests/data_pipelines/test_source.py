@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up_shards import FEATURES, loads, make_data_set, make_sample, write_vocabulary
+from made_up_shards import loads, make_data_set, make_sample, write_vocabulary
 from torch.utils.data import DataLoader
 
 from data_pipelines.batches import MicroBatchLoader, collate
