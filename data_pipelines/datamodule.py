@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import lightning
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data_pipelines.doing import Notes, at
 from vlp.interfaces import Batch
 
 PREFETCH = 4  # batches that each loader process has ready
@@ -28,7 +31,11 @@ class MicroBatches(Dataset[Batch]):
         self.load = load
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
-        return self.load(*place)
+        step, micro_batch = place
+        at(f"step {step + 1}, micro-batch {micro_batch + 1}")
+        batch = self.load(step, micro_batch)
+        at(f"nothing, after step {step + 1}, micro-batch {micro_batch + 1}")
+        return batch
 
 
 class PlaceSampler(Sampler[tuple[int, int]]):
@@ -59,7 +66,9 @@ class PlaceSampler(Sampler[tuple[int, int]]):
         return self.steps * self.micro_batches_per_step // self.world_size
 
 
-def _live_and_die_with_the_trainer(worker: int) -> None:
+def _live_and_die_with_the_trainer(notes: Notes, worker: int) -> None:
+    notes.of_this_process(worker)
+    faulthandler.register(signal.SIGQUIT, file=2)  # a trainer that waits too long asks where they stand
     # Ctrl-C and a cluster's signals reach all processes; a worker that died of them would take the last step with it.
     # The trainer kills what is left when it ends. A forked worker has the trainer's handlers, and the socket that they
     # write to
@@ -99,7 +108,6 @@ class DataModule(lightning.LightningDataModule):
         load: gives the batch of (step, micro-batch).
         micro_batches_per_step: G.
         workers: loader processes.
-        wait_limit: seconds after which a batch that a loader process has not given is an error; 0: never.
         stage: steps after which what `load` gives may become another; None: it never does.
     """
 
@@ -108,17 +116,18 @@ class DataModule(lightning.LightningDataModule):
         load: Callable[[int, int], Batch],
         micro_batches_per_step: int,
         workers: int,
-        wait_limit: int = 0,
         stage: int | None = None,
     ):
         super().__init__()
-        self.wait_limit = wait_limit
         self.load, self.micro_batches_per_step, self.workers = load, micro_batches_per_step, workers
         self.stage = stage
+        self.notes = Notes(max(workers, 1))
 
     def train_dataloader(self) -> DataLoader | Stages:
         """Batches of this process from the trainer's step to the last."""
         assert self.trainer is not None
+        if not self.workers:
+            self.notes.of_this_process(0)
         first, last = self.trainer.global_step, self.trainer.max_steps
         whole = self._loader(first, last)
         if self.stage is None:
@@ -142,7 +151,6 @@ class DataModule(lightning.LightningDataModule):
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
-            worker_init_fn=_live_and_die_with_the_trainer,
+            worker_init_fn=partial(_live_and_die_with_the_trainer, self.notes),
             prefetch_factor=PREFETCH if self.workers else None,
-            timeout=self.wait_limit if self.workers else 0,
         )

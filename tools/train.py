@@ -253,9 +253,19 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             folder.write_config(config)
         try:
             stage = None if stop_and_go is None else config.validation.every
-            feed = DataModule(load, per_step, data.workers, data.wait_limit, stage)
+            feed = DataModule(load, per_step, data.workers, stage)
             stopped_at = fit(
-                config, module, folder, feed, validation, console, start, per_step, environment, stop_and_go
+                config,
+                module,
+                folder,
+                feed,
+                validation,
+                console,
+                start,
+                per_step,
+                environment,
+                stop_and_go,
+                feed.notes.read,
             )
         except Exception:
             if launching and resume is None and not folder.read_rows():

@@ -89,7 +89,7 @@ class DataConfig:
 
     Either `micro_batch` (pairs) or `micro_batch_tokens` (text tokens and regions together) sets the size of a
     micro-batch. An optimizer step takes `micro_batches_per_step` of them, over all devices together. `workers`: loader
-    processes; a batch that one of them has not given after `wait_limit` seconds ends the run (0: never).
+    processes.
     """
 
     root: str
@@ -100,7 +100,6 @@ class DataConfig:
     micro_batch_tokens: int | None = None
     max_regions: int = 100
     workers: int = 2
-    wait_limit: int = 1800
 
 
 @dataclass
@@ -164,6 +163,8 @@ class TrainerConfig:
 
     `on_non_finite`: what happens before a step of the optimizer whose losses or gradients are NaN or infinite on any
     process. `raise`: the run ends; `skip`: the step is left out, named in its row, and counts as any other does.
+    `slow_after`, `stalled_after`: seconds after which a batch, a micro-batch's computation, a collective or a
+    checkpoint is reported, with what each process stands in, and ends the run (0: never).
     """
 
     max_steps: int
@@ -173,6 +174,8 @@ class TrainerConfig:
     precision: Literal["auto", "32-true", "64-true", "bf16-mixed"] = "auto"
     gradient_clip_val: float | None = None
     on_non_finite: Literal["raise", "skip"] = "raise"
+    slow_after: float = 120
+    stalled_after: float = 1200
 
 
 @dataclass

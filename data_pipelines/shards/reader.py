@@ -13,6 +13,7 @@ import pyarrow
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
+from data_pipelines.doing import reading
 from data_pipelines.shards.facts import FactsError, facts_of_tars, own_facts
 from data_pipelines.shards.format import BadSampleError, RegionArrays, Sample, ShardError, check_regions, read_manifest
 from data_pipelines.shards.index import index_schema, indexed_splits
@@ -112,9 +113,11 @@ class ShardReader:
             return None
         place = (os.getpid(), int(c["shard"][number]))  # a file opened before a fork is not shared
         if place not in self._files:
+            reading(f"opening {self.shards[place[1]]}")
             if len(self._files) >= MOST_OPEN:
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[place] = os.open(self.shards[place[1]], os.O_RDONLY)
+        reading(f"{member} of sample {self.key(number)} in {self.shards[place[1]]}")
         data = os.pread(self._files[place], size, int(c[f"{member}_offset"][number]))
         if zlib.crc32(data) != int(c[f"{member}_crc32"][number]):
             raise BadSampleError(self.key(number), f"{member} fails its checksum")

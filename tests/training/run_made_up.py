@@ -26,7 +26,7 @@ def load(step: int, micro_batch: int):
             os.killpg(0, kill_with)  # trainer and loader processes, as Ctrl-C in a terminal and clusters do
         else:
             os.kill(os.getpid(), kill_with)
-    if step == int(os.environ.get("STALL_AT_STEP", "-2")):
+    if step == int(os.environ.get("STALL_AT_STEP", "-2")) and micro_batch == 1:
         (Path(folder) / "stalled").touch()
         time.sleep(600)
     batch = made_up.load(step, micro_batch)
@@ -43,8 +43,10 @@ if resume == "no" and is_first(environment):
     run.create(config, tokenizer, made_up.FACTS)
 validation = [load(-1, n) for n in range(config.validation.micro_batches)]
 per_step = config.data.micro_batches_per_step
-data = DataModule(load, per_step, int(workers), config.data.wait_limit)
+data = DataModule(load, per_step, int(workers))
 module = build_module(config, tokenizer, made_up.FACTS)
 start = None if resume == "no" else checkpoint_of(run, resume, module, Console())
-stopped_at = fit(config, module, run, data, validation, Console(), start, per_step, environment)
+stopped_at = fit(
+    config, module, run, data, validation, Console(), start, per_step, environment, loading=data.notes.read
+)
 sys.exit(0 if stopped_at is None or not is_first(environment) else 75)

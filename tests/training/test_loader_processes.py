@@ -93,10 +93,3 @@ def test_a_loader_process_that_dies_while_it_hands_over_a_batch() -> None:
     assert "a loader process died (" in str(told_by_loader(caught.value))
     assert told_by_loader(type(caught.value)("of other work")) is None
     assert told_by_loader(RuntimeError("of other work")) is None
-
-
-def test_a_batch_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STALL_AT_STEP", "3")
-    result = train(tmp_path, "no", 1, "data.wait_limit=3")
-    assert result.returncode not in (0, 75)
-    assert "LoaderProcessError: a batch did not come (DataLoader timed out after 3 seconds)" in result.stderr

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning
@@ -25,6 +25,7 @@ from vlp.training.loader_processes import end_loader_processes, kill_loader_proc
 from vlp.training.module import StepRecord, TrainingModule
 from vlp.training.screen import Screen
 from vlp.training.signals import StopSignals
+from vlp.training.stalls import Watch
 from vlp.training.stop_and_go import StopAndGo
 
 MOST_REPLACED_SHARE = 0.05  # of all samples; more, and the data set itself is taken to be broken
@@ -55,6 +56,7 @@ class StepEnd(lightning.Callback):
         micro_batches_per_step: G, over all processes.
         log_every, validate_every, save_every: in optimizer steps.
         keep: number of checkpoints that stay.
+        watch: is told what is done, and notices what isn't.
         stop_and_go: decides after each validation which sources rest, if any ever do.
     """
 
@@ -68,12 +70,13 @@ class StepEnd(lightning.Callback):
         validate_every: int,
         save_every: int,
         keep: int,
+        watch: Watch,
         stop_and_go: StopAndGo | None = None,
     ):
         self.folder, self.screen, self.validation = folder, screen, validation
         self.micro_batches_per_step = micro_batches_per_step
         self.log_every, self.validate_every, self.save_every, self.keep = log_every, validate_every, save_every, keep
-        self.stop_and_go = stop_and_go
+        self.watch, self.stop_and_go = watch, stop_and_go
         self.best = float("inf")
         self.launcher: Any = None  # Lightning's, if it started the other processes
         self.signals = StopSignals(self._ask_to_stop, self._end_at_once)
@@ -132,6 +135,8 @@ class StepEnd(lightning.Callback):
                 group["lr"] = base * factor(schedule.last_epoch)
         self.signals.start()  # once more, since Lightning has set its own handlers
         self.screen.start(trainer.global_step)
+        self.watch.now("waiting for the first batch")
+        self.watch.start(self._report, self._end_stalled)
         self.step_began = self.batch_ended = time.perf_counter()
 
     def _ask_to_stop(self, number: int) -> None:
@@ -145,6 +150,21 @@ class StepEnd(lightning.Callback):
         )
         kill_loader_processes()
         self._exit(128 + number)
+
+    def _report(self, text: str) -> None:
+        """From any process, for the one that hangs may be another than the first."""
+        Console(stderr=True, highlight=False).print(text, style="yellow", markup=False, soft_wrap=True)
+
+    def _end_stalled(self, text: str) -> None:
+        self.screen.stop()
+        Console(stderr=True, highlight=False).print(
+            f"error: {text} (trainer.stalled_after); resume=last goes on from the last checkpoint",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+        kill_loader_processes()
+        self._exit(1)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -172,6 +192,7 @@ class StepEnd(lightning.Callback):
         """Note how long the loader kept the model waiting, and the rate, before the schedule moves on."""
         self.waited += time.perf_counter() - self.batch_ended
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.watch.now(f"computing step {trainer.global_step + 1}" + _if_several(trainer, " with the other processes"))
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -179,6 +200,11 @@ class StepEnd(lightning.Callback):
         """At the end of an optimizer step: measure, validate, log, show, save."""
         if batch.micro_batch + trainer.world_size >= self.micro_batches_per_step:
             self._step_ended(trainer, pl_module)
+        # before each batch Lightning has the processes wait for one another
+        self.watch.now(
+            f"waiting for a batch of step {trainer.global_step + 1}"
+            + _if_several(trainer, " or for the other processes")
+        )
         self.batch_ended = time.perf_counter()
 
     def _step_ended(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
@@ -189,7 +215,7 @@ class StepEnd(lightning.Callback):
         save = step % self.save_every == 0 or last or stop
         if validate:
             self.screen.say(f"validating at step {step}")
-            row.update(held_out_losses(module, self.validation))
+            row.update(held_out_losses(module, self._validation_told(step)))
             for name, value in row.items():
                 if name.startswith("val_loss/") and not math.isfinite(value):
                     self.screen.warn(f"step {step}: the held-out loss of {name.removeprefix('val_loss/')} is {value}")
@@ -199,6 +225,7 @@ class StepEnd(lightning.Callback):
         if log or validate or "skipped" in row:
             self._write(row, step)
         self.screen.update(row)
+        self.watch.now(f"writing what was learned in step {step}")
         if validate and row["val_loss"] < self.best:
             self.best = row["val_loss"]
             self._save_weights("best.safetensors", module, step)
@@ -212,6 +239,11 @@ class StepEnd(lightning.Callback):
             self.stopped_at = step
             trainer.should_stop = True
         self.step_began = time.perf_counter()  # validation and saving are not counted as training time
+
+    def _validation_told(self, step: int) -> Iterator[Batch]:
+        for number, batch in enumerate(self.validation, 1):
+            self.watch.now(f"validating at step {step}, micro-batch {number}")
+            yield batch
 
     def _save_weights(self, name: str, module: TrainingModule, step: int) -> None:
         if rank() == 0:
@@ -291,6 +323,10 @@ class StepEnd(lightning.Callback):
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+
+
+def _if_several(trainer: lightning.Trainer, text: str) -> str:
+    return text if trainer.world_size > 1 else ""
 
 
 def _without_idle(means: dict[str, float]) -> dict[str, float]:

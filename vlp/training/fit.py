@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -27,6 +27,7 @@ from vlp.training.launch import WAIT_LIMIT, is_first
 from vlp.training.loader_processes import end_loader_processes, told_by_loader
 from vlp.training.module import TrainingModule
 from vlp.training.screen import Screen, duration, estimate_table
+from vlp.training.stalls import Watch
 from vlp.training.stop_and_go import StopAndGo
 
 DOUBLE = "64-true"
@@ -80,11 +81,12 @@ def fit(
     per_step: int,
     environment: ClusterEnvironment,
     stop_and_go: StopAndGo | None = None,
+    loading: Callable[[], dict[int, str]] = dict,
 ) -> int | None:
     """Train to `trainer.max_steps`; returns the step at which a signal stopped the run, None if it came to its end.
 
     per_step: micro-batches of a step, over all processes. environment: what started them (`vlp.training.launch`).
-    stop_and_go: lets sources rest, if any ever do.
+    stop_and_go: lets sources rest, if any ever do. loading: gives, by process id, what loader processes are loading.
 
     resume_from: a checkpoint that fits, see `checkpoint_fits`.
 
@@ -92,7 +94,7 @@ def fit(
 
     Raises:
         NonFiniteError: a loss or a gradient is NaN or infinite.
-        LoaderProcessError: a loader process died, or a batch did not come in time.
+        LoaderProcessError: a loader process died.
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
@@ -107,6 +109,7 @@ def fit(
         config.validation.every,
         config.checkpoint.every,
         config.checkpoint.keep,
+        Watch(config.trainer.slow_after, config.trainer.stalled_after, loading),
         stop_and_go,
     )
     # then some parts have no gradient in a step: other groups' heads, or what reads images, where a source has none
@@ -160,6 +163,7 @@ def fit(
         finally:
             end_loader_processes()
             step_end.signals.stop()
+            step_end.watch.stop()
     step_end.finish(trainer, module)
     return step_end.stopped_at
 

@@ -18,7 +18,7 @@ PAGE = 4096  # bytes; a shared tensor takes whole pages
 
 
 class LoaderProcessError(RuntimeError):
-    """A loader process died or doesn't answer, or there is no room for what they send."""
+    """A loader process died, or there is no room for what they send."""
 
 
 def require_shared_memory(batch: Batch, workers: int, prefetch: int, processes: int) -> None:
@@ -70,11 +70,6 @@ def told_by_loader(error: Exception) -> LoaderProcessError | None:
         return LoaderProcessError(
             f"a loader process died ({how}); most often the machine's memory is full: take fewer data.workers, or a"
             " smaller batch"
-        )
-    if isinstance(error, RuntimeError) and re.match(r"DataLoader timed out", told):
-        return LoaderProcessError(
-            f"a batch did not come ({told.strip().rstrip('.')}): a loader process hangs, or its storage does;"
-            " data.workers=0 shows where, data.wait_limit sets how long to wait"
         )
     return None
 
