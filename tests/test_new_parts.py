@@ -251,10 +251,10 @@ def test_trained_evaluated_and_asked(
     shown = capsys.readouterr().out
     for said in ("hits", "guessed", "only guessed"):
         assert said in shown
-    guesses = [line.split(" ", 1) for line in (tmp_path / "run" / "guesses-val.txt").read_text().splitlines()]
+    guesses = [line.split(" ", 1) for line in (tmp_path / "run" / "guesses-val-first-10.txt").read_text().splitlines()]
     assert len(guesses) == 10
     assert all(said == said.upper() for _, said in guesses)
-    report = json.loads((tmp_path / "run" / "evaluation-val.json").read_text())
+    report = json.loads((tmp_path / "run" / "evaluation-val-first-10.json").read_text())
     reader = ShardReader(root / "scenes", "val")
     answers = {
         f"{reader.key(n)}/{k}": answer

@@ -38,7 +38,7 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluate(finished: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = evaluate.main([str(finished), "split=val", "beams=2", "most=5"])
     told = capsys.readouterr()
-    written = json.loads((finished / "captions-val.json").read_text())
+    written = json.loads((finished / "captions-val-first-5.json").read_text())
     reader = ShardReader(root / "scenes", "val")
     assert [one["image_id"] for one in written] == [reader.key(number) for number in range(5)]
     assert all(len(one["caption"].split()) < 8 for one in written)
@@ -47,7 +47,7 @@ def test_evaluate(finished: Path, root: Path, capsys: pytest.CaptureFixture[str]
         assert "pip install 'vlp[captions]'" in told.err
         return
     assert status == 0, told.err
-    report = json.loads((finished / "evaluation-val.json").read_text())
+    report = json.loads((finished / "evaluation-val-first-5.json").read_text())
     assert (report["images"], report["known"], report["beams"], report["left_out"]) == (5, 5, 2, 0)
     assert f"{100 * report['CIDEr']:.2f}" in told.out
     assert all(f"{metric} is left out: {reason}" in told.out for metric, reason in report.get("unmeasured", {}).items())
@@ -98,5 +98,5 @@ def test_the_report_is_named_by_the_split(finished: Path, monkeypatch: pytest.Mo
         "vlp.evaluation.captions.caption_metrics", lambda captioned: {"known": 2, "CIDEr": 0.5, "SPICE": 0.1}
     )
     assert evaluate.main([str(finished), "split=val", "most=2"]) == 0
-    assert json.loads((finished / "evaluation-val.json").read_text())["CIDEr"] == 0.5
+    assert json.loads((finished / "evaluation-val-first-2.json").read_text())["CIDEr"] == 0.5
     assert not (finished / "evaluation-SPICE.json").exists()

@@ -69,7 +69,7 @@ def test_evaluate(finished: Path, root: Path) -> None:
 def test_other_forms_and_errors(finished: Path, tmp_path: Path) -> None:
     result = run("evaluate.py", str(finished), "split=unseen", "form=csv", "most=5")
     assert result.returncode == 0, result.stderr
-    lines = (finished / "predictions-unseen.csv").read_text().splitlines()
+    lines = (finished / "predictions-unseen-first-5.csv").read_text().splitlines()
     assert len(lines) == 5
     assert all(line.split(",")[0].startswith("scene-unseen-") for line in lines)
     for arguments, message in (

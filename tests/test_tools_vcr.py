@@ -94,7 +94,7 @@ def test_predict(finished: Path, root: Path) -> None:
     number = next(n for n in range(len(reader)) if reader.facts(n)["vcr"])
     question = reader.facts(number)["vcr"][0]
     run("evaluate.py", str(finished), "split=val", "most=1")
-    with open(finished / "predictions-val.csv", newline="") as file:
+    with open(finished / "predictions-val-first-1.csv", newline="") as file:
         (line,) = csv.DictReader(file)
     asked = ["--sample", f"val/{reader.key(number)}", "--text", question["question"]["text"]]
     for kind, own, column in (

@@ -4,9 +4,10 @@
 RUN is a run's folder or one of its weight files. Every caption is scored with every image of the gallery (the first
 samples of the split): by the cosine of their embeddings if RUN is a dual encoder, else by the image-text matching head.
 With rerank=K, the dual encoder RUN proposes its best K images for every caption and K captions for every image, and the
-fusion model RUN2 puts these in order. `task`: of a run on several tasks (of RUN2, if there is one), the group that
-scores pairs. Prints a table, and writes retrieval-SPLIT-IMAGES.json and .png beside the run's weights; other weights,
-tasks, data or re-ranking show in the name too.
+fusion model RUN2 puts these in order. After Ctrl-C what is done is measured and written, and the exit code is 130: of a
+fusion model the gallery is then the images that are done, of RUN2 nothing. `task`: of a run on several tasks (of RUN2,
+if there is one), the group that scores pairs. Prints a table, and writes retrieval-SPLIT-IMAGES.json and .png beside
+the run's weights; other weights, tasks, data or re-ranking show in the name too.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from vlp.interfaces import Regions
 from vlp.metrics.recall import RetrievalMetrics
 
 Results = dict[str, dict[str, RetrievalMetrics]]  # by method and direction
+IMAGES_AT_ONCE = 64  # that a fusion model scores with all captions before the next; Ctrl-C loses so many
 MOST_BAG_PAIRS = 20_000_000  # the bag of words is slow
 
 
@@ -115,15 +117,26 @@ def embed(
     return torch.cat(parts)
 
 
-def scores_of(model: TrainedModel, texts: list[str], images: list[Regions], progress: Progress) -> Scores:
-    """How well texts and images match, by the model."""
+def scores_of(model: TrainedModel, gallery: Gallery, progress: Progress) -> tuple[Scores, Gallery]:
+    """How well captions and images match, by the model; and of which, if Ctrl-C came before the last."""
+    texts, images = gallery.texts, gallery.images[0]
     if model.dual:
         texts_embedded = embed("captions", model.embed_texts, texts, progress)
-        return scores_of_embeddings(texts_embedded, embed("images", model.embed_images, images, progress))
+        return scores_of_embeddings(texts_embedded, embed("images", model.embed_images, images, progress)), gallery
     task = progress.add_task(f"scoring {len(texts) * len(images)} pairs", total=len(texts) * len(images))
     tokens = model.tokenizer.encode(texts)
     done = lambda pairs: progress.advance(task, pairs)  # noqa: E731
-    return scores_of_matrix(score_all_pairs(model.score_batch, tokens, images, progress=done, see=model.see))
+    parts: list[Tensor] = []
+    try:
+        for begin in range(0, len(images), IMAGES_AT_ONCE):
+            some = images[begin : begin + IMAGES_AT_ONCE]
+            parts.append(score_all_pairs(model.score_batch, tokens, some, progress=done, see=model.see))
+    except KeyboardInterrupt:
+        if not parts:
+            raise
+    scores = torch.cat(parts, 1)
+    scored = gallery.first(scores.shape[1])
+    return scores_of_matrix(scores[: len(scored.texts)]), scored
 
 
 def rerank_by(
@@ -209,17 +222,21 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
         check_features(model, reader)
     loads = [model.loads for model in models]
     gallery = read_gallery(reader, int(options["gallery"]), loads, lambda text: warn(f"left out: {text}"))
-    texts = [caption for own in gallery.captions for caption in own]
-    images = len(gallery.numbers)
-    image_of_text = torch.tensor([n for n, own in enumerate(gallery.captions) for _ in own])
+    whole = len(gallery.numbers)
     began = time.perf_counter()
     with Progress(console=console, transient=True) as progress:
-        scores = scores_of(models[0], texts, gallery.images[0], progress)
+        scores, gallery = scores_of(models[0], gallery, progress)
+        texts, images = gallery.texts, len(gallery.numbers)
+        stopped = images < whole
+        image_of_text = torch.tensor([n for n, own in enumerate(gallery.captions) for _ in own])
         results: Results = {"model": both_directions(scores, image_of_text, images)}
         if len(models) > 1:
             again = rerank_by(models[1], texts, gallery.images[1], progress)
-            scores = reranked(scores, image_of_text, images, int(options["rerank"]), again)
-            results["re-ranked"] = both_directions(scores, image_of_text, images)
+            try:
+                scores = reranked(scores, image_of_text, images, int(options["rerank"]), again)
+                results["re-ranked"] = both_directions(scores, image_of_text, images)
+            except KeyboardInterrupt:
+                stopped, models, options = True, models[:1], {**options, "rerank": "0", "rerank_by": ""}
     seconds = time.perf_counter() - began
     objects = [reader.facts(number).get("objects", []) for number in gallery.numbers]
     if all(objects) and len(texts) * images <= MOST_BAG_PAIRS:
@@ -250,6 +267,8 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
             console.print(f"written: {written.with_suffix('.png')}", soft_wrap=True)
     except Exception as error:  # whatever goes wrong in drawing, the results stand
         warn(f"the picture could not be drawn ({type(error).__name__}: {error}); the results are complete")
+    if stopped:
+        raise KeyboardInterrupt
     return report
 
 

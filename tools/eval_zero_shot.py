@@ -7,7 +7,7 @@ is (with spaces for underscores), or as classes=FILE says: a line FOLDER<tab>NAM
 of the folders. Every class is put into every template of templates=FILE, one a line with {} for the class; without it
 "a photo of a {}.". A dual encoder compares images with the mean embedding of a class's prompts, a fusion model by the
 mean score of its image-text matching head. Prints a table, writes zero_shot-DATA.json and zero_shot-
-DATA.predictions.jsonl beside the run's weights.
+DATA.predictions.jsonl beside the run's weights; after Ctrl-C those of the images that are done, named -first-N.
 """
 
 from __future__ import annotations
@@ -104,8 +104,10 @@ def make_classifier(model: TrainedModel, names: list[str], templates: list[str],
 
 def classify(
     data: LabelledImages, classifier: Classifier, names: list[str], progress: Progress
-) -> tuple[ClassMetrics, list[dict], list[tuple[str, str]]]:
-    """Metrics, what is said of each image, and the images left out with the reason."""
+) -> tuple[ClassMetrics, list[dict], list[tuple[str, str]], bool]:
+    """Metrics, what is said of each image, the images left out with the reason, and whether Ctrl-C came before the
+    last, which leaves out the images of the chunk that it came in.
+    """
     task = progress.add_task("classifying images", total=data.count)
     left_out: list[tuple[str, str]] = []
     said: list[dict] = []
@@ -115,7 +117,6 @@ def classify(
         labels = torch.tensor([label for _, label, _ in chunk])
         scores = classifier([image for _, _, image in chunk])
         rank, predicted = predictions(scores, labels)
-        columns.append((rank, predicted, labels))
         best = scores.topk(min(5, len(names)), 1)
         for row, (image, label, _) in enumerate(chunk):
             top = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
@@ -128,25 +129,32 @@ def classify(
                     "best": [[names[number], round(score, 5)] for number, score in top],
                 }
             )
+        columns.append((rank, predicted, labels))
 
     chunk: list[tuple[str, int, Regions]] = []
-    for name, label, image in data.read():
-        progress.advance(task)
-        if isinstance(image, str):
-            left_out.append((name, image))
-            continue
-        chunk.append((name, label, image))
-        if len(chunk) == IMAGES_PER_CHUNK:
+    stopped = False
+    try:
+        for name, label, image in data.read():
+            progress.advance(task)
+            if isinstance(image, str):
+                left_out.append((name, image))
+                continue
+            chunk.append((name, label, image))
+            if len(chunk) == IMAGES_PER_CHUNK:
+                flush(chunk)
+                chunk = []
+        if chunk:
             flush(chunk)
-            chunk = []
-    if chunk:
-        flush(chunk)
+    except KeyboardInterrupt:
+        if not columns:
+            raise
+        stopped = True
     if not columns:
         raise ShardError(
             f"none of {len(left_out)} images can be used; the first: {': '.join((left_out or [('', '')])[0])}"
         )
     rank, predicted, labels = (torch.cat(column) for column in zip(*columns, strict=True))
-    return class_metrics(rank, predicted, labels, len(names)), said, left_out
+    return class_metrics(rank, predicted, labels, len(names)), said[: len(rank)], left_out, stopped
 
 
 def table_of(metrics: ClassMetrics, classes: int, templates: int) -> Table:
@@ -191,7 +199,7 @@ def evaluate(run: Path, place: Path, options: dict[str, str], console: Console) 
     began = time.perf_counter()
     with Progress(console=console, transient=True) as progress:
         classifier = make_classifier(model, names, templates, progress)
-        metrics, said, left_out = classify(data, classifier, names, progress)
+        metrics, said, left_out, stopped = classify(data, classifier, names, progress)
     for name, reason in left_out[:SHOWN]:
         warn(f"left out: {name}: {reason}")
     if len(left_out) > SHOWN:
@@ -216,11 +224,14 @@ def evaluate(run: Path, place: Path, options: dict[str, str], console: Console) 
     }
     parts = ["zero_shot", "" if run.is_dir() else run.stem, place.resolve().name, options["split"]]
     parts += [Path(options[name]).stem for name in ("templates", "classes")]
+    parts += [f"first-{metrics.images}"] if stopped else []
     folder, name = run if run.is_dir() else run.parent, "-".join(part for part in parts if part)
     write_atomically(folder / f"{name}.json", json.dumps(report, indent=1, ensure_ascii=False).encode())
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in said)
     write_atomically(folder / f"{name}.predictions.jsonl", lines.encode())
     console.print(f"written: {folder / name}.json, {folder / name}.predictions.jsonl", soft_wrap=True)
+    if stopped:
+        raise KeyboardInterrupt
 
 
 def main(arguments: list[str]) -> int:

@@ -4,7 +4,8 @@
 RUN is the folder of a run that was trained on a task, or one of its weight files. Prints the task's metric, by type of
 question and answer where there are such; writes predictions-SPLIT.json (or .csv) in the benchmark's own form and
 evaluation-SPLIT.json beside the run's weights. A split without answers, as a benchmark's test, gives predictions alone.
-`most`: the first N questions or images alone, for a quick look. `task`: of a run on several tasks, the group to
+`most`: the first N questions or images alone, for a quick look; their files are named -first-N. Ctrl-C does the same
+with those that are done, and ends with code 130. `task`: of a run on several tasks, the group to
 evaluate; its name then stands in the names of the files. Other settings are the task's own: `form`, of predictions that
 choose among answers; `beams`, of captions.
 
@@ -74,29 +75,40 @@ def open_source(model: TrainedModel, data: str, split: str) -> Source:
 
 def ask_all(
     model: TrainedModel, task: Task, source: Source, settings: Any, most: int | None, console: Console
-) -> tuple[list[Any], int]:
-    """What the model says of the questions or images of a source, in order; and how many broken ones were left out."""
-    evaluation, records, left_out = task.evaluation, [], 0
+) -> tuple[list[Any], int, int, bool]:
+    """What the model says of the questions or images of a source, in order; how many were looked at, how many of them
+    are broken and were left out, and whether Ctrl-C came before the last.
+    """
+    evaluation, left_out, done = task.evaluation, 0, 0
+    records: list[Any] = []
     places = source.asked(evaluation.measured_on)[:most]
     size = model.source.micro_batch or model.config.data.micro_batch or PAIRS
     parts = max(len(side.asks) for side in source.texts)  # items of a question
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task(f"asking about {evaluation.measured_on}", total=len(places))
-        for first in range(0, len(places), max(size // parts, 1)):
-            chunk = places[first : first + max(size // parts, 1)]
-            asked: list[tuple[Truth, list[LoadedPair]]] = []
-            for place in chunk:
-                try:
-                    asked.append(source.ask(place, evaluation.measured_on))
-                except BadSampleError as error:
-                    left_out += 1
-                    console.print(f"left out: {error}", style="yellow", soft_wrap=True)
-            if asked:
-                batch = collate([pair for _, pairs in asked for pair in pairs], source.name, 0, 0, [])
-                said = iter(evaluation.answer(task, model, batch, settings))
-                records += [evaluation.record(model, truth, [next(said) for _ in pairs]) for truth, pairs in asked]
-            progress.advance(bar, len(chunk))
-    return records, left_out
+        try:
+            for first in range(0, len(places), max(size // parts, 1)):
+                chunk = places[first : first + max(size // parts, 1)]
+                asked: list[tuple[Truth, list[LoadedPair]]] = []
+                broken: list[BadSampleError] = []
+                for place in chunk:
+                    try:
+                        asked.append(source.ask(place, evaluation.measured_on))
+                    except BadSampleError as error:
+                        broken.append(error)
+                said: list[Any] = []
+                if asked:
+                    batch = collate([pair for _, pairs in asked for pair in pairs], source.name, 0, 0, [])
+                    answers = iter(evaluation.answer(task, model, batch, settings))
+                    said = [evaluation.record(model, truth, [next(answers) for _ in pairs]) for truth, pairs in asked]
+                records, left_out, done = records + said, left_out + len(broken), done + len(chunk)
+                for told in broken:
+                    console.print(f"left out: {told}", style="yellow", soft_wrap=True)
+                progress.advance(bar, len(chunk))
+        except KeyboardInterrupt:
+            if not records:
+                raise
+    return records, done, left_out, done < len(places)
 
 
 def own_settings(task: Task, options: dict[str, str]) -> Any:
@@ -116,11 +128,13 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
     settings = own_settings(task, {name: value for name, value in options.items() if name not in common})
     split, folder = options["split"], run if run.is_dir() else run.parent
     source = open_source(model, options["data"], split)
-    records, left_out = ask_all(model, task, source, settings, int(options["most"] or 0) or None, console)
+    most = int(options["most"] or 0) or None
+    records, done, left_out, stopped = ask_all(model, task, source, settings, most, console)
     what = task.evaluation.measured_on
     if not records:
         raise ConfigError(f"split {split!r} of {source.reader.folder} has no {what} that can be read")
-    name = f"{options['task']}-{split}" if options["task"] else split
+    there = len(source.asked(what))
+    name = "-".join(filter(None, [options["task"], split, f"first-{done}" if done < there else ""]))
     kind, ending, content = task.evaluation.predictions(records, settings)
     predictions = folder / f"{kind}-{name}.{ending}"
     write_atomically(predictions, content.encode())
@@ -131,7 +145,8 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
         console.print(measured.table)
     for note in measured.notes:
         console.print(note, soft_wrap=True, markup=False)
-    left = [f"{left_out} {what} could not be read and have no prediction"] if left_out else []
+    left = [f"these are the first {done} of {there} {what}"] if done < there else []
+    left += [f"{left_out} {what} could not be read and have no prediction"] if left_out else []
     for warning in (*measured.warnings, *left):
         console.print(warning, style="yellow", soft_wrap=True, markup=False)
     report = {
@@ -139,12 +154,16 @@ def evaluate(run: Path, options: dict[str, str], console: Console) -> dict[str, 
         "data": str(source.reader.folder),
         "fingerprint": source.reader.fingerprint,
         "split": split,
+        "asked": done,
+        "in_split": there,
         "left_out": left_out,
         **measured.report,
     }
     written = folder / f"evaluation-{name}.json"
     write_atomically(written, json.dumps(report, indent=1).encode())
     console.print(f"written: {written}", soft_wrap=True)
+    if stopped:
+        raise KeyboardInterrupt
     return report
 
 

@@ -19,6 +19,15 @@ class Gallery:
     captions: list[list[str]]
     images: list[list[Regions]]
 
+    @property
+    def texts(self) -> list[str]:
+        """The captions of all, in order."""
+        return [caption for own in self.captions for caption in own]
+
+    def first(self, count: int) -> Gallery:
+        """The first `count` samples."""
+        return Gallery(self.numbers[:count], self.captions[:count], [own[:count] for own in self.images])
+
 
 def read_gallery(reader: ShardReader, count: int, loads: Sequence[Loads], left_out: Callable[[str], None]) -> Gallery:
     """The first `count` samples with captions and all that the models see.
