@@ -12,7 +12,7 @@ import yaml
 from test_tools_train import SIZES
 
 from data_pipelines.scenes.build import build_scenes
-from tools.compare import main, read_study
+from vlp.commands.compare import main, read_study
 from vlp.config import ConfigError
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from rich.console import Console
 from data_pipelines.shards.format import Manifest, ShardError, write_manifest
 from data_pipelines.shards.index import write_split
 from data_pipelines.sources.source import Source
-from tools.train import check_negatives, check_truths
+from vlp.commands.train import check_negatives, check_truths
 from vlp.config import ConfigError, RunConfig
 from vlp.text.wordpiece import WordPiece
 

@@ -10,8 +10,8 @@ import samples
 import torch
 from samples import CLASSES, FEATURES, WORDS
 
-from tools.learn import Blind, Row, held_out, shipped, shortened, small_overrides, train_blind
 from vlp.build import build_model, build_objectives
+from vlp.commands.learn import Blind, Row, held_out, shipped, shortened, small_overrides, train_blind
 from vlp.config import load_config
 from vlp.needs import FeatureFacts
 from vlp.training.module import TrainingModule

@@ -26,9 +26,9 @@ from data_pipelines.sources.captions import CaptionTexts
 from data_pipelines.sources.images import IMAGE_SIDES, RegionImages
 from data_pipelines.sources.segments import SEGMENTS
 from data_pipelines.sources.sides import Item, Split, TextItem
-from tools import evaluate, predict, train
 from vlp import registry
 from vlp.build import build_model, build_objectives, loads_of
+from vlp.commands import evaluate, predict, train
 from vlp.config import ConfigError, GroupConfig, load_config
 from vlp.contracts import Ability, Encoded, Losses, Measured, Model, Prompt, Reply, Report, Run
 from vlp.interfaces import Batch, Loads, Regions, Truth

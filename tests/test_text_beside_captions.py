@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from data_pipelines.scenes.build import build_scenes
-from tools import inspect_data, make_shards
+from vlp.commands import data as make_shards
+from vlp.commands import inspect_data
 from vlp.config import dump_config, load_config
 from vlp.training.callbacks import _without_idle
 

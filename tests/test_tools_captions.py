@@ -13,7 +13,7 @@ from test_tools_train import SIZES, run
 
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.reader import ShardReader
-from tools import evaluate, predict
+from vlp.commands import evaluate, predict
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools import convert_refcoco
-from tools.convert_refcoco import ConversionError, check_instructions, read_plain
+from vlp.commands import convert_refcoco
+from vlp.commands.convert_refcoco import ConversionError, check_instructions, read_plain
 
+ROOT = Path(__file__).parent.parent
 REFERENCE = {
     "sent_ids": [0, 1],
     "file_name": "COCO_train2014_000000581857_16.jpg",
@@ -188,7 +189,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = tmp_path / "refs(unc).p", tmp_path / "refs.json"
     path.write_bytes(pickle.dumps([REFERENCE], 2))
-    command = [sys.executable, str(Path(convert_refcoco.__file__)), str(path), str(out)]
+    command = [sys.executable, str(ROOT / "tools/convert_refcoco.py"), str(path), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "(1 references)" in done.stdout

@@ -28,8 +28,9 @@ from data_pipelines.shards.format import Manifest, Sample, read_manifest, write_
 from data_pipelines.shards.index import write_split
 from data_pipelines.shards.pictures import decode_image
 from data_pipelines.shards.reader import ShardReader
-from tools import extract_features, make_shards
-from tools.extract_features import open_trunk
+from vlp.commands import data as make_shards
+from vlp.commands import features as extract_features
+from vlp.use.extractors import open_trunk
 
 ROOT = Path(__file__).parent.parent
 # one thread and no GPU, so that two runs give the same bytes
@@ -232,7 +233,7 @@ def test_torchvisions_mobilenet_gives_the_same_numbers(tmp_path: Path) -> None:
     for name, weights in layouts.items():
         torch.save(weights, tmp_path / f"{name}.pth")
         console = Console(record=True, width=1000)
-        trunk, made = open_trunk("timm:mobilenetv2_100", tmp_path / f"{name}.pth", console)
+        trunk, made = open_trunk("timm:mobilenetv2_100", tmp_path / f"{name}.pth", console.print)
         printed = console.export_text()
         assert "not used, since regions need no classifier: classifier.1.bias, classifier.1.weight" in printed
         assert "renamed to timm's names" in printed
@@ -242,7 +243,7 @@ def test_torchvisions_mobilenet_gives_the_same_numbers(tmp_path: Path) -> None:
 
 def test_random_weights_are_always_the_same() -> None:
     state = torch.get_rng_state()
-    trunks = [open_trunk("timm:test_resnet", None, Console(quiet=True))[0] for _ in range(2)]
+    trunks = [open_trunk("timm:test_resnet", None, lambda text: None)[0] for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), state)
     one, two = (
         RegionExtractor(trunk)(Image.new("RGB", (50, 40), "red"), np.array([[0, 0, 1, 1]], np.float32))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 import vlp
-from tools.export_checkpoint import main
-from tools.import_checkpoint import NAMED, build
-from tools.import_checkpoint import main as import_checkpoint
+from vlp.commands.export_checkpoint import main
+from vlp.commands.import_checkpoint import NAMED, build
+from vlp.commands.import_checkpoint import main as import_checkpoint
 from vlp.config import load_config
 from vlp.inference import TrainedModel
 from vlp.interfaces import Batch, Images, Segment, Texts

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import vlp
-from tools.import_checkpoint import main
 from vlp.checkpoints.key_map import export_state
+from vlp.commands.import_checkpoint import main
 from vlp.interfaces import Regions
 from vlp.registry import IMPORTERS
 

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 from test_tools_train import SIZES, run
 
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.reader import ShardReader
-from tools.extract_features import described, grid_extractor, open_trunk
 from vlp.config import ConfigError
 from vlp.evaluation.answers import Answered, official_file, summary
+from vlp.use.extractors import described, grid_extractor, open_trunk
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,16 +128,15 @@ def test_predict_from_pixels(root: Path, tmp_path: Path) -> None:
 
 
 def test_regions_of_a_picture_as_those_of_the_data() -> None:
-    console = Console(quiet=True)
-    trunk, made = open_trunk("timm:test_resnet", None, console)
+    trunk, made = open_trunk("timm:test_resnet", None, print)
     text = described(made, 96, (2, 3))
-    extractor, grid = grid_extractor(text, None, console)
+    extractor, grid = grid_extractor(text, None, print)
     assert (grid, extractor.image_size) == ((2, 3), 96)
     assert all(torch.equal(a, b) for a, b in zip(extractor.trunk.parameters(), trunk.parameters(), strict=True))
     with pytest.raises(ConfigError, match="as in a grid alone"):
-        grid_extractor(described(made, 96, None), None, console)
-    with pytest.raises(ConfigError, match="give --weights with that file"):
-        grid_extractor(text.replace("random weights of seed 0", "weights a.pt (sha256 12)"), None, console)
+        grid_extractor(described(made, 96, None), None, print)
+    with pytest.raises(ConfigError, match="give that file of weights"):
+        grid_extractor(text.replace("random weights of seed 0", "weights a.pt (sha256 12)"), None, print)
 
 
 def test_summary_and_files() -> None:

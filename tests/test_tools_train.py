@@ -229,7 +229,7 @@ def test_wrong_settings_are_told_before_anything_starts(
     root: Path, tmp_path: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     """In this process, since the tool's `main` returns its exit code."""
-    from tools.train import main
+    from vlp.commands.train import main
 
     places = [f"data.root={root}", f"run_dir={tmp_path / 'run'}"]
     assert main([str(ROOT / "configs" / "uniter_base.yaml"), *places, *SIZES, *overrides]) == 1
@@ -240,7 +240,7 @@ def test_wrong_settings_are_told_before_anything_starts(
 def test_environment_and_used_folders_are_refused(
     finished: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from tools.train import main
+    from vlp.commands.train import main
 
     before = digest(finished / "model.safetensors")
     arguments = [str(ROOT / "configs" / "uniter_base.yaml"), f"data.root={root}", f"run_dir={finished}", *SIZES]

@@ -14,7 +14,9 @@ import yaml
 from made_up_shards import write_vocabulary
 from made_up_tars import write_like_img2dataset, write_members
 
-from tools import eval_retrieval, inspect_data, make_shards
+from vlp.commands import data as make_shards
+from vlp.commands import inspect_data
+from vlp.commands import retrieve as eval_retrieval
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from vlp.convert import convert, unknown_key
+from vlp.shipped import config_file
 from vlp.strict_yaml import ConfigError, StrictLoader, read_yaml
 
 
@@ -46,7 +47,7 @@ class ScenesConfig:
 
 @dataclass
 class NeighboursConfig:
-    """A file of hard negatives (tools/mine_negatives.py), of which each pair brings `images` to `pair_ranking`."""
+    """A file of hard negatives (`vlp mine`), of which each pair brings `images` to `pair_ranking`."""
 
     path: str
     images: int = 1
@@ -174,8 +175,8 @@ class TrainerConfig:
     precision: Literal["auto", "32-true", "64-true", "bf16-mixed"] = "auto"
     gradient_clip_val: float | None = None
     on_non_finite: Literal["raise", "skip"] = "raise"
-    slow_after: float = 120
-    stalled_after: float = 1200
+    slow_after: float = 120.0
+    stalled_after: float = 1200.0
 
 
 @dataclass
@@ -223,16 +224,14 @@ class RunConfig:
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a run's configuration.
+    """Read a run's configuration: a file, or the name of one that comes with the package.
 
     overrides: `key.sub=value`, the value in YAML; list items by number (`data.sources.0.ratio=2`).
 
     Raises:
-        ConfigError: an unknown, missing or repeated key, or a value of another type.
+        ConfigError: there is no such configuration; an unknown, missing or repeated key, or a value of another type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no config file {path}")
+    path = config_file(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -17,10 +17,11 @@ from vlp.contracts import Ability, Prompt, Task
 from vlp.convert import unknown_key
 from vlp.evaluation.asking import likelihoods
 from vlp.evaluation.captions import write
-from vlp.interfaces import Batch, Images, Loads, Regions, Tokenizer
+from vlp.interfaces import Batch, Images, Loads, Tokenizer
 from vlp.registry import OBJECTIVES
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run, weights_file
 from vlp.use import embeddings, pairs
+from vlp.use.images import Given, ImageMaker, several
 
 WHAT: dict[Ability, str] = {
     "pairs": "scores pairs of texts and images",
@@ -37,10 +38,15 @@ class TrainedModel(nn.Module):
         model: the encoder (`vlp.contracts.Model`; of a dual encoder `DualModel`).
         objectives: the trained objectives with their heads, by name.
         tokenizer, config, facts: the run's own.
+        make_images: makes of files, pictures or arrays what the model sees (`vlp.use.images.ImageMaker`).
         source: where the run's data lies; of several the first, or the first that `group` is drawn for.
 
     Args:
         group: the name of that of the run's groups which is asked, where several could be.
+        trunk: the file of the weights of what makes regions of pictures, where the run's data was made with one.
+
+    Wherever images are asked for they may be files, PIL pictures, arrays uint8 [h, w, 3] or `Regions`; a run that reads
+    regions makes those of a picture as those of its data were made, if that was in a grid.
 
     Raises:
         ConfigError: the run has no such group.
@@ -54,6 +60,7 @@ class TrainedModel(nn.Module):
         config: RunConfig,
         facts: DataFacts,
         group: str | None = None,
+        trunk: str | Path | None = None,
     ):
         super().__init__()
         self.model: Any = model
@@ -64,6 +71,10 @@ class TrainedModel(nn.Module):
         self.source = config.data.sources[0]
         if group is not None:
             self._of_group, self.source = _objectives_of(config, objectives, group)
+        extractor = facts.extractors.get(self.source.name, "")
+        self.make_images = ImageMaker(
+            self.loads, facts.feature_size, extractor, Path(config.data.root) / self.source.path, trunk
+        )
 
     @property
     def device(self) -> torch.device:
@@ -152,19 +163,20 @@ class TrainedModel(nn.Module):
         """
         return likelihoods(self.find("answers"), self, batch)
 
-    def answer(self, question: str, images: Sequence[Regions]) -> list[tuple[str, float]]:
+    def answer(self, question: str, images: Given | Sequence[Given]) -> list[tuple[str, float]]:
         """All answers to a question about one image or two, the likeliest first, with how likely each is.
 
         Of a task that chooses regions they are the regions: `NUMBER: X1 Y1 X2 Y2`, corners as shares of the image.
         """
         task = self.find("answers")
-        return task.evaluation.reply(task, self, Prompt(question, list(images))).rows
+        shown = [images] if isinstance(images, Given) else images
+        return task.evaluation.reply(task, self, Prompt(question, self.make_images(shown))).rows
 
     def caption_batch(self, batch: Batch, beams: int = 1, keep: int = 1) -> list[list[tuple[str, float]]]:
         """Captions of the pairs of a clean batch; see `vlp.evaluation.captions.write`."""
         return write(self.find("captions"), self, batch, beams, keep)
 
-    def caption(self, image: Regions, tags: str = "", beams: int = 1, keep: int = 1) -> list[tuple[str, float]]:
+    def caption(self, image: Given, tags: str = "", beams: int = 1, keep: int = 1) -> list[tuple[str, float]]:
         """Captions of an image, the best first, each with the mean logarithm of its words' probabilities.
 
         Args:
@@ -172,25 +184,29 @@ class TrainedModel(nn.Module):
             beams: how many beginnings of a caption are followed. keep: how many captions, of several beams, come back.
         """
         task = self.find("captions")
-        prompt = Prompt(None, [image], tags=tags, beams=beams, top=keep)
+        prompt = Prompt(None, self.make_images([image]), tags=tags, beams=beams, top=keep)
         return task.evaluation.reply(task, self, prompt).rows
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embeddings float32 [T, D] by a dual encoder; see `vlp.use.embeddings.embed_texts`."""
         return embeddings.embed_texts(self, texts)
 
-    def embed_images(self, images: Sequence[Regions]) -> Tensor:
+    def embed_images(self, images: Sequence[Given]) -> Tensor:
         """Embeddings float32 [I, D] by a dual encoder; see `vlp.use.embeddings.embed_images`."""
-        return embeddings.embed_images(self, images)
+        return embeddings.embed_images(self, self.make_images(images))
 
-    def embed(self, captions: Sequence[str | None], images: Sequence[Regions | None]) -> Tensor:
+    def embed(self, captions: Sequence[str | None], images: Sequence[Given | None]) -> Tensor:
         """Pooled vectors float32 [n, H] of n pairs; see `vlp.use.embeddings.embed_pairs`."""
-        return embeddings.embed_pairs(self, captions, images, self.facts.feature_size)
+        captions, images = several(captions, "captions"), several(images, "images")
+        made = iter(self.make_images([image for image in images if image is not None]))
+        seen = [None if image is None else next(made) for image in images]
+        return embeddings.embed_pairs(self, captions, seen, self.facts.feature_size)
 
     @torch.no_grad()
-    def score(self, captions: Sequence[str], images: Sequence[Regions]) -> Tensor:
+    def score(self, captions: Sequence[str], images: Sequence[Given]) -> Tensor:
         """How well each caption matches each image, float32 [T, I]; see `vlp.use.pairs.score`."""
-        return pairs.score(self, None if self.dual else self.matching(), captions, images)
+        scored = None if self.dual else self.matching()
+        return pairs.score(self, scored, several(captions, "captions"), self.make_images(images))
 
     @torch.no_grad()
     def see(self, images: Images) -> Images:
@@ -214,10 +230,13 @@ def _objectives_of(
     raise unknown_key("task", name, (group.name for group in config.objectives))
 
 
-def load(path: str | Path, device: str = "cpu", group: str | None = None) -> TrainedModel:
+def load(
+    path: str | Path, device: str = "cpu", group: str | None = None, trunk: str | Path | None = None
+) -> TrainedModel:
     """Load a run: its folder (the latest weights) or one of its weight files, e.g. `runs/x/best.safetensors`.
 
     group: of a run that was trained on several tasks, the name of the one to ask.
+    trunk: the weights that regions of pictures are made with, the same file as for the run's data.
 
     Raises:
         ConfigError: there is no run. FileNotFoundError, ValueError: no weights, or they don't fit.
@@ -228,6 +247,6 @@ def load(path: str | Path, device: str = "cpu", group: str | None = None) -> Tra
     facts, tokenizer = folder.read_facts(), folder.tokenizer(config)
     with torch.random.fork_rng(devices=[]):  # building draws weights that are then replaced
         model, objectives, _ = build_run(config, tokenizer, facts)
-    trained = TrainedModel(model, objectives, tokenizer, config, facts, group)
+    trained = TrainedModel(model, objectives, tokenizer, config, facts, group, trunk)
     load_strictly(trained, read_weights(weights), str(weights))
     return trained.eval().to(device)

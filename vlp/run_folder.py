@@ -23,7 +23,7 @@ from vlp.text.choose import CLIP, open_tokenizer
 @dataclass(frozen=True)
 class DataFacts:
     """What a run has to remember of its data: feature size, class names, each source's fingerprint, and, where they
-    are used, the names of attributes and each source's answers.
+    are used, the names of attributes, each source's answers, and what made its features, in its manifest's words.
     """
 
     feature_size: int
@@ -31,13 +31,14 @@ class DataFacts:
     fingerprints: dict[str, str]
     attribute_names: list[str] = field(default_factory=list)
     answer_names: dict[str, list[str]] = field(default_factory=dict)
+    extractors: dict[str, str] = field(default_factory=dict)
 
     def goes_on_from(self, began: DataFacts) -> bool:
         """Whether a run that began with other facts can go on with these. A folder of an older form gave the answers
-        to all its sources, so those of one without any here are not looked at.
+        to all its sources, so those of one without any here are not looked at; and it didn't name extractors.
         """
         answers = {source: names for source, names in began.answer_names.items() if source in self.answer_names}
-        return self == replace(began, answer_names=answers)
+        return self == replace(began, answer_names=answers, extractors=began.extractors or self.extractors)
 
     def for_model(self) -> FeatureFacts:
         """What the model is built from."""

@@ -3,7 +3,7 @@
 Files (github.com/lichengunc/refer): in the folders `refcoco`, `refcoco+` and `refcocog` each `instances.json`, in
 COCO's layout, and `refs(unc).p` (RefCOCO and +: splits train, val, testA with people, testB with other things),
 `refs(umd).p` (g: train, val, test) or `refs(google).p` (g: train, val, whose pictures overlap). These pickles are read
-by tools/convert_refcoco.py alone, which writes the same list as JSON. A reference has `ref_id`, `image_id`, `ann_id`,
+by `vlp convert-refcoco` alone, which writes the same list as JSON. A reference has `ref_id`, `image_id`, `ann_id`,
 `split` and `sentences`, of which each has `sent_id` and `sent`, the expression in lower case. Its `file_name` is that
 of the object, not of the picture; pictures are COCO's train2014.
 
@@ -31,7 +31,7 @@ def read_refcoco(name: str, refs: Path, instances: Path, splits: list[str]) -> A
 
     Args:
         name: of the data set, one of `NAMES`.
-        refs: what tools/convert_refcoco.py has made.
+        refs: what `vlp convert-refcoco` has made.
         instances: `instances.json` of the same folder.
         splits: of the references.
 
@@ -71,7 +71,7 @@ def read_refcoco(name: str, refs: Path, instances: Path, splits: list[str]) -> A
 
 def _references(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".p":
-        raise AnnotationError(f"{path} is a pickle, which can run code; run tools/convert_refcoco.py {path} first")
+        raise AnnotationError(f"{path} is a pickle, which can run code; run `vlp convert-refcoco` {path} first")
     kinds = {"ref_id": int, "image_id": int, "ann_id": int, "split": str, "sentences": list}
     return entries(path, read_json(path, list), "", kinds)
 

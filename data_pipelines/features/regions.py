@@ -158,6 +158,23 @@ def annotated_boxes(sample: Sample) -> tuple[np.ndarray, list[str] | None]:
     return corners, names
 
 
+def with_whole_image(boxes: np.ndarray) -> np.ndarray:
+    """The whole image, then the boxes, float32 [1 + R, 4]."""
+    return np.concatenate([np.array([[0, 0, 1, 1]], dtype=np.float32), boxes])
+
+
+def regions_of_grid(
+    picture: Image.Image, extractor: RegionExtractor, grid: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes float32 [1 + R, 4] and features float16 [1 + R, F] of a picture, as `with_regions` makes those of a sample.
+
+    Raises:
+        ExtractionError: features are not finite.
+    """
+    boxes = with_whole_image(grid_boxes(*grid))
+    return boxes, extractor(picture, boxes)
+
+
 def with_regions(
     sample: Sample,
     extractor: Callable[[Image.Image, np.ndarray], np.ndarray],
@@ -175,13 +192,13 @@ def with_regions(
         ExtractionError: features are not finite, or the annotated boxes or their classes are not usable.
     """
     boxes, names = annotated_boxes(sample) if grid is None else (grid_boxes(*grid), None)
+    boxes = with_whole_image(boxes)
     try:
         if sample.image is None:
             raise ImageError("sample holds no picture")
         picture = decode_image(sample.image)
     except ImageError as error:
         return replace(sample, facts={**sample.facts, WITHOUT_REGIONS: str(error)})
-    boxes = np.concatenate([np.array([[0, 0, 1, 1]], dtype=np.float32), boxes])
     try:
         features = extractor(picture, boxes)
     except ExtractionError as error:

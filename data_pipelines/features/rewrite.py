@@ -109,7 +109,7 @@ def splits_of(folder: Path, manifest: Manifest) -> list[str]:
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process alone; the lock ends with the process, however that ends."""
     if not folder.is_dir():
-        raise ShardError(f"{folder} holds no data set (no such folder); tools/make_shards.py makes one")
+        raise ShardError(f"{folder} holds no data set (no such folder); `vlp data` makes one")
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -149,7 +149,7 @@ def inspect_data_set(
     manifest = read_manifest(folder)
     splits = splits or [*manifest.samples, *indexed_splits(folder)]
     if not splits:
-        raise ShardError(f"{folder} has a manifest but no split (no *.parquet); tools/make_shards.py makes one")
+        raise ShardError(f"{folder} has a manifest but no split (no *.parquet); `vlp data` makes one")
     if vocabulary is None and (folder / "vocabulary.txt").is_file():
         vocabulary = folder / "vocabulary.txt"
     tokenizer = _tokenizer(vocabulary) if vocabulary else None

@@ -119,10 +119,10 @@ def read_manifest(folder: Path) -> Manifest:
     if (folder / READY).exists():
         raise ShardError(
             f"{folder} is half way to its region features, since the extraction was stopped in its last step;"
-            " run the same tools/extract_features.py command again to finish it, nothing is lost"
+            " run the same `vlp features` command again to finish it, nothing is lost"
         )
     if not path.is_file():
-        raise ShardError(f"{folder} holds no data set (no manifest.json); tools/make_shards.py makes one")
+        raise ShardError(f"{folder} holds no data set (no manifest.json); `vlp data` makes one")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         written = values.pop(SEAL, None)  # those of before there were digests have none

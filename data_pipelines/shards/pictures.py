@@ -35,11 +35,16 @@ def decode_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """
     with _opened(data, most_pixels) as image:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        upright.info.pop("transparency", None)  # Pillow would search the palette for it, and warn of what it drops
-        return upright.convert("RGB")
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A decoded picture as `decode_image` gives it."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    upright.info.pop("transparency", None)  # Pillow would search the palette for it, and warn of what it drops
+    return upright.convert("RGB")
 
 
 def picture_size(data: bytes, most_pixels: int = MOST_PIXELS) -> tuple[str, int, int]:
@@ -75,35 +80,28 @@ def _opened(data: bytes, most_pixels: int) -> Iterator[Image.Image]:
         raise ImageError("image cannot be decoded") from error
 
 
-def sized_pixels(data: bytes, size: PixelSize | SquareSize, seed: int | None = None) -> np.ndarray:
-    """An encoded picture in the size that a model asks for; see `scaled_pixels` and `square_pixels`."""
-    return square_pixels(data, size, seed) if isinstance(size, SquareSize) else scaled_pixels(data, size)
+def sized_pixels(data: bytes | Image.Image, size: PixelSize | SquareSize, seed: int | None = None) -> np.ndarray:
+    """A picture, encoded or RGB, in the size that a model asks for; see `scaled_pixels` and `square_pixels`."""
+    image = data if isinstance(data, Image.Image) else decode_image(data)
+    return square_pixels(image, size, seed) if isinstance(size, SquareSize) else scaled_pixels(image, size)
 
 
-def scaled_pixels(data: bytes, size: PixelSize) -> np.ndarray:
-    """An encoded picture as a model sees it: decoded, scaled by bicubic interpolation, uint8 [h, w, 3].
+def scaled_pixels(image: Image.Image, size: PixelSize) -> np.ndarray:
+    """An RGB picture as a model sees it: scaled by bicubic interpolation, uint8 [h, w, 3].
 
     Pillow scales in integers, so the pixels are the same on every machine.
-
-    Raises:
-        ImageError: as `decode_image`.
     """
-    image = decode_image(data)
     height, width = size.of(image.height, image.width)
     return np.array(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def square_pixels(data: bytes, square: SquareSize, seed: int | None = None) -> np.ndarray:
-    """An encoded picture as a dual encoder sees it: decoded, made a square by bicubic interpolation, uint8 [s, s, 3].
+def square_pixels(image: Image.Image, square: SquareSize, seed: int | None = None) -> np.ndarray:
+    """An RGB picture as a dual encoder sees it: made a square by bicubic interpolation, uint8 [s, s, 3].
 
     seed: of the random crop, if the size asks for one; None: as in evaluation.
 
     Source: torchvision's Resize, CenterCrop and RandomResizedCrop, as open_clip uses them.
-
-    Raises:
-        ImageError: as `decode_image`.
     """
-    image = decode_image(data)
     width, height, size = image.width, image.height, square.size
     if square.random_crop is not None and seed is not None:
         image = image.crop(random_box(width, height, square.random_crop, np.random.default_rng(seed)))

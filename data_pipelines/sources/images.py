@@ -26,7 +26,7 @@ class RegionImages:
         ShardError: attributes are to be loaded, and the data has none.
     """
 
-    lacking = "region features; tools/extract_features.py makes features, tools/inspect_data.py shows what is there"
+    lacking = "region features; `vlp features` makes features, `vlp inspect` shows what is there"
 
     def __init__(self, reader: ShardReader, loads: Loads, training: bool = False):
         self.reader, self.loads = reader, loads

@@ -37,7 +37,7 @@ def read_neighbours(path: Path, reader: ShardReader) -> list[np.ndarray]:
     Raises:
         ShardError: there is no such file, it is no file of neighbours, or it was mined from other data.
     """
-    again = "; mine them with tools/mine_negatives.py"
+    again = "; mine them with `vlp mine`"
     if not path.is_file():
         raise ShardError(f"there is no file of neighbours {path}{again}")
     try:

@@ -254,7 +254,7 @@ class Source:
                 chosen = self._replacement(pair, attempt)
         raise ShardError(
             f"{REPLACEMENT_TRIES} samples of source {self.name!r} in a row cannot be used, the first: {failures[0]};"
-            f" look at the data with tools/inspect_data.py {self.reader.folder}"
+            f" look at the data with `vlp inspect` {self.reader.folder}"
         )
 
     def _replacement(self, pair: int, attempt: int) -> int:

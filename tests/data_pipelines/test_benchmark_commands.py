@@ -17,7 +17,7 @@ from test_gqa import question
 from data_pipelines.annotations import build
 from data_pipelines.annotations.boxes import NoBoxError, shares
 from data_pipelines.annotations.files import AnnotationError, LeftOut, read_json, read_json_lines, without_repeats
-from tools import make_shards
+from vlp.commands import data as make_shards
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -28,9 +28,9 @@ def test_the_example_in_the_help_can_be_typed(name: str, capsys: pytest.CaptureF
         make_shards.read_arguments([name, "--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    example = printed[printed.index("python tools/make_shards.py") :]
+    example = printed[printed.index(f"vlp data {name} --images DIR") :]
     words = shlex.split(example.replace("\\\n", " "))
-    assert words[:2] == ["python", "tools/make_shards.py"]
+    assert words[:2] == ["vlp", "data"]
     options = make_shards.read_arguments(words[2:])
     assert (options.command, str(options.images), str(options.out)) == (name, "DIR", f"data/{name}")
     for option in make_shards.BENCHMARKS[name].options:

@@ -11,7 +11,7 @@ from made_up_benchmarks import built, left_out, samples_of, texts, write_json, w
 from data_pipelines.annotations.easy_vqa import Part, read_easy_vqa
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.shards.format import read_manifest
-from tools import make_shards
+from vlp.commands import data as make_shards
 from vlp.text.wordpiece import WordPiece
 
 ANSWERS = "circle\nyes\nteal\nno"  # the package's file ends without a line break

@@ -11,7 +11,7 @@ from made_up_benchmarks import built, left_out, samples_of, texts, write_json, w
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.gqa import read_gqa
 from data_pipelines.shards.format import read_manifest
-from tools import make_shards
+from vlp.commands import data as make_shards
 
 
 def question(image: Any = "2375429", text: str = "Is it overcast?", answer: str | None = "no", **more: Any) -> Any:

@@ -10,7 +10,7 @@ from made_up_benchmarks import built, left_out, samples_of, texts, write_json, w
 
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.karpathy import read_karpathy
-from tools import make_shards
+from vlp.commands import data as make_shards
 
 
 def image(number: int, split: str = "train", raw: tuple[str, ...] = ("A dog.",), **more: Any) -> dict[str, Any]:

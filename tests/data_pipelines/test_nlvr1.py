@@ -17,7 +17,8 @@ from data_pipelines.annotations.nlvr1 import Nlvr1Reader, draw_scene
 from data_pipelines.scenes.build import region_features
 from data_pipelines.shards.pictures import decode_image
 from data_pipelines.shards.reader import ShardReader
-from tools import extract_features, make_shards
+from vlp.commands import data as make_shards
+from vlp.commands import features as extract_features
 
 SQUARE = {"type": "square", "size": 10, "color": "Yellow", "x_loc": 90, "y_loc": 0}
 CIRCLE = {"type": "circle", "size": 20, "color": "Black", "x_loc": 40, "y_loc": 60}

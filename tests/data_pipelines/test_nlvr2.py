@@ -14,7 +14,7 @@ from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.nlvr2 import read_nlvr2
 from data_pipelines.shards.format import read_manifest
 from data_pipelines.shards.reader import ShardReader
-from tools import make_shards
+from vlp.commands import data as make_shards
 
 
 def row(identifier: str, sentence: str = "There are two dogs.", label: str | None = "True", **more: Any) -> Any:

@@ -13,7 +13,8 @@ from made_up_coco import CATEGORIES, CLASSES, box_entry, image_entry
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.refcoco import read_refcoco
 from data_pipelines.shards.format import read_manifest
-from tools import convert_refcoco, make_shards
+from vlp.commands import convert_refcoco
+from vlp.commands import data as make_shards
 
 
 def reference(number: int, image: int, object_: int, sent: tuple[str, ...] = ("the dog",), split: str = "train") -> Any:

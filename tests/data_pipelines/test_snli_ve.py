@@ -11,7 +11,7 @@ from made_up_benchmarks import built, left_out, samples_of, texts, write_json_li
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.snli_ve import read_snli_ve
 from data_pipelines.shards.format import read_manifest
-from tools import make_shards
+from vlp.commands import data as make_shards
 
 
 def row(image: int, number: int, hypothesis: str = "A dog runs.", label: str = "neutral", **more: Any) -> Any:

@@ -11,7 +11,7 @@ from made_up_benchmarks import built, left_out, samples_of, texts, write_json, w
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.vcr import CLASS_NAMES, read_vcr
 from data_pipelines.shards.format import read_manifest
-from tools import make_shards
+from vlp.commands import data as make_shards
 
 FILM = "lsmdc_3015_CHARLIE/3015_CHARLIE_00.23.57.935-00.24.00.783@0"
 OBJECTS = ["person", "cell phone", "person"]

@@ -12,7 +12,7 @@ from made_up_benchmarks import built, left_out, samples_of, texts, write_json, w
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.vqa_v2 import read_vqa_v2
 from data_pipelines.shards.format import read_manifest
-from tools import make_shards
+from vlp.commands import data as make_shards
 
 TEN = ["Net", "net", "netting", "a net", " net.", "mesh", "net", "net", "net", "über"]
 

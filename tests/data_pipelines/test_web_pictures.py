@@ -15,7 +15,7 @@ from data_pipelines.annotations.conceptual_captions import read_conceptual_capti
 from data_pipelines.annotations.files import AnnotationError
 from data_pipelines.annotations.sbu import read_sbu
 from data_pipelines.annotations.web_pictures import web_pictures
-from tools import make_shards
+from vlp.commands import data as make_shards
 
 URLS = [f"http://pictures.example/{name}.jpg" for name in ("a", "ü", "c")]
 ROWS = [("a very typical bus station", URLS[0]), ("sierra looked über", URLS[1]), ("interior design", URLS[2])]

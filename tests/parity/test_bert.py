@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 import vlp
-from tools.import_checkpoint import NAMED, build, main
 from vlp.checkpoints.key_map import import_state
+from vlp.commands.import_checkpoint import NAMED, build, main
 from vlp.config import InitConfig, RunConfig, load_config
 from vlp.convert import convert
 from vlp.inference import TrainedModel

@@ -23,8 +23,8 @@ from data_pipelines.batches import collate
 from data_pipelines.prepare import open_sources
 from data_pipelines.scenes.build import Asked, build_scenes
 from data_pipelines.sources.source import LoadedPair
-from tools.learn import shortened
 from vlp.build import build_model, build_objectives, pixel_size
+from vlp.commands.learn import shortened
 from vlp.config import ConfigError, GroupConfig, load_config
 from vlp.distributed import generator_for
 from vlp.interfaces import AnswerScores, Batch, Tokenizer

@@ -15,7 +15,7 @@ from test_exact_resume import train
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from tools.train import check_resumed
+from vlp.commands.train import check_resumed
 from vlp.config import ConfigError, OptimConfig, ParameterGroupConfig
 from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream

@@ -16,9 +16,9 @@ import pytest
 import torch
 from test_exact_resume import ROOT, digest, losses, train
 
-from tools.train import check_resumed
 from vlp.checkpoints.digest import digest as digest_of
 from vlp.checkpoints.load import read_facts_of_weights, read_weights, write_weights
+from vlp.commands.train import check_resumed
 from vlp.config import ConfigError
 from vlp.run_folder import RunFolder
 from vlp.training.checkpoint_files import (

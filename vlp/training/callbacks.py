@@ -299,7 +299,7 @@ class StepEnd(lightning.Callback):
             raise TooManyBrokenSamplesError(
                 f"{self.seen_replaced} of {self.seen_pairs:.0f} samples were broken, more than"
                 f" {MOST_REPLACED_SHARE:.0%}; {self.folder.path}/quarantine.jsonl lists them,"
-                " tools/inspect_data.py checks a data set"
+                " `vlp inspect` checks a data set"
             )
 
     def _write(self, row: dict[str, Any], step: int) -> None:

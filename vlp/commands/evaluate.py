@@ -1,0 +1,187 @@
+"""Measure a run on the task that it was trained on.
+
+RUN is the folder of a run that was trained on a task, or one of its weight files. Prints the task's metric, by type of
+question and answer where there are such; writes predictions-SPLIT.json (or .csv) in the benchmark's own form and
+evaluation-SPLIT.json beside the run's weights. A split without answers, as a benchmark's test, gives predictions alone.
+Ctrl-C keeps those that are done, in files named -first-N as those of --most, and ends with code 130.
+
+Of a run on referring expressions, the share of boxes that are right. Of one on questions with choices, the shares of
+right answers, of right rationales of the right answer, and of both; and the file that VCR's leaderboard takes. A run
+that was trained on captioning writes a caption of each image of the split, in COCO's result format, and measures them
+by those of the split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+import vlp
+from data_pipelines.batches import collate
+from data_pipelines.shards.format import BadSampleError
+from data_pipelines.sources.source import LoadedPair, Source
+from vlp.checkpoints.load import write_atomically
+from vlp.commands.command import Parser, options_of, run_command, whole_number
+from vlp.contracts import Task
+from vlp.convert import convert
+from vlp.inference import TrainedModel
+from vlp.interfaces import Truth
+from vlp.strict_yaml import ConfigError, read_yaml
+
+PAIRS = 64  # of a batch, if the run's batches were not of so many pairs
+
+
+def read_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The run and the options; `settings` are those of the task's own."""
+    parser = options_of(
+        "evaluate", __doc__, ["evaluate runs/vqa --split val", "evaluate runs/captions --beams 5 --most 100"]
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder or one of its weight files")
+    parser.add_argument("--split", default="val", help="of the data set")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a data set (default: the run's own)")
+    parser.add_argument("--task", metavar="GROUP", help="of a run on several tasks, the one to measure (default: none)")
+    parser.add_argument("--most", type=whole_number, metavar="N", help="the first N questions or images (default: all)")
+    own = parser.add_argument_group("settings of some tasks", "(a task without such a setting refuses it)")
+    own.add_argument("--form", default=argparse.SUPPRESS, help="vqa, gqa or csv, of answers' files (default: vqa)")
+    own.add_argument(
+        "--beams", default=argparse.SUPPRESS, metavar="N", help="of captions; the papers take 5 (default: 1)"
+    )
+    options, others = parser.parse_known_intermixed_args(parser.spelled(arguments))
+    options.settings = {name: vars(options).pop(name) for name in ("form", "beams") if name in options}
+    options.settings |= other_settings(parser, others)
+    return options
+
+
+def other_settings(parser: Parser, arguments: list[str]) -> dict[str, str]:
+    """Settings of tasks that others made: `--name value`, `--name=value` or `name=value`, as texts."""
+    settings: dict[str, str] = {}
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not equals:
+            if not word.startswith("--"):
+                parser.error(f"unrecognized argument {word}")
+            value = next(words, "")
+        settings[name] = value
+    return settings
+
+
+def open_source(model: TrainedModel, data: Path | None, split: str) -> Source:
+    """The split, loaded as the model was trained.
+
+    Raises:
+        ConfigError: the data's features are not of the model's size.
+    """
+    folder = data or Path(model.config.data.root) / model.source.path
+    source = Source(model.source.name, folder, split, model.tokenizer, model.loads)
+    size = source.reader.manifest.feature_size
+    if source.loads.pixels is None and size != model.facts.feature_size:
+        raise ConfigError(
+            f"{folder} has region features of {size} numbers, the model takes {model.facts.feature_size}; extract the"
+            " features with the extractor of the training data"
+        )
+    return source
+
+
+def ask_all(
+    model: TrainedModel, task: Task, source: Source, settings: Any, most: int | None, console: Console
+) -> tuple[list[Any], int, int, bool]:
+    """What the model says of the questions or images of a source, in order; how many were looked at, how many of them
+    are broken and were left out, and whether Ctrl-C came before the last.
+    """
+    evaluation, left_out, done = task.evaluation, 0, 0
+    records: list[Any] = []
+    places = source.asked(evaluation.measured_on)[:most]
+    size = model.source.micro_batch or model.config.data.micro_batch or PAIRS
+    parts = max(len(side.asks) for side in source.texts)  # items of a question
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(f"asking about {evaluation.measured_on}", total=len(places))
+        try:
+            for first in range(0, len(places), max(size // parts, 1)):
+                chunk = places[first : first + max(size // parts, 1)]
+                asked: list[tuple[Truth, list[LoadedPair]]] = []
+                broken: list[BadSampleError] = []
+                for place in chunk:
+                    try:
+                        asked.append(source.ask(place, evaluation.measured_on))
+                    except BadSampleError as error:
+                        broken.append(error)
+                said: list[Any] = []
+                if asked:
+                    batch = collate([pair for _, pairs in asked for pair in pairs], source.name, 0, 0, [])
+                    answers = iter(evaluation.answer(task, model, batch, settings))
+                    said = [evaluation.record(model, truth, [next(answers) for _ in pairs]) for truth, pairs in asked]
+                records, left_out, done = records + said, left_out + len(broken), done + len(chunk)
+                for told in broken:
+                    console.print(f"left out: {told}", style="yellow", soft_wrap=True)
+                progress.advance(bar, len(chunk))
+        except KeyboardInterrupt:
+            if not records:
+                raise
+    return records, done, left_out, done < len(places)
+
+
+def own_settings(task: Task, given: dict[str, str]) -> Any:
+    """The settings of a task's evaluation, out of texts that are YAML.
+
+    Raises:
+        ConfigError: it has no such setting, or not such a value.
+    """
+    values = {name: read_yaml(f"value: {value}", name)["value"] for name, value in given.items()}
+    return convert(values, task.evaluation.Options, "options", "")
+
+
+def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Ask, print, write; returns the report."""
+    run, split = options.run, options.split
+    model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu", options.task)
+    task, folder = model.task(), run if run.is_dir() else run.parent
+    settings = own_settings(task, options.settings)
+    source = open_source(model, options.data, split)
+    records, done, left_out, stopped = ask_all(model, task, source, settings, options.most, console)
+    what = task.evaluation.measured_on
+    if not records:
+        raise ConfigError(f"split {split!r} of {source.reader.folder} has no {what} that can be read")
+    there = len(source.asked(what))
+    name = "-".join(filter(None, [options.task, split, f"first-{done}" if done < there else ""]))
+    kind, ending, content = task.evaluation.predictions(records, settings)
+    predictions = folder / f"{kind}-{name}.{ending}"
+    write_atomically(predictions, content.encode())
+    console.print(f"written: {predictions}", soft_wrap=True)
+    title = f"{run.name}, split {split} of {source.reader.folder}"
+    measured = task.evaluation.measure(model, records, settings, title)
+    if measured.table is not None:
+        console.print(measured.table)
+    for note in measured.notes:
+        console.print(note, soft_wrap=True, markup=False)
+    left = [f"these are the first {done} of {there} {what}"] if done < there else []
+    left += [f"{left_out} {what} could not be read and have no prediction"] if left_out else []
+    for warning in (*measured.warnings, *left):
+        console.print(warning, style="yellow", soft_wrap=True, markup=False)
+    report = {
+        "run": run.name,
+        "data": str(source.reader.folder),
+        "fingerprint": source.reader.fingerprint,
+        "split": split,
+        "asked": done,
+        "in_split": there,
+        "left_out": left_out,
+        **measured.report,
+    }
+    written = folder / f"evaluation-{name}.json"
+    write_atomically(written, json.dumps(report, indent=1).encode())
+    console.print(f"written: {written}", soft_wrap=True)
+    if stopped:
+        raise KeyboardInterrupt
+    return report
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; errors that a user can mend are printed without a traceback."""
+    return run_command(lambda given: evaluate(read_arguments(given), Console(highlight=False)), arguments)

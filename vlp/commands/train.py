@@ -1,0 +1,291 @@
+"""Train a model, or fine-tune one.
+
+CONFIG is a YAML file, or the name of a configuration that comes with vlp (`vlp list`); key.sub=value changes it, in
+YAML, with list items by number (data.sources.0.ratio=2). What a run makes lies in its folder, run_dir: configuration,
+vocabulary, weights (model.safetensors, and best.safetensors by the held-out loss), metrics.jsonl, losses.png,
+checkpoints. Ctrl-C or SIGTERM stops it after its step, with exit code 75; the same command with --resume last goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_pipelines.batches import MicroBatchLoader
+from data_pipelines.datamodule import PREFETCH, DataModule
+from data_pipelines.prepare import ensure_scenes, open_sources, validation_batches
+from data_pipelines.shards.format import ShardError
+from data_pipelines.sources.plan import Plan
+from data_pipelines.sources.source import Source
+from vlp.build import loads_of, objective_needs
+from vlp.commands.command import GO_ON, options_of, run_command
+from vlp.config import ConfigError, RunConfig, load_config, ratio_for
+from vlp.initial_weights import describe, load_initial_weights, load_start_weights
+from vlp.interfaces import Tokenizer
+from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives
+from vlp.text.choose import open_tokenizer
+from vlp.training.fit import build_module, checkpoint_of, fit, print_estimate, resolve_hardware
+from vlp.training.launch import cluster_environment, is_first, join, wait_for_the_first
+from vlp.training.loader_processes import require_shared_memory
+from vlp.training.plot import plot_losses
+from vlp.training.stop_and_go import StopAndGo
+
+
+def read_arguments(arguments: list[str]) -> tuple[RunConfig, str | None]:
+    """The configuration and what to resume. A resumed run keeps its own configuration, with overrides."""
+    parser = options_of(
+        "train", __doc__, ["train uniter_small trainer.max_steps=20", "train my.yaml run_dir=runs/my --resume last"]
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a file, or a name that `vlp list` shows")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes of the configuration")
+    parser.add_argument("--resume", metavar="WHERE", help="go on from a run's last checkpoint (last), or from this one")
+    options = parser.read(arguments)
+    path, overrides, resume = options.config, options.overrides, options.resume
+    if "=" in path:
+        parser.error(f"a configuration comes first, before {path}")
+    if not resume:
+        return load_config(path, overrides), None
+    given = [o.removeprefix("run_dir=") for o in overrides if o.startswith("run_dir=")]
+    run_dir = given[-1] if given else load_config(path, overrides).run_dir
+    overrides = [o for o in overrides if not o.startswith("run_dir=")]
+    return RunFolder(Path(run_dir)).read_config([*overrides, f"run_dir={run_dir}"]), resume
+
+
+def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tuple[list[Source], DataFacts]:
+    """The sources of the configuration (their own splits, or `split`), and what the run must remember of them."""
+    data = config.data
+    loads = [loads_of(config, listed) for listed in data.sources]
+    sources, manifest = open_sources(
+        [s.name for s in data.sources],
+        [Path(data.root) / s.path for s in data.sources],
+        [split or s.split for s in data.sources],
+        tokenizer,
+        loads,
+        training=split is None,
+    )
+    fingerprints = {source.name: source.reader.fingerprint for source in sources}
+    answers = {
+        source.name: source.reader.manifest.answer_names
+        for source in sources
+        if "question" in source.loads.segments
+        and source.reader.manifest.answer_names  # a source of captions alone has none
+    }
+    for source, listed in zip(sources, data.sources, strict=True):
+        if listed.neighbours is not None and split is None:
+            drawn = [group for group in config.objectives if ratio_for(group.sampling_ratio, source.name) > 0]
+            if not any(needs.mined for needs in objective_needs(drawn).values()):
+                raise ConfigError(
+                    f"source {source.name!r} has neighbours, and no objective of a group that is drawn for the source"
+                    " looks at them; leave them out"
+                )
+            path = Path(data.root) / listed.neighbours.path
+            source.bring_neighbours(path, listed.neighbours.images)
+            fingerprints[f"{source.name}, neighbours"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    extractors = {s.name: s.reader.manifest.extractor for s in sources if s.reader.manifest.feature_size}
+    names = manifest.class_names, fingerprints, manifest.attribute_names, answers, extractors
+    return sources, DataFacts(manifest.feature_size, *names)
+
+
+def check_resumed(began: RunConfig, now: RunConfig) -> None:
+    """Refuse changes that would do nothing while a run goes on, or make it another one: of what the state of the
+    optimizer decides, and of what decides which samples a step has.
+
+    Raises:
+        ConfigError: such a key was changed.
+    """
+    another = "begin another one with the weights of this: init.path=RUN run_dir=OTHER, without resume"
+    for key in ("lr", "betas", "eps", "groups", "layer_decay", "frozen"):
+        if getattr(began.optim, key) != getattr(now.optim, key):
+            raise ConfigError(f"optim.{key} can't change while a run goes on; {another}")
+
+    def order(config: RunConfig) -> dict[str, Any]:
+        """What decides which samples a step has, by key; a data set may have moved, its fingerprint tells it."""
+        kept = ("micro_batch", "micro_batch_tokens", "micro_batches_per_step", "max_regions")
+        sources = [replace(source, path="", scenes=None, neighbours=None) for source in config.data.sources]
+        return {
+            "seed": config.seed,
+            **{f"data.{key}": getattr(config.data, key) for key in kept},
+            "data.sources": sources,
+        }
+
+    for key, value in order(began).items():
+        if order(now)[key] != value:
+            raise ConfigError(
+                f"{key} decides which samples a step has, and can't change while a run goes on (the number of processes"
+                f" can); {another}"
+            )
+    if (began.stop_and_go and began.stop_and_go.gap) != (now.stop_and_go and now.stop_and_go.gap):
+        raise ConfigError(
+            "stop_and_go can't be added, taken away or given another gap while a run goes on: its sources would begin"
+            " again with samples that they have had"
+        )
+
+
+def check_negatives(config: RunConfig, micro_batch: int, sources: list[Source], held_out: list[Source]) -> None:
+    """Whether the pairs of a step, which are compared with one another, are several, and none of them is in it twice.
+
+    Raises:
+        ConfigError: a step is one pair, or more than a source has.
+    """
+    own = {listed.name: listed.micro_batch or micro_batch for listed in config.data.sources}
+    if min(own.values()) * config.data.micro_batches_per_step < 2:
+        raise ConfigError("data.micro_batch: a step of one pair has nothing to compare it with; take two or more")
+    for batches, what, listed in (
+        (config.data.micro_batches_per_step, "a step", sources),
+        (1, "a held-out batch", held_out),
+    ):
+        for source in listed:
+            pairs = own[source.name] * batches
+            if pairs > len(source):
+                raise ConfigError(
+                    f"{what} has {pairs} pairs, but split {source.reader.split!r} of source {source.name!r} only"
+                    f" {len(source)}: they would be negatives of themselves; take a smaller data.micro_batch"
+                )
+
+
+def check_truths(config: RunConfig, sources: list[Source], console: Console) -> None:
+    """Say how many questions have no known answer, where a task learns from those.
+
+    Raises:
+        ShardError: none has one, as in a benchmark's test split.
+    """
+    if not any(needs.truth for needs in objective_needs(config.objectives).values()):
+        return
+    for source in sources:
+        asked, known = source.known_truths()
+        where = f"source {source.name}, split {source.reader.split}"
+        if asked and not known:
+            raise ShardError(
+                f"{where}: of {asked} questions looked at none has an answer that is known and in the list of"
+                f" {source.reader.folder}/manifest.json; a benchmark's test split can't be trained or validated on"
+                " (data.sources.N.split, validation.split), and a list of other answers has to be made anew"
+            )
+        if known < asked:
+            console.print(
+                f"{where}: {asked - known} of {asked} questions looked at ({(asked - known) / asked:.0%}) have no known"
+                " answer in the manifest's list; to the model all answers to them are wrong",
+                style="yellow",
+                soft_wrap=True,
+            )
+
+
+def train(config: RunConfig, resume: str | None, console: Console) -> bool:
+    """Prepare data and folder, train, draw the losses; False if a signal stopped the run before its end."""
+    _, devices, _ = resolve_hardware(config)
+    environment = cluster_environment(devices, config.trainer.num_nodes)
+    folder, data, launching = RunFolder(Path(config.run_dir)), config.data, is_first(environment)
+    join(environment)
+    if launching and resume is None:
+        folder.refuse_if_used()
+    for listed in data.sources:
+        if listed.scenes is not None and launching:
+            s = listed.scenes
+            place = Path(data.root) / listed.path
+            ensure_scenes(place, s.train, s.val, s.seed, console.print, s.asks)
+    wait_for_the_first()  # which may have made scenes
+    if resume:
+        began = folder.read_config([])
+        check_resumed(began, config)
+        if launching and began.trainer.max_steps != config.trainer.max_steps:
+            console.print(
+                f"the run now has {config.trainer.max_steps} steps, not {began.trainer.max_steps}: from here on the"
+                " rate is that of the new schedule"
+            )
+    tokenizer = (
+        folder.tokenizer(config)
+        if resume
+        else open_tokenizer(Path(data.root) / data.tokenizer.vocabulary, data.tokenizer.lowercase)
+    )
+    sources, facts = open_data(config, tokenizer, None)
+    held_out, _ = open_data(config, tokenizer, config.validation.split)
+    if resume and not facts.goes_on_from(folder.read_facts()):
+        raise ConfigError(f"the data is not what {folder.path}/data.json says the run was trained on; restore it")
+    if launching:
+        check_truths(config, [*sources, *held_out], console)
+    with_lengths = data.micro_batch_tokens is not None
+    planned = [s.planned(c.ratio, with_lengths, c.micro_batch) for s, c in zip(sources, data.sources, strict=True)]
+    sizes = (data.micro_batch, data.micro_batch_tokens)
+    gap = 1 if config.stop_and_go is None else config.stop_and_go.gap
+    plan = Plan(planned, config.seed, data.micro_batches_per_step, *sizes, gap)
+    loader = MicroBatchLoader(plan, sources)
+    per_step, load = data.micro_batches_per_step, loader.__call__
+    needs = objective_needs(config.objectives).values()
+    if any(own.spans_step for own in needs):
+        if data.micro_batch is None:
+            raise ConfigError("a dual encoder is trained with data.micro_batch pairs, not with micro_batch_tokens")
+        if any(own.rivals for own in needs):
+            check_negatives(config, data.micro_batch, sources, held_out)
+        # each process takes its share of a step in one batch, since the loss compares every pair with all others
+        per_step = devices * config.trainer.num_nodes
+        load = partial(loader.joined, parts=per_step)
+    own_sizes = [listed.micro_batch for listed in data.sources]
+    validation = validation_batches(held_out, *sizes, config.validation.micro_batches, own_sizes)
+    module = build_module(config, tokenizer, facts)
+    stop_and_go = None
+    if config.stop_and_go is not None:
+        stop_and_go = StopAndGo(config.stop_and_go, module.groups, [source.name for source in sources], plan)
+    start = checkpoint_of(folder, resume, module, console if launching else Console(quiet=True)) if resume else None
+    if start is None:
+        load_start_weights(module.model)
+        if config.init is not None:
+            answers = answers_of_objectives(config, facts)
+            loaded = load_initial_weights(config.init, module, tokenizer, answers)
+            if launching:
+                console.print(describe(config.init, loaded), soft_wrap=True)
+    if launching:
+        require_shared_memory(load(0, 0), data.workers, PREFETCH, devices)
+        if resume is None:
+            folder.create(config, tokenizer, facts)
+        for source in sources:
+            left_out = (
+                f" ({source.unusable_samples} samples lack captions or regions)" if source.unusable_samples else ""
+            )
+            kind = "texts" if source.text_only else "pairs"
+            console.print(f"source {source.name}: {len(source)} {kind} of {len(source.reader)} samples{left_out}")
+        print_estimate(config, module, loader(0, 0), console)
+        console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""), soft_wrap=True)
+    held = folder.hold() if launching else nullcontext()
+    with held:
+        if launching and resume is not None:  # with what was changed, so that the folder tells how the run goes on
+            folder.write_config(config)
+        try:
+            stage = None if stop_and_go is None else config.validation.every
+            feed = DataModule(load, per_step, data.workers, stage)
+            stopped_at = fit(
+                config,
+                module,
+                folder,
+                feed,
+                validation,
+                console,
+                start,
+                per_step,
+                environment,
+                stop_and_go,
+                feed.notes.read,
+            )
+        except Exception:
+            if launching and resume is None and not folder.read_rows():
+                folder.remove()  # nothing was trained, so a mended configuration may have the folder
+            raise
+    if launching:
+        plot_losses(folder.read_rows(), folder.path / "losses.png")
+        console.print(f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png", soft_wrap=True)
+        if stopped_at is not None:
+            console.print(
+                f"stopped at step {stopped_at}; add run_dir={folder.path} resume=last to go on", soft_wrap=True
+            )
+    # a process that Lightning launched and that doesn't return 0 has the first one killed, which may still be writing
+    return stopped_at is None or not launching
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; errors that a user can mend are printed without a traceback."""
+    console = Console(highlight=False)
+    return run_command(lambda given: 0 if train(*read_arguments(given), console) else GO_ON, arguments)

@@ -1,0 +1,142 @@
+"""Images as people have them, made into what a run's model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlp.interfaces import Loads, Regions
+
+Given = str | Path | Image.Image | np.ndarray | Regions  # a file, a picture, its pixels uint8 [h, w, 3], or regions
+
+TOLERANCE = 1e-3  # by which corners may leave the image, as in stored data
+
+
+def several(things: Any, what: str) -> list[Any]:
+    """The list of them.
+
+    Raises:
+        ValueError: it is one thing, which would pass as a list of its letters or rows.
+    """
+    if isinstance(things, str | bytes | Path | Image.Image | Regions) or np.ndim(things) == 3:
+        raise ValueError(f"{what} must be a list, as in [{str(things)[:40]!r}], not one alone")
+    return list(things)
+
+
+class ImageMaker:
+    """Makes of images what a model sees: pixels of the right size, or regions as those of its data were made.
+
+    Args:
+        loads: what the run wants of its data.
+        feature_size: of its regions.
+        extractor: what made them, in a manifest's words; empty: as the data set in `data` says.
+        trunk: the file of the extractor's weights, where it had one.
+        say: told of what the extractor leaves unused.
+    """
+
+    def __init__(
+        self,
+        loads: Loads,
+        feature_size: int,
+        extractor: str,
+        data: Path,
+        trunk: str | Path | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self.loads, self.feature_size, self.extractor, self.data, self.say = loads, feature_size, extractor, data, say
+        self.trunk = None if trunk is None else Path(trunk)
+        self._opened: Any = None  # with its weights, when it is first needed
+
+    def __call__(self, images: Sequence[Given]) -> list[Regions]:
+        """What the model sees of each.
+
+        Raises:
+            ValueError: `images` is one image, or one is nothing that can be seen; the message says which, and why.
+            ConfigError: regions can't be made of pictures as those of the run's data were, or need weights.
+            ShardError: the run doesn't say how they were made, and its data is not there.
+        """
+        return [self._one(image, f"image {number}") for number, image in enumerate(several(images, "images"))]
+
+    def _one(self, image: Given, name: str) -> Regions:
+        if isinstance(image, Regions):
+            if self.loads.pixels is None:
+                check_regions(image, name, self.feature_size)
+            elif image.pixels is None:
+                raise ValueError(f"{name} has no pixels, which this model sees; give a picture")
+            return image
+        picture = rgb(image, name)
+        if self.loads.pixels is not None:
+            from data_pipelines.shards.pictures import sized_pixels
+
+            return Regions.from_pixels(torch.from_numpy(sized_pixels(picture, self.loads.pixels)))
+        return self._regions(picture)
+
+    def _regions(self, picture: Image.Image) -> Regions:
+        from data_pipelines.features.regions import regions_of_grid
+
+        if self._opened is None:
+            from data_pipelines.shards.format import read_manifest
+            from vlp.use.extractors import grid_extractor  # with timm, which takes seconds
+
+            extractor = self.extractor or read_manifest(self.data).extractor
+            self._opened = grid_extractor(extractor, self.trunk, self.say)
+        boxes, features = regions_of_grid(picture, *self._opened)
+        return Regions(torch.from_numpy(features).float(), torch.from_numpy(boxes))
+
+
+def rgb(image: str | Path | Image.Image | np.ndarray, name: str) -> Image.Image:
+    """A picture, upright and RGB.
+
+    Raises:
+        ValueError: it can't be read, or is no picture.
+    """
+    from data_pipelines.shards.pictures import ImageError, decode_image, upright_rgb
+
+    if isinstance(image, str | Path):
+        try:
+            return decode_image(Path(image).read_bytes())
+        except (ImageError, OSError) as error:
+            raise ValueError(f"{name}, {image}: {error}") from error
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
+            raise ValueError(f"{name} is {image.dtype} {list(image.shape)}; pixels are uint8 [height, width, 3]")
+        return Image.fromarray(image)
+    raise ValueError(f"{name} is a {type(image).__name__}; give a file, a PIL picture, an array or Regions")
+
+
+def check_regions(regions: Regions, name: str, feature_size: int) -> None:
+    """Check regions as those of data sets are.
+
+    Raises:
+        ValueError: they don't fit together or the model, are not finite, or boxes are no corners as shares of width and
+            height.
+    """
+    features, boxes = regions.features, regions.boxes
+    if features.dim() != 2 or boxes.shape != (len(features), 4):
+        shapes = f"{list(features.shape)} and {list(boxes.shape)}"
+        raise ValueError(f"{name}: features and boxes have the shapes {shapes}, not [R, F] and [R, 4]")
+    if features.shape[1] != feature_size:
+        raise ValueError(f"{name} has features of {features.shape[1]} numbers, the model takes {feature_size}")
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError(f"{name}: features are not finite")
+    if not len(boxes):
+        return
+    inside = (boxes >= -TOLERANCE) & (boxes <= 1 + TOLERANCE)  # NaN is not inside either
+    if not bool(inside.all()):
+        raise ValueError(
+            f"{name}: boxes must be corners (x1, y1, x2, y2) as shares of width and height, from 0 to 1; there is one"
+            f" of {[round(number, 4) for number in boxes[~inside.all(1)][0].tolist()]}"
+        )
+    flat = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    if bool(flat.any()):
+        raise ValueError(
+            f"{name}: boxes must be corners (x1, y1, x2, y2) with x1 < x2 and y1 < y2; there is one of"
+            f" {[round(number, 4) for number in boxes[flat][0].tolist()]} (is it left, top, width, height?)"
+        )
