@@ -91,7 +91,7 @@ class RunFolder:
         if self.path.exists() and (not self.path.is_dir() or not self.begun()):
             raise ConfigError(
                 f"the run folder {self.path} exists already and nothing in it is overwritten: choose another folder"
-                " (run_dir=OTHER for a training), or go on with a training by resume=last"
+                " (run_dir=OTHER for a training), or go on with a training by --resume last"
             )
 
     def hold(self) -> IO[bytes]:
@@ -148,7 +148,7 @@ class RunFolder:
         return sorted((self.path / "checkpoints").glob("step-*.ckpt"))
 
     def checkpoint_to_resume(self, resume: str) -> Path | None:
-        """The checkpoint meant by `resume=last|PATH`; None if the run was stopped before its first one.
+        """The checkpoint meant by `--resume last|PATH`; None if the run was stopped before its first one.
 
         Raises:
             ConfigError: there is no such file.

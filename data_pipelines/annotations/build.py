@@ -51,7 +51,8 @@ def build_split(
         first = next(ordered, None)
         if first is None:
             counted = Counter(e.reason for e in left_out).most_common(5)
-            reasons = ", ".join(f"{n} x {reason}" for reason, n in counted)
+            examples = {entry.reason: entry.what for entry in reversed(left_out)}
+            reasons = ", ".join(f"{n} x {reason} (as {examples[reason]})" for reason, n in counted)
             raise ShardError(f"no sample for split {split!r} can be used; left out: {reasons or 'nothing'}")
         count = write_split(temporary, split, chain([first], ordered))
         manifest = replace(manifest, samples={**manifest.samples, split: count})

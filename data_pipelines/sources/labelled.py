@@ -44,10 +44,20 @@ def open_labelled(data: Path, loads: Loads, split: str, fact: str) -> LabelledIm
         fact: key of a sample's facts that holds the name of its class.
 
     Raises:
-        ShardError: there are no such images.
+        ShardError: there are no such images, or all are of one class.
     """
     if not data.is_dir():
         raise ShardError(f"there is no folder {data}")
+    found = _open(data, loads, split, fact)
+    if len(found.classes) < 2:
+        raise ShardError(
+            f"{data} has one class, {found.classes[0]!r}: there is nothing to tell apart; give the folder that holds"
+            " the folders of all classes"
+        )
+    return found
+
+
+def _open(data: Path, loads: Loads, split: str, fact: str) -> LabelledImages:
     if (data / "manifest.json").is_file():
         return _of_shards(ShardReader(data, split or "val"), loads, fact)
     pixels = loads.pixels

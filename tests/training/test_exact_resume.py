@@ -149,5 +149,5 @@ def test_a_used_run_folder_is_not_touched(uninterrupted: Path) -> None:
     again = train(uninterrupted, "no", 0)
     assert again.returncode != 0
     assert "exists already" in again.stderr
-    assert "resume=last" in again.stderr
+    assert "--resume last" in again.stderr
     assert digest(uninterrupted) == before

@@ -33,7 +33,7 @@ def test_a_batch_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "loads: step 6, micro-batch 2" in told
     assert "run_made_up.py" in told, "where the sleep is"
     assert "in load" in told
-    assert "and is taken to hang (trainer.stalled_after); resume=last" in told.splitlines()[-1]
+    assert "and is taken to hang (trainer.stalled_after); --resume last" in told.splitlines()[-1]
     monkeypatch.delenv("STALL_AT_STEP")
     resumed = train(tmp_path, "last", workers)
     assert resumed.returncode == 0, resumed.stderr

@@ -28,7 +28,7 @@ import vlp
 from data_pipelines.shards.format import ShardError
 from data_pipelines.sources.labelled import LabelledImages, open_labelled, read_lines
 from vlp.checkpoints.load import write_atomically
-from vlp.commands.command import options_of, run_command
+from vlp.commands.command import open_console, options_of, run_command
 from vlp.config import ConfigError
 from vlp.evaluation.zero_shot import ClassMetrics, class_metrics, class_weights, predictions, prompts
 from vlp.inference import TrainedModel
@@ -244,4 +244,4 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    return run_command(lambda given: evaluate(read_arguments(given), Console(highlight=False)), arguments)
+    return run_command(lambda given: evaluate(read_arguments(given), open_console()), arguments)

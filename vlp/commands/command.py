@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import textwrap
 import traceback
@@ -82,6 +83,16 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def _filled(part: str, width: int) -> str:
     lead = "\n" * (len(part) - len(part.lstrip("\n")))
     return lead + textwrap.fill(part.strip("\n"), width, break_long_words=False, break_on_hyphens=False)
+
+
+def open_console(**settings: Any) -> Console:
+    """Where a command prints. Lines are broken for a terminal alone: in a file or a pipe they stay whole, and tables
+    may be 160 characters wide, or as many as COLUMNS says.
+    """
+    console = Console(highlight=False, **settings)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, soft_wrap=True, width=int(os.environ.get("COLUMNS") or 160), **settings)
 
 
 def run_command(

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from vlp.checkpoints.load import write_atomically
 from vlp.commands import evaluate, retrieve
-from vlp.commands.command import GO_ON, can_be_mended, options_of, run_command
+from vlp.commands.command import GO_ON, can_be_mended, open_console, options_of, run_command
 from vlp.commands.learn import Stopped, finished_run
 from vlp.config import ConfigError, RunConfig, dump_config, load_config, read_yaml
 from vlp.convert import convert, unknown_key
@@ -352,7 +352,7 @@ def report(study: StudyConfig, cells: list[Cell], failures: dict[Path, str], con
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    console = Console(highlight=False)
+    console = open_console()
 
     parser = options_of(
         "compare",

@@ -14,10 +14,8 @@ import pickletools
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from data_pipelines.shards.format import write_bytes
-from vlp.commands.command import options_of, run_command
+from vlp.commands.command import open_console, options_of, run_command
 
 # no instruction that names a class or a function, calls one or sets the state of an object
 STACK = (
@@ -177,7 +175,7 @@ def convert(options: argparse.Namespace) -> None:
         raise ConversionError(f"{options.pickle}: {error}") from error
     write_bytes(options.out, text.encode())
     told = f"written: {options.out} ({len(values)} references)"
-    Console(highlight=False, markup=False).print(told, soft_wrap=True)
+    open_console(markup=False).print(told, soft_wrap=True)
 
 
 def main(arguments: list[str]) -> int:

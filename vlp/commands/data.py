@@ -45,7 +45,7 @@ from data_pipelines.annotations.text import TextReader
 from data_pipelines.annotations.web_pictures import NAMINGS
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.format import Manifest, Sample, ShardError
-from vlp.commands.command import STOPPED, examples_of, options_of, run_command, whole_number
+from vlp.commands.command import STOPPED, examples_of, open_console, options_of, run_command, whole_number
 
 MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
 # facts that are lists of what a sample holds, and what to call it
@@ -401,7 +401,7 @@ def report_left_out(left_out: list[LeftOut], options: argparse.Namespace, consol
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    console = Console(highlight=False, markup=False)
+    console = open_console(markup=False)
     makers = {"scenes": make_scenes, "coco": make_coco, "nlvr1": make_nlvr1, "text": make_text}
     makers["webdataset"] = make_webdataset
 

@@ -27,7 +27,7 @@ from data_pipelines.batches import collate
 from data_pipelines.shards.format import BadSampleError
 from data_pipelines.sources.source import LoadedPair, Source
 from vlp.checkpoints.load import write_atomically
-from vlp.commands.command import Parser, options_of, run_command, whole_number
+from vlp.commands.command import Parser, open_console, options_of, run_command, whole_number
 from vlp.contracts import Task
 from vlp.convert import convert
 from vlp.inference import TrainedModel
@@ -184,4 +184,4 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    return run_command(lambda given: evaluate(read_arguments(given), Console(highlight=False)), arguments)
+    return run_command(lambda given: evaluate(read_arguments(given), open_console()), arguments)

@@ -24,7 +24,7 @@ import vlp
 from vlp.checkpoints.importers import lxmert, visualbert
 from vlp.checkpoints.key_map import KeyMismatchError, export_state
 from vlp.checkpoints.load import write_atomically
-from vlp.commands.command import options_of, run_command
+from vlp.commands.command import open_console, options_of, run_command
 from vlp.config import ConfigError
 from vlp.inference import TrainedModel
 from vlp.nn.towers.open_clip import open_clip_config
@@ -33,6 +33,7 @@ from vlp.run_folder import RunFolder
 from vlp.text.choose import CLIP
 
 OPEN_CLIP = ["open_clip", "open_clip_custom_text"]
+MOST_SHOWN = 600  # characters of what is wrong with a layout
 MODEL_ALONE = [*OPEN_CLIP, "clip_transformers"]  # layouts without objectives, as the queues of momentum_contrast
 # the layouts of transformers: from our `model` block and their weights to config.json, and what a user should know
 HF: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], tuple[dict[str, Any], str]]] = {
@@ -63,15 +64,33 @@ def exported(trained: TrainedModel, to: str) -> tuple[str, dict[str, Tensor]]:
     """
     if to == "hf" and trained.dual:
         raise ConfigError("--to hf writes LXMERT and VisualBERT; for a dual encoder take --to open_clip")
-    state, faults = trained.state_dict(), []
-    if to in MODEL_ALONE:
-        state = {name: value for name, value in state.items() if name.startswith("model.")}
+    faults: list[str] = []
     for layout in HF if to == "hf" else [to]:
         try:
-            return layout, export_state(state, IMPORTERS[layout])
+            return layout, _translated(trained, layout)
         except KeyMismatchError as error:
             faults.append(f"{layout}: {error}")
-    raise KeyMismatchError("the run can't be written in this layout, whose heads it may lack:\n" + "\n".join(faults))
+    told = "transformers has no class for this run" if to == "hf" else f"the run has other tensors than {to}"
+    fitting = [layout for layout in IMPORTERS if _fits(trained, layout)]
+    raise KeyMismatchError(
+        f"{told}; layouts that it can be written in: {', '.join(fitting) or 'none, since all want other heads'}"
+        + "".join(f"\n{fault}" for fault in faults if len(fault) < MOST_SHOWN)  # a few tensors are worth naming
+    )
+
+
+def _translated(trained: TrainedModel, layout: str) -> dict[str, Tensor]:
+    state = trained.state_dict()
+    if layout in MODEL_ALONE:
+        state = {name: value for name, value in state.items() if name.startswith("model.")}
+    return export_state(state, IMPORTERS[layout])
+
+
+def _fits(trained: TrainedModel, layout: str) -> bool:
+    try:
+        _translated(trained, layout)
+    except KeyMismatchError:
+        return False
+    return True
 
 
 def export_checkpoint(options: argparse.Namespace, console: Console) -> None:
@@ -121,4 +140,4 @@ def export_checkpoint(options: argparse.Namespace, console: Console) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    return run_command(lambda given: export_checkpoint(read_arguments(given), Console(highlight=False)), arguments)
+    return run_command(lambda given: export_checkpoint(read_arguments(given), open_console()), arguments)

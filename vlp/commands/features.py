@@ -28,7 +28,7 @@ from data_pipelines.scenes.build import region_features
 from data_pipelines.shards.format import read_manifest
 from data_pipelines.shards.reader import ShardReader
 from vlp.checkpoints.key_map import listed
-from vlp.commands.command import GO_ON, options_of, run_command
+from vlp.commands.command import GO_ON, open_console, options_of, run_command
 from vlp.config import ConfigError
 from vlp.use.extractors import boxes_described, described, open_trunk
 
@@ -127,7 +127,7 @@ def report(folder: Path, console: Console) -> None:
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     console, stopped = (
-        Console(highlight=False, markup=False),
+        open_console(markup=False),
         (GO_ON, "stopped; the same command goes on where it was"),
     )
     return run_command(lambda given: extract(read_arguments(given), console), arguments, stopped=stopped)

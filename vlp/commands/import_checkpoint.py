@@ -25,7 +25,7 @@ from torch import Tensor
 from vlp.build import loads_of
 from vlp.checkpoints.key_map import KeyMap, respelled, unused_keys
 from vlp.checkpoints.load import read_checkpoint
-from vlp.commands.command import options_of, run_command
+from vlp.commands.command import open_console, options_of, run_command
 from vlp.config import ConfigError, RunConfig, load_config
 from vlp.inference import TrainedModel
 from vlp.initial_weights import describe, load_initial_weights, read_layout
@@ -152,4 +152,4 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    return run_command(lambda given: import_checkpoint(read_arguments(given), Console(highlight=False)), arguments)
+    return run_command(lambda given: import_checkpoint(read_arguments(given), open_console()), arguments)

@@ -21,7 +21,7 @@ from rich.text import Text
 from data_pipelines.inspection.page import draw_page, findings, readable_splits, table_rows, verdict
 from data_pipelines.inspection.report import DataSetReport, inspect_data_set
 from data_pipelines.shards.format import ShardError, write_bytes
-from vlp.commands.command import options_of, run_command
+from vlp.commands.command import open_console, options_of, run_command
 
 
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -86,5 +86,5 @@ def inspect(options: argparse.Namespace, console: Console) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    console = Console(highlight=False)
+    console = open_console()
     return run_command(lambda given: 0 if inspect(read_arguments(given), console) else 1, arguments)

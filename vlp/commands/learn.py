@@ -23,7 +23,7 @@ from data_pipelines.prepare import validation_batches
 from vlp.build import objective_needs
 from vlp.checkpoints.load import load_strictly, read_weights, write_atomically
 from vlp.commands import train
-from vlp.commands.command import GO_ON, options_of, run_command
+from vlp.commands.command import GO_ON, open_console, options_of, run_command
 from vlp.config import ConfigError, RunConfig, load_config
 from vlp.contracts import Encoded, Model
 from vlp.inference import TrainedModel
@@ -294,5 +294,5 @@ def learn(arguments: list[str], console: Console) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    console = Console(highlight=False)
+    console = open_console()
     return run_command(lambda given: learn(given, console), arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from vlp.commands.command import options_of, run_command
+from vlp.commands.command import open_console, options_of, run_command
 from vlp.shipped import config_file, list_configs
 
 
@@ -35,4 +35,4 @@ def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     parser = options_of("list", __doc__, ["list", "list --long"])
     parser.add_argument("--long", action="store_true", help="with what each says of itself")
-    return run_command(lambda given: show(parser.read(given).long, Console(highlight=False)), arguments)
+    return run_command(lambda given: show(parser.read(given).long, open_console()), arguments)

@@ -21,7 +21,7 @@ from data_pipelines.shards.format import BadSampleError, ShardError
 from data_pipelines.shards.reader import ShardReader
 from data_pipelines.sources.images import all_images
 from data_pipelines.sources.neighbours import write_neighbours
-from vlp.commands.command import options_of, run_command, whole_number
+from vlp.commands.command import open_console, options_of, run_command, whole_number
 from vlp.commands.retrieve import check_features, embed, load_models
 from vlp.evaluation.neighbours import hardest_images
 from vlp.evaluation.retrieval import SCORES_PER_CHUNK, score_all_pairs
@@ -105,4 +105,4 @@ def mine(options: argparse.Namespace, console: Console) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    return run_command(lambda given: mine(read_arguments(given), Console(highlight=False)), arguments)
+    return run_command(lambda given: mine(read_arguments(given), open_console()), arguments)

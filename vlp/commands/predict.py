@@ -24,7 +24,7 @@ from data_pipelines.shards.reader import ShardReader
 from data_pipelines.sources.images import all_images
 from data_pipelines.sources.segments import region_names
 from vlp.checkpoints.load import read_weights
-from vlp.commands.command import options_of, run_command
+from vlp.commands.command import open_console, options_of, run_command
 from vlp.config import ConfigError
 from vlp.contracts import Prompt
 from vlp.inference import TrainedModel
@@ -127,5 +127,5 @@ def predict(options: argparse.Namespace, console: Console) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    console = Console(highlight=False, markup=False)
+    console = open_console(markup=False)
     return run_command(lambda given: predict(read_arguments(given), console), arguments)

@@ -33,7 +33,7 @@ from data_pipelines.shards.pictures import ImageError, decode_image
 from data_pipelines.shards.reader import ShardReader
 from data_pipelines.sources.gallery import Gallery, read_gallery
 from vlp.checkpoints.load import write_atomically
-from vlp.commands.command import count, options_of, run_command, whole_number
+from vlp.commands.command import count, open_console, options_of, run_command, whole_number
 from vlp.config import ConfigError
 from vlp.evaluation.rerank import reranked
 from vlp.evaluation.retrieval import (
@@ -273,4 +273,4 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    return run_command(lambda given: evaluate(read_arguments(given), Console(highlight=False)), arguments)
+    return run_command(lambda given: evaluate(read_arguments(given), open_console()), arguments)

@@ -9,6 +9,7 @@ checkpoints. Ctrl-C or SIGTERM stops it after its step, with exit code 75; the s
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ from data_pipelines.shards.format import ShardError
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
 from vlp.build import loads_of, objective_needs
-from vlp.commands.command import GO_ON, options_of, run_command
+from vlp.commands.command import GO_ON, open_console, options_of, run_command
 from vlp.config import ConfigError, RunConfig, load_config, ratio_for
 from vlp.initial_weights import describe, load_initial_weights, load_start_weights
 from vlp.interfaces import Tokenizer
@@ -183,6 +184,9 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     join(environment)
     if launching and resume is None:
         folder.refuse_if_used()
+    root = Path(data.root)
+    if root.is_absolute() and not root.is_dir():  # a relative one is made where the command was typed
+        raise ConfigError(f"data.root={root}: there is no such folder; make it first, if scenes are to be built there")
     for listed in data.sources:
         if listed.scenes is not None and launching:
             s = listed.scenes
@@ -240,16 +244,17 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
                 console.print(describe(config.init, loaded), soft_wrap=True)
     if launching:
         require_shared_memory(load(0, 0), data.workers, PREFETCH, devices)
-        if resume is None:
-            folder.create(config, tokenizer, facts)
         for source in sources:
             left_out = (
                 f" ({source.unusable_samples} samples lack captions or regions)" if source.unusable_samples else ""
             )
             kind = "texts" if source.text_only else "pairs"
             console.print(f"source {source.name}: {len(source)} {kind} of {len(source.reader)} samples{left_out}")
-        print_estimate(config, module, loader(0, 0), console)
+        done = re.search(r"\d+$", start.stem) if start else None
+        print_estimate(config, module, loader(0, 0), console, int(done[0]) if done else 0)
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""), soft_wrap=True)
+    if launching and resume is None:
+        folder.create(config, tokenizer, facts)  # last, for from here on it is in the way of another start
     held = folder.hold() if launching else nullcontext()
     with held:
         if launching and resume is not None:  # with what was changed, so that the folder tells how the run goes on
@@ -279,7 +284,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         console.print(f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png", soft_wrap=True)
         if stopped_at is not None:
             console.print(
-                f"stopped at step {stopped_at}; add run_dir={folder.path} resume=last to go on", soft_wrap=True
+                f"stopped at step {stopped_at}; add run_dir={folder.path} --resume last to go on", soft_wrap=True
             )
     # a process that Lightning launched and that doesn't return 0 has the first one killed, which may still be writing
     return stopped_at is None or not launching
@@ -287,5 +292,5 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    console = Console(highlight=False)
+    console = open_console()
     return run_command(lambda given: 0 if train(*read_arguments(given), console) else GO_ON, arguments)

@@ -146,7 +146,7 @@ class StepEnd(lightning.Callback):
         """End this process, its loader processes and the processes that it launched, wherever they stand."""
         self.screen.stop()
         self.screen.warn(
-            f"{signal.Signals(number).name}: stopped at once; resume=last goes on from the last checkpoint"
+            f"{signal.Signals(number).name}: stopped at once; --resume last goes on from the last checkpoint"
         )
         kill_loader_processes()
         self._exit(128 + number)
@@ -158,7 +158,7 @@ class StepEnd(lightning.Callback):
     def _end_stalled(self, text: str) -> None:
         self.screen.stop()
         Console(stderr=True, highlight=False).print(
-            f"error: {text} (trainer.stalled_after); resume=last goes on from the last checkpoint",
+            f"error: {text} (trainer.stalled_after); --resume last goes on from the last checkpoint",
             style="red",
             markup=False,
             soft_wrap=True,

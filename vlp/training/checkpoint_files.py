@@ -45,7 +45,7 @@ def write_training_state(path: Path, state: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path} cannot be written ({type(error).__name__}: {str(error).splitlines()[0]}): is the disk full? The"
-            " checkpoints before it are whole; make room, and go on with resume=last"
+            " checkpoints before it are whole; make room, and go on with --resume last"
         ) from error
 
 
@@ -63,7 +63,7 @@ def read_training_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file fails in many ways
         raise DamagedCheckpointError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]});"
-            " resume from an earlier one with resume=PATH"
+            " resume from an earlier one with --resume PATH"
         ) from error
     if version > FORMAT:
         raise CheckpointError(
@@ -71,7 +71,7 @@ def read_training_state(path: Path) -> dict[str, Any]:
         )
     if version and digest(state) != stamp.get("sha256"):
         raise DamagedCheckpointError(
-            f"{path} is damaged: it no longer holds what was written; resume from an earlier one with resume=PATH"
+            f"{path} is damaged: it no longer holds what was written; resume from an earlier one with --resume PATH"
         )
     return state
 

@@ -39,11 +39,14 @@ def resolve_hardware(config: RunConfig) -> tuple[str, int, str]:
     `devices: auto` is the largest number of devices that divides the micro-batches of a step.
 
     Raises:
-        ConfigError: the number of processes does not divide `data.micro_batches_per_step`, or PL_TRAINER_* is set.
+        ConfigError: the number of processes does not divide `data.micro_batches_per_step`, there are fewer GPUs than
+            are asked for, or PL_TRAINER_* is set.
     """
     refused = sorted(name for name in os.environ if name.startswith("PL_TRAINER_"))
     if refused:
         raise ConfigError(f"{', '.join(refused)} is set in the environment; the configuration alone decides: unset it")
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator=gpu, but PyTorch finds no GPU here; take cpu, or auto")
     t, per_step = config.trainer, config.data.micro_batches_per_step
     accelerator = t.accelerator if t.accelerator != "auto" else ("gpu" if torch.cuda.is_available() else "cpu")
     if t.devices == "auto":
@@ -51,6 +54,8 @@ def resolve_hardware(config: RunConfig) -> tuple[str, int, str]:
         devices = max(d for d in range(1, max(available, 1) + 1) if per_step % (d * t.num_nodes) == 0 or d == 1)
     else:
         devices = t.devices
+    if accelerator == "gpu" and devices > torch.cuda.device_count():
+        raise ConfigError(f"trainer.devices={devices}, but there are {torch.cuda.device_count()} GPUs here")
     if per_step % (devices * t.num_nodes):
         raise ConfigError(
             f"{devices * t.num_nodes} processes do not divide data.micro_batches_per_step={per_step};"
@@ -211,14 +216,14 @@ def checkpoint_of(folder: RunFolder, resume: str, module: TrainingModule, consol
     return None
 
 
-def print_estimate(config: RunConfig, module: TrainingModule, first: Batch, console: Console) -> None:
+def print_estimate(config: RunConfig, module: TrainingModule, first: Batch, console: Console, done: int = 0) -> None:
     """Say before the first step what the run will take: batch, memory, time.
 
     Memory: weights, gradients and two moments in float32, and the activations of one micro-batch. Time: the operations
     of the model (`vlp.contracts.Cost`), and 6 a row and parameter of the heads, at the rate of a matrix product
     measured now, of which training reaches about half. Of a model that doesn't know its cost, what its weights take.
 
-    first: the first micro-batch.
+    first: the first micro-batch. done: steps that a resumed run has behind it.
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
@@ -245,14 +250,13 @@ def print_estimate(config: RunConfig, module: TrainingModule, first: Batch, cons
     rate = matrix_product_rate(torch.device(device), torch.bfloat16 if "bf16" in precision else torch.float32)
     heads = sum(p.numel() for p in module.objectives.parameters())
     operations = (cost.operations + 6 * heads * cost.rows) * per_step / processes
-    seconds = operations / (rate * 0.5)
+    seconds, left = operations / (rate * 0.5), max(config.trainer.max_steps - done, 0)
     console.print(
         estimate_table(
             {
                 **known,
                 "memory": f"about {(weights + activations) / 2**30:.1f} GiB a device",
-                "time": f"about {duration(seconds)} a step, {duration(seconds * config.trainer.max_steps)} in all"
-                f" ({config.trainer.max_steps} steps)",
+                "time": f"about {duration(seconds)} a step, {duration(seconds * left)} {_of(left, done)}",
             }
         )
     )
@@ -271,3 +275,7 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
     return 2 * 1024**3 / best
+
+
+def _of(left: int, done: int) -> str:
+    return f"for the {left} steps that are left" if done else f"in all ({left} steps)"

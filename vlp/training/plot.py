@@ -43,6 +43,8 @@ def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
         low, high = np.quantile(values, [0.0, 0.98]) if len(values) > 20 else (values.min(), values.max())
+        known = [value for _, value in marks if np.isfinite(value)]
+        low, high = min([low, *known]), max([high, *known])  # every held-out loss is seen
         margin = 0.08 * (high - low) or 0.1
         axis.set_ylim(low - margin, high + margin)  # the first steps would flatten all the rest
     for axis in axes.flat[len(names) :]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
 SMOOTHING = 0.9
@@ -39,12 +41,13 @@ class Screen:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("\n{task.fields[losses]}\n{task.fields[rates]}"),
                 console=self.console,
                 expand=True,
             )
-            self.progress.start()
-            self.task = self.progress.add_task("", total=self.max_steps, completed=step, losses="", rates="")
+            self.task = self.progress.add_task("", total=self.max_steps, completed=step)
+            self.numbers = Text()
+            self.live = Live(Group(self.progress, self.numbers), console=self.console)
+            self.live.start()
 
     def say(self, text: str) -> None:
         """A line of its own above the bar."""
@@ -74,7 +77,8 @@ class Screen:
             f"  lr {row['lr']:.2e}"
         )
         if self.progress is not None:
-            self.progress.update(self.task, completed=row["step"], losses=losses, rates=rates)
+            self.progress.update(self.task, completed=row["step"])
+            self.numbers.plain = f"{losses}\n{rates}"  # below the bar, each as many lines as the terminal wants
         now = time.perf_counter()
         first = row["step"] == self.first_step + 1
         due = now - self.shown_at >= SECONDS_BETWEEN_LINES or first or row["step"] == self.max_steps
@@ -103,7 +107,7 @@ class Screen:
     def stop(self) -> None:
         """Leave the terminal as it was."""
         if self.progress is not None:
-            self.progress.stop()
+            self.live.stop()
             self.progress = None
 
 
