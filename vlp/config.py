@@ -174,8 +174,8 @@ class TrainerConfig:
     precision: Literal["auto", "32-true", "64-true", "bf16-mixed"] = "auto"
     gradient_clip_val: float | None = None
     on_non_finite: Literal["raise", "skip"] = "raise"
-    slow_after: float = 120
-    stalled_after: float = 1200
+    slow_after: float = 120.0
+    stalled_after: float = 1200.0
 
 
 @dataclass
