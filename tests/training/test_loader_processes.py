@@ -72,6 +72,23 @@ def test_a_loader_process_that_dies(tmp_path: Path) -> None:
     assert "memory is full" in result.stderr
 
 
+def test_a_trainer_that_dies_is_not_told_by_its_loader_processes() -> None:
+    """A broken connection is the trainer's end, of which others tell; any other error is shown."""
+    code = (
+        "import sys\n"
+        "from data_pipelines.datamodule import _live_and_die_with_the_trainer as begin\n"
+        "from data_pipelines.doing import Notes\n"
+        "begin(Notes(1), 0)\n"
+        "for error in (ConnectionResetError('reset'), BrokenPipeError('broken'), EOFError('end'), ValueError('odd')):\n"
+        "    sys.excepthook(type(error), error, None)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stderr.strip() == "ValueError: odd"
+
+
 def _hand_over(queue: torch.multiprocessing.Queue, handed: torch.multiprocessing.Event) -> None:
     queue.put(torch.zeros(3))
     handed.set()
