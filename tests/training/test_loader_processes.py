@@ -15,6 +15,7 @@ import torch
 from test_exact_resume import ROOT, train
 
 from vlp.interfaces import Batch, map_tensors
+from vlp.training.checkpoint_files import write_training_state
 from vlp.training.loader_processes import LoaderProcessError, require_shared_memory, told_by_loader
 
 SMALL = 300 * 1024
@@ -87,6 +88,21 @@ def test_a_trainer_that_dies_is_not_told_by_its_loader_processes() -> None:
     )
     assert told.returncode == 0, told.stderr
     assert told.stderr.strip() == "ValueError: odd"
+
+
+def test_a_loader_process_that_dies_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch raises its error there; it is not that of a full disk, and no half file stays."""
+
+    def interrupted(*arguments: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(RuntimeError) as caught:
+        write_training_state(tmp_path / "step-00000001.ckpt", {"a": 1})
+    assert "a loader process died" in str(told_by_loader(caught.value))
+    assert not list(tmp_path.iterdir())
 
 
 def _hand_over(queue: torch.multiprocessing.Queue, handed: torch.multiprocessing.Event) -> None:
