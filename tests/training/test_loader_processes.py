@@ -126,3 +126,6 @@ def test_a_loader_process_that_dies_while_it_hands_over_a_batch() -> None:
     assert "a loader process died (" in str(told_by_loader(caught.value))
     assert told_by_loader(type(caught.value)("of other work")) is None
     assert told_by_loader(RuntimeError("of other work")) is None
+    led_to = RuntimeError("Please call `iter(combined_loader)` first.")  # Lightning's, when it clears up
+    led_to.__context__ = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert "(DataLoader worker (pid 7) is killed by signal: Killed)" in str(told_by_loader(led_to))

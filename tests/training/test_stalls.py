@@ -53,6 +53,17 @@ def test_a_collective_that_does_not_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert "is taken to hang" in result.stderr
 
 
+def test_a_process_that_stands_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose storage does not answer when its loader begins."""
+    monkeypatch.setenv("BEFORE_THE_FIRST_STEP", "stand")
+    result = train(tmp_path, "no", 0, *LIMITS, "trainer.devices=2")
+    assert result.returncode not in (0, 75)
+    assert "process 0 of 2" in result.stderr
+    assert "has been setting up, or waiting for the other processes to be for 3 s" in result.stderr
+    assert "in disturbed" in result.stderr, "where the second stands"
+    assert "is taken to hang" in result.stderr
+
+
 def test_a_checkpoint_that_is_not_written(tmp_path: Path) -> None:
     """Its hidden name is a pipe that nobody reads, on which writing hangs as on a broken server."""
     assert train(tmp_path, "no", 0, "trainer.max_steps=2").returncode == 0
