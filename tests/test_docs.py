@@ -400,7 +400,7 @@ def test_commands_in_the_text(capsys: pytest.CaptureFixture[str]) -> None:
             if words[0] != "vlp" or words[1:2] in ([], ["COMMAND"]):
                 continue
             assert words[1] in COMMANDS, f"{place}: `{span}`: there is no command {words[1]}"
-            name = words[1] if words[1] != "data" else f"data {words[2].replace('SOURCE', 'gqa')}"  # any source
+            name = " ".join(words[1:3] if words[1:2] == ["data"] else words[1:2]).replace("SOURCE", "gqa")  # any source
             if name not in helps:
                 assert main([*name.split(), "--help"]) == 0, f"{place}: `{span}`"
                 helps[name] = capsys.readouterr().out
