@@ -344,17 +344,19 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
         read(parser, arguments)
         raise Parsed
 
+    printed = io.StringIO()
     try:
         if hasattr(module, "read_arguments"):
             module.read_arguments(words[1:])
             return None
         monkeypatch.setattr(Parser, "read", parsed)
-        main(words)
+        with contextlib.redirect_stderr(printed):
+            main(words)
     except Parsed:
         return None
     except (ValueError, SystemExit) as error:
         return str(error)
-    return "its options were not read"
+    return printed.getvalue() or "its options were not read"
 
 
 @pytest.mark.parametrize("beginning", NOT_RUN)
