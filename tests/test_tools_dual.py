@@ -167,7 +167,7 @@ def test_embeddings_and_scores_of_a_run(finished: Path, root: Path) -> None:
     products = model.embed_texts(texts) @ model.embed_images(images).t()
     scale = math.exp(float(model.model.logit_scale))
     torch.testing.assert_close(model.score(texts, images), scale * products)
-    with pytest.raises(ValueError, match=r"takes a list of texts: \['two rings'\]"):
+    with pytest.raises(ValueError, match=r"texts must be a list, as in \['two rings'\]"):
         model.embed_texts("two rings")
     with pytest.raises(ValueError, match="no vector of a pair"):
         model.embed(texts, images[:2])

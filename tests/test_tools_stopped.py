@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from test_tools_zero_shot import Result, lines, root, run  # noqa: F401
 
 
 @pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, int], None]:
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str, int], None]]:
     """`stop_at("evaluate", "collate", 2)`: a real signal comes when the tool calls that for the second time."""
 
     def stop_at(tool: str, name: str, call: int) -> None:
@@ -31,7 +31,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, int], None]:
 
         monkeypatch.setattr(module, name, stopping)
 
-    return stop_at
+    # a shell has what it starts in the background ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield stop_at
+    signal.signal(signal.SIGINT, before)
 
 
 def check_stopped(result: Result) -> None:
