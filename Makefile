@@ -1,15 +1,17 @@
 # make demo   environment, embedded scenes, a small UNITER trained on them, retrieval table and pictures
 # make test   environment, lint, types, tests
 # make learn  small versions of all systems, trained for some minutes each, against a model that is blind
+# make faults MINUTES=10   random kills, signals, flips, full disks and stalls, held against docs/reliability.md
 
 PYTHON ?= python3
+MINUTES ?= 10
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: install demo learn test lint
+.PHONY: install demo learn test lint faults
 install: .venv/installed
 
-.venv/installed: pyproject.toml requirements.lock
+.venv/installed: pyproject.toml setup.py requirements.lock
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -17,11 +19,14 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python tools/train.py configs/uniter_small.yaml run_dir=$(DEMO) $$(test -e $(DEMO)/config.yaml && echo resume=last)
-	$(BIN)/python tools/eval_retrieval.py $(DEMO) split=val gallery=200
+	$(BIN)/vlp train uniter_small run_dir=$(DEMO) $$(test -e $(DEMO)/config.yaml && echo --resume last)
+	$(BIN)/vlp retrieve $(DEMO) --split val --gallery 200
+
+faults: install
+	$(BIN)/python tests/faults/run.py --minutes $(MINUTES)
 
 learn: install
-	$(BIN)/python tools/learn.py
+	$(BIN)/vlp learn
 
 lint: install
 	$(BIN)/ruff check .

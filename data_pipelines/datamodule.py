@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import lightning
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -75,9 +76,16 @@ def _live_and_die_with_the_trainer(notes: Notes, worker: int) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _tell_but_of_the_trainers_end
     if sys.platform == "linux":
         # a forked worker also has the trainer's connections: while it lives, others don't notice that the trainer died
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _tell_but_of_the_trainers_end(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    # a thread hands over batches, and in the moment before this process is killed too the connection breaks
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 class Stages:

@@ -21,7 +21,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, int], None]:
     """`stop_at("evaluate", "collate", 2)`: a real signal comes when the tool calls that for the second time."""
 
     def stop_at(tool: str, name: str, call: int) -> None:
-        module = importlib.import_module(tool)
+        module = importlib.import_module(f"vlp.commands.{tool}")
         original, calls = getattr(module, name), iter(range(1, 1000))
 
         def stopping(*arguments: Any, **named: Any) -> Any:
@@ -67,24 +67,22 @@ def test_evaluating_a_task_that_has_done_nothing(finished: Path, run: Callable[.
 
 def test_retrieval(root: Path, run: Callable[..., Result], stop_at: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a fusion model has scored is a smaller gallery."""
-    monkeypatch.setattr(importlib.import_module("eval_retrieval"), "IMAGES_AT_ONCE", 3)
-    stop_at("eval_retrieval", "score_all_pairs", 3)
-    check_stopped(run("eval_retrieval", root / "fusion", "gallery=10", "pictures=0"))
+    monkeypatch.setattr(importlib.import_module("vlp.commands.retrieve"), "IMAGES_AT_ONCE", 3)
+    stop_at("retrieve", "score_all_pairs", 3)
+    check_stopped(run("retrieve", root / "fusion", "gallery=10", "pictures=0"))
     path = root / "fusion" / "retrieval-val-6.json"
     report = json.loads(path.read_text())
     assert (report["images"], report["captions"]) == (6, 30)
     path.unlink()
-    stop_at("eval_retrieval", "score_all_pairs", 1000)
-    assert run("eval_retrieval", root / "fusion", "gallery=6", "pictures=0").code == 0
+    stop_at("retrieve", "score_all_pairs", 1000)
+    assert run("retrieve", root / "fusion", "gallery=6", "pictures=0").code == 0
     assert json.loads(path.read_text()) == report
 
 
 def test_re_ranking(root: Path, run: Callable[..., Result], stop_at: Callable) -> None:
     """What the dual encoder found stays."""
-    stop_at("eval_retrieval", "score_pairs", 1)
-    check_stopped(
-        run("eval_retrieval", root / "dual", "gallery=8", "pictures=0", "rerank=4", f"rerank_by={root / 'fusion'}")
-    )
+    stop_at("retrieve", "score_pairs", 1)
+    check_stopped(run("retrieve", root / "dual", "gallery=8", "pictures=0", "rerank=4", f"rerank_by={root / 'fusion'}"))
     report = json.loads((root / "dual" / "retrieval-val-8.json").read_text())
     assert "model" in report
     assert "re-ranked" not in report
@@ -94,13 +92,13 @@ def test_re_ranking(root: Path, run: Callable[..., Result], stop_at: Callable) -
 def test_classification(
     root: Path, run: Callable[..., Result], stop_at: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("eval_zero_shot"), "IMAGES_PER_CHUNK", 5)
-    stop_at("eval_zero_shot", "predictions", 3)
-    check_stopped(run("eval_zero_shot", root / "dual", root / "objects"))
+    monkeypatch.setattr(importlib.import_module("vlp.commands.classify"), "IMAGES_PER_CHUNK", 5)
+    stop_at("classify", "predictions", 3)
+    check_stopped(run("classify", root / "dual", root / "objects"))
     report = json.loads((root / "dual" / "zero_shot-objects-first-10.json").read_text())
     said = lines(root / "dual" / "zero_shot-objects-first-10.predictions.jsonl")
     assert report["images"] == len(said) == 10
     assert report["top_1"] == pytest.approx(sum(row["rank"] == 1 for row in said) / 10)
-    stop_at("eval_zero_shot", "predictions", 1000)
-    assert run("eval_zero_shot", root / "dual", root / "objects").code == 0
+    stop_at("classify", "predictions", 1000)
+    assert run("classify", root / "dual", root / "objects").code == 0
     assert lines(root / "dual" / "zero_shot-objects.predictions.jsonl")[:10] == said

@@ -63,10 +63,9 @@ class Result:
 def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """A command run in this process, which spares the seconds of its start."""
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
 
     def run(tool: str, *arguments: object) -> Result:
-        code = importlib.import_module(tool).main([str(argument) for argument in arguments])
+        code = importlib.import_module(f"vlp.commands.{tool}").main([str(argument) for argument in arguments])
         return Result(code, *capsys.readouterr())
 
     return run
@@ -103,7 +102,7 @@ def lines(path: Path) -> list[dict]:
 def test_retrieval_by_a_dual_encoder(root: Path, run: Callable[..., Result]) -> None:
     """The numbers are those of the embeddings; another gallery does not overwrite the file."""
     for gallery in (10, 7):
-        result = run("eval_retrieval", root / "dual", f"gallery={gallery}", "pictures=2")
+        result = run("retrieve", root / "dual", f"gallery={gallery}", "pictures=2")
         assert result.code == 0, result.err
     assert "true recall" in result.out
     report = json.loads((root / "dual" / "retrieval-val-10.json").read_text())
@@ -124,10 +123,10 @@ def test_retrieval_by_a_dual_encoder(root: Path, run: Callable[..., Result]) -> 
 def test_reranking_all_equals_the_fusion_model(root: Path, run: Callable[..., Result]) -> None:
     """Pixels for the one, regions for the other; a part of the gallery alone keeps what is among that part."""
     for k in (3, 10):
-        result = run("eval_retrieval", root / "dual", "gallery=10", f"rerank={k}", f"rerank_by={root / 'fusion'}")
+        result = run("retrieve", root / "dual", "gallery=10", f"rerank={k}", f"rerank_by={root / 'fusion'}")
         assert result.code == 0, result.err
         assert "re-ranked" in result.out
-    assert run("eval_retrieval", root / "fusion", "gallery=10", "pictures=0").code == 0
+    assert run("retrieve", root / "fusion", "gallery=10", "pictures=0").code == 0
     fusion = json.loads((root / "fusion" / "retrieval-val-10.json").read_text())
     part, everything = (
         json.loads((root / "dual" / f"retrieval-val-10-rerank-{k}-fusion.json").read_text()) for k in (3, 10)
@@ -150,13 +149,13 @@ def test_a_broken_picture_does_not_lose_the_results(
     samples[0] = Sample(**{**samples[0].__dict__, "captions": samples[0].captions * 6})
     write_split(tmp_path / "broken", "val", samples)
     write_manifest(tmp_path / "broken", reader.manifest)
-    result = run("eval_retrieval", root / "fusion", f"data={tmp_path / 'broken'}", "pictures=6")
+    result = run("retrieve", root / "fusion", f"data={tmp_path / 'broken'}", "pictures=6")
     assert result.code == 0, result.err
     assert f"picture of sample {samples[2].key} can't be shown" in result.out
     assert (root / "fusion" / "retrieval-broken-val-6.json").is_file()
     assert (root / "fusion" / "retrieval-broken-val-6.png").is_file()
-    monkeypatch.setattr("eval_retrieval.draw_retrieval", lambda *arguments: 1 / 0)
-    result = run("eval_retrieval", root / "fusion", "gallery=3")
+    monkeypatch.setattr("vlp.commands.retrieve.draw_retrieval", lambda *arguments: 1 / 0)
+    result = run("retrieve", root / "fusion", "gallery=3")
     assert result.code == 0
     assert "the picture could not be drawn (ZeroDivisionError" in result.out
     assert (root / "fusion" / "retrieval-val-3.json").is_file()
@@ -168,7 +167,7 @@ def test_classification_of_a_folder(root: Path, run: Callable[..., Result]) -> N
     (root / "objects" / "nothing").mkdir()
     templates = root / "templates.txt"
     templates.write_text("a picture of a {}\n\ni see a {c}\n")
-    result = run("eval_zero_shot", root / "dual", root / "objects", f"templates={templates}")
+    result = run("classify", root / "dual", root / "objects", f"templates={templates}")
     assert result.code == 0, result.err
     for said in ("12 images, 7 classes, templates: 2", "red_bar/broken.png", "no average: 1 (nothing)", "chance"):
         assert said in result.out
@@ -203,7 +202,7 @@ def test_classification_of_a_data_set_by_both_kinds_of_model(
     write_split(tmp_path / "kinds", "val", labelled)
     write_manifest(tmp_path / "kinds", reader.manifest)
     for name in ("dual", "fusion"):
-        result = run("eval_zero_shot", root / name, tmp_path / "kinds", "split=val", "fact=kind")
+        result = run("classify", root / name, tmp_path / "kinds", "split=val", "fact=kind")
         assert result.code == 0, result.err
         assert "5 images, 3 classes, templates: 1" in result.out
         assert f"{samples[3].key}: has no class" in result.out
@@ -231,13 +230,13 @@ def test_classification_of_clip_benchmark_tars(root: Path, tmp_path: Path, run: 
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-    result = run("eval_zero_shot", root / "dual", tmp_path)
+    result = run("classify", root / "dual", tmp_path)
     assert result.code == 0, result.err
     assert "2 images, 2 classes, templates: 2" in result.out
     assert "0.tar/s1: image is no PNG" in result.out
     assert "1.tar/s3: has no class: its member cls is '2', not one of 0 to 1" in result.out
     (tmp_path / "test" / "nshards.txt").write_text("3\n")
-    missing = run("eval_zero_shot", root / "dual", tmp_path)
+    missing = run("classify", root / "dual", tmp_path)
     assert missing.code == 1
     assert "says 3, but there are 2 tars" in missing.err
 
@@ -250,24 +249,24 @@ def test_what_a_user_can_mend_is_told(root: Path, tmp_path: Path, run: Callable[
     write_manifest(tmp_path / "empty" / "..", Manifest("x", 0, [], "", ""))
     dual, fusion, objects = (str(root / name) for name in ("dual", "fusion", "objects"))
     for tool, arguments, message in (
-        ("eval_zero_shot", [dual, objects, f"templates={tmp_path / 'flat.txt'}"], "no place for the class"),
-        ("eval_zero_shot", [dual, objects, f"templates={tmp_path / 'none.txt'}"], "none.txt can't be read"),
-        ("eval_zero_shot", [dual, objects, f"classes={tmp_path / 'few.txt'}"], "names 2 classes, but the data has 6"),
-        ("eval_zero_shot", [dual, objects, f"classes={tmp_path / 'other.txt'}"], "not in the data ['gray_ring']"),
-        ("eval_zero_shot", [dual, objects, "split=val"], "which have no splits"),
-        ("eval_zero_shot", [dual, str(tmp_path / "empty")], "holds neither folders of pictures"),
-        ("eval_zero_shot", [dual, str(tmp_path / "nowhere")], "there is no folder"),
-        ("eval_zero_shot", [dual, str(root / "scenes")], "has a text as its fact 'class'"),
-        ("eval_zero_shot", [fusion, objects], "this model sees region features"),
-        ("eval_retrieval", [dual, "rerank=3"], "need one another"),
-        ("eval_retrieval", [dual, "rerank=x", "rerank_by=y"], "must be whole numbers"),
-        ("eval_retrieval", [fusion, "rerank=3", f"rerank_by={dual}"], "takes a dual encoder as RUN"),
+        ("classify", [dual, objects, f"templates={tmp_path / 'flat.txt'}"], "no place for the class"),
+        ("classify", [dual, objects, f"templates={tmp_path / 'none.txt'}"], "none.txt can't be read"),
+        ("classify", [dual, objects, f"classes={tmp_path / 'few.txt'}"], "names 2 classes, but the data has 6"),
+        ("classify", [dual, objects, f"classes={tmp_path / 'other.txt'}"], "not in the data ['gray_ring']"),
+        ("classify", [dual, objects, "split=val"], "which have no splits"),
+        ("classify", [dual, str(tmp_path / "empty")], "holds neither folders of pictures"),
+        ("classify", [dual, str(tmp_path / "nowhere")], "there is no folder"),
+        ("classify", [dual, str(root / "scenes")], "has a text as its fact 'class'"),
+        ("classify", [fusion, objects], "this model sees region features"),
+        ("retrieve", [dual, "rerank=3"], "need one another"),
+        ("retrieve", [dual, "rerank=x", "rerank_by=y"], "argument --rerank: 'x' is not a whole number"),
+        ("retrieve", [fusion, "rerank=3", f"rerank_by={dual}"], "takes a dual encoder as RUN"),
     ):
         result = run(tool, *arguments)
         assert result.code == 1
         assert message in result.err
     (tmp_path / "same.txt").write_text("\n".join(["a ring", "b", "c", "A  ring", "d", "e"]))
-    result = run("eval_zero_shot", dual, objects, f"classes={tmp_path / 'same.txt'}")
+    result = run("classify", dual, objects, f"classes={tmp_path / 'same.txt'}")
     assert result.code == 0
     assert "2 classes are called 'a ring' (blue_bar, green_ring)" in result.out
 

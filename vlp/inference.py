@@ -21,7 +21,7 @@ from vlp.interfaces import Batch, Images, Loads, Tokenizer
 from vlp.registry import OBJECTIVES
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run, weights_file
 from vlp.use import embeddings, pairs
-from vlp.use.images import Given, ImageMaker, several
+from vlp.use.images import Given, ImageMaker, several, texts_of
 
 WHAT: dict[Ability, str] = {
     "pairs": "scores pairs of texts and images",
@@ -189,7 +189,7 @@ class TrainedModel(nn.Module):
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embeddings float32 [T, D] by a dual encoder; see `vlp.use.embeddings.embed_texts`."""
-        return embeddings.embed_texts(self, texts)
+        return embeddings.embed_texts(self, texts_of(texts, "text"))
 
     def embed_images(self, images: Sequence[Given]) -> Tensor:
         """Embeddings float32 [I, D] by a dual encoder; see `vlp.use.embeddings.embed_images`."""
@@ -197,7 +197,7 @@ class TrainedModel(nn.Module):
 
     def embed(self, captions: Sequence[str | None], images: Sequence[Given | None]) -> Tensor:
         """Pooled vectors float32 [n, H] of n pairs; see `vlp.use.embeddings.embed_pairs`."""
-        captions, images = several(captions, "captions"), several(images, "images")
+        captions, images = texts_of(captions, "caption"), several(images, "images")
         made = iter(self.make_images([image for image in images if image is not None]))
         seen = [None if image is None else next(made) for image in images]
         return embeddings.embed_pairs(self, captions, seen, self.facts.feature_size)
@@ -206,7 +206,7 @@ class TrainedModel(nn.Module):
     def score(self, captions: Sequence[str], images: Sequence[Given]) -> Tensor:
         """How well each caption matches each image, float32 [T, I]; see `vlp.use.pairs.score`."""
         scored = None if self.dual else self.matching()
-        return pairs.score(self, scored, several(captions, "captions"), self.make_images(images))
+        return pairs.score(self, scored, texts_of(captions, "caption"), self.make_images(images))
 
     @torch.no_grad()
     def see(self, images: Images) -> Images:

@@ -110,6 +110,8 @@ class RunFolder:
         except OSError as error:
             file.close()
             raise ConfigError(f"another process is training in {self.path}; wait for it, or choose another") from error
+        for left in (*self.path.glob(".model.safetensors.*.tmp"), *self.path.glob(".best.safetensors.*.tmp")):
+            left.unlink()  # by a process that was killed while it wrote
         return file
 
     def read_config(self, overrides: list[str]) -> RunConfig:
@@ -208,9 +210,10 @@ class RunFolder:
             lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
             kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
             write_atomically(path, kept.encode())
-        if rows:
+        metrics = self.path / "metrics.jsonl"
+        if metrics.is_file():  # a line that was cut short goes too, even if it is the only one
             kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
-            write_atomically(self.path / "metrics.jsonl", kept.encode())
+            write_atomically(metrics, kept.encode())
 
     def finished(self, config: RunConfig) -> bool:
         """Whether the last step's checkpoint is there."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from data_pipelines.shards.pictures import ImageError, decode_image, picture_size, scaled_pixels
+from data_pipelines.shards.pictures import ImageError, decode_image, picture_size, sized_pixels
 from vlp.interfaces import PixelSize
 
 GRADIENT = np.arange(48, dtype=np.uint8).reshape(4, 12) * 5
@@ -132,7 +132,7 @@ def test_threads_of_pixels_are_scaled_to_few(side: int) -> None:
     size = PixelSize(384, 639, 32)
     for shape in ((side, 20_000), (20_000, side)):
         data = encoded(Image.new("RGB", shape[::-1], (3, 99, 201)), "PNG")
-        scaled = scaled_pixels(data, size)
+        scaled = sized_pixels(data, size)
         assert sorted(scaled.shape[:2]) == [32, 608]
         assert (scaled == (3, 99, 201)).all()
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipelines.batches import MicroBatchLoader, collate
 from data_pipelines.shards.format import Sample, ShardError
-from data_pipelines.shards.pictures import ImageError, scaled_pixels
+from data_pipelines.shards.pictures import ImageError, sized_pixels
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
 from vlp.interfaces import PixelSize
@@ -76,16 +76,16 @@ def test_every_picture_keeps_a_cell(shape: tuple[int, int]) -> None:
 
 def test_pixels_are_those_of_the_scaled_picture() -> None:
     """A plain picture stays plain, a picture of the right size stays as it is, left stays left."""
-    assert np.array_equal(scaled_pixels(encoded(picture(2)), SIZE), picture(2))
+    assert np.array_equal(sized_pixels(encoded(picture(2)), SIZE), picture(2))
     plain = np.full((40, 60, 3), 77, dtype=np.uint8)
     plain[:, :30] = (200, 10, 30)
-    scaled = scaled_pixels(encoded(plain), SIZE)
+    scaled = sized_pixels(encoded(plain), SIZE)
     assert scaled.dtype == np.uint8
     assert scaled.shape == (16, 24, 3)
     assert (scaled[:, :9] == (200, 10, 30)).all()
     assert (scaled[:, 15:] == 77).all()
     with pytest.raises(ImageError):
-        scaled_pixels(b"no picture", SIZE)
+        sized_pixels(b"no picture", SIZE)
 
 
 def test_batches_hold_each_picture_once(tmp_path: Path, tokenizer: WordPiece) -> None:
@@ -93,7 +93,7 @@ def test_batches_hold_each_picture_once(tmp_path: Path, tokenizer: WordPiece) ->
     batch = collate([s.load(n) for n in (0, 4, 1, 6, 3)], "made_up", 0, 0, [])
     images = batch.images
     assert images.ids.tolist() == [0, 2, 3, 1]
-    expected = [torch.from_numpy(scaled_pixels(encoded(picture(n)), SIZE)) for n in (0, 2, 3, 1)]
+    expected = [torch.from_numpy(sized_pixels(encoded(picture(n)), SIZE)) for n in (0, 2, 3, 1)]
     assert images.sizes.tolist() == [list(p.shape[:2]) for p in expected]
     assert len({tuple(size) for size in images.sizes.tolist()}) > 1, "pictures of one size would show little"
     assert torch.equal(images.pixels, torch.cat([p.reshape(-1, 3) for p in expected]))

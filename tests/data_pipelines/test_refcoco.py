@@ -150,7 +150,7 @@ def test_what_is_not_this_layout_is_refused(tmp_path: Path) -> None:
     files.instances["images"] = []
     with pytest.raises(AnnotationError, match=r"it lists no image of .*do they belong together"):
         files.read("train")
-    with pytest.raises(AnnotationError, match=r"is a pickle, which can run code; run tools/convert_refcoco\.py"):
+    with pytest.raises(AnnotationError, match=r"is a pickle, which can run code; run `vlp convert-refcoco`"):
         read_refcoco("refcoco", tmp_path / "refs(unc).p", files.instances_path, ["train"])
     with pytest.raises(AnnotationError, match="holds a dict, not a list"):
         read_refcoco("refcoco", files.instances_path, files.instances_path, ["train"])

@@ -148,7 +148,7 @@ def test_killed_while_shards_are_put_in_place(
         with pytest.raises(KeyboardInterrupt):
             add(folder)
     for split in ("train", "val"):
-        with pytest.raises(ShardError, match=r"run the same tools/extract_features\.py command again"):
+        with pytest.raises(ShardError, match=r"run the same `vlp features` command again"):
             ShardReader(folder, split)
     finish_replacing(folder)
     assert contents(folder) == finished

@@ -132,7 +132,7 @@ def test_bad_samples_do_not_move_the_others(
 
 def test_a_data_set_of_broken_samples_is_fatal(tmp_path: Path, tokenizer: WordPiece) -> None:
     folder = make_data_set(tmp_path / "d", [with_nan(n) for n in range(10)])
-    with pytest.raises(ShardError, match=r"20 samples of source 'made_up' in a row .*inspect_data"):
+    with pytest.raises(ShardError, match=r"20 samples of source 'made_up' in a row .*vlp inspect"):
         loader([source(folder, tokenizer)], 4, None)(0, 0)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.shards.format import Sample, ShardError
-from data_pipelines.shards.pictures import random_box, square_pixels
+from data_pipelines.shards.pictures import random_box, sized_pixels
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
 from vlp.interfaces import SquareSize
@@ -43,7 +43,7 @@ def test_squares_are_those_of_open_clip(shape: tuple[int, int], resize: str) -> 
     pixels = noise(*shape)
     transform = image_transform(48, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3, resize_mode=resize)
     expected = (transform(Image.fromarray(pixels)).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    assert np.array_equal(square_pixels(encoded(pixels), SquareSize(48, resize)), expected)  # type: ignore[arg-type]
+    assert np.array_equal(sized_pixels(encoded(pixels), SquareSize(48, resize)), expected)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 60_000), (60_000, 1), (2, 10_000)])
@@ -52,7 +52,7 @@ def test_threads_of_pixels_do_not_become_giants(height: int, width: int) -> None
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     middle = (height // 2, slice(width // 2 - 8, width // 2 + 8)) if width > height else (slice(29_992, 30_008), 0)
     pixels[middle] = 255
-    square = square_pixels(encoded(pixels), SquareSize(32))
+    square = sized_pixels(encoded(pixels), SquareSize(32))
     assert square.shape == (32, 32, 3)
     assert square[16, 16].min() > 0
 
@@ -84,8 +84,8 @@ def test_random_boxes_keep_to_their_shares() -> None:
 
 def test_random_crops_are_of_training_alone_and_of_their_seed() -> None:
     data, size = encoded(noise(40, 60)), SquareSize(24, "shortest", (0.3, 0.6))
-    assert np.array_equal(square_pixels(data, size), square_pixels(data, SquareSize(24)))
-    first, again, other = (square_pixels(data, size, seed) for seed in (5, 5, 6))
+    assert np.array_equal(sized_pixels(data, size), sized_pixels(data, SquareSize(24)))
+    first, again, other = (sized_pixels(data, size, seed) for seed in (5, 5, 6))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 

@@ -44,6 +44,18 @@ if resume == "no" and is_first(environment):
 validation = [load(-1, n) for n in range(config.validation.micro_batches)]
 per_step = config.data.micro_batches_per_step
 data = DataModule(load, per_step, int(workers))
+before = os.environ.get("BEFORE_THE_FIRST_STEP")  # when Lightning has begun, and the processes have met
+if before:
+    loader = data.train_dataloader
+
+    def disturbed():
+        if before == "kill":
+            os.kill(os.getpid(), kill_with)
+        elif not is_first(environment):
+            time.sleep(600)
+        return loader()
+
+    data.train_dataloader = disturbed
 module = build_module(config, tokenizer, made_up.FACTS)
 start = None if resume == "no" else checkpoint_of(run, resume, module, Console())
 stopped_at = fit(

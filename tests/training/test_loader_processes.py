@@ -15,6 +15,7 @@ import torch
 from test_exact_resume import ROOT, train
 
 from vlp.interfaces import Batch, map_tensors
+from vlp.training.checkpoint_files import write_training_state
 from vlp.training.loader_processes import LoaderProcessError, require_shared_memory, told_by_loader
 
 SMALL = 300 * 1024
@@ -72,6 +73,38 @@ def test_a_loader_process_that_dies(tmp_path: Path) -> None:
     assert "memory is full" in result.stderr
 
 
+def test_a_trainer_that_dies_is_not_told_by_its_loader_processes() -> None:
+    """A broken connection is the trainer's end, of which others tell; any other error is shown."""
+    code = (
+        "import sys\n"
+        "from data_pipelines.datamodule import _live_and_die_with_the_trainer as begin\n"
+        "from data_pipelines.doing import Notes\n"
+        "begin(Notes(1), 0)\n"
+        "for error in (ConnectionResetError('reset'), BrokenPipeError('broken'), EOFError('end'), ValueError('odd')):\n"
+        "    sys.excepthook(type(error), error, None)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stderr.strip() == "ValueError: odd"
+
+
+def test_a_loader_process_that_dies_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch raises its error there; it is not that of a full disk, and no half file stays."""
+
+    def interrupted(*arguments: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(RuntimeError) as caught:
+        write_training_state(tmp_path / "step-00000001.ckpt", {"a": 1})
+    assert "a loader process died" in str(told_by_loader(caught.value))
+    assert not list(tmp_path.iterdir())
+
+
 def _hand_over(queue: torch.multiprocessing.Queue, handed: torch.multiprocessing.Event) -> None:
     queue.put(torch.zeros(3))
     handed.set()
@@ -93,3 +126,6 @@ def test_a_loader_process_that_dies_while_it_hands_over_a_batch() -> None:
     assert "a loader process died (" in str(told_by_loader(caught.value))
     assert told_by_loader(type(caught.value)("of other work")) is None
     assert told_by_loader(RuntimeError("of other work")) is None
+    led_to = RuntimeError("Please call `iter(combined_loader)` first.")  # Lightning's, when it clears up
+    led_to.__context__ = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert "(DataLoader worker (pid 7) is killed by signal: Killed)" in str(told_by_loader(led_to))

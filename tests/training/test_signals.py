@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_exact_resume import HERE, ROOT, train
+from test_exact_resume import HERE, ROOT, losses, train
 
 
 def descendants(pid: int) -> list[int]:
@@ -100,3 +100,19 @@ def test_two_processes_that_are_asked_end_in_good_order(tmp_path: Path) -> None:
     """Whichever is asked; the other has no code that would have the first one killed."""
     stopped = train(tmp_path / "run", "no", 0, "trainer.devices=2", kill_at=5, kill_with="SIGTERM")
     assert stopped.returncode == 75, stopped.stderr
+
+
+@pytest.mark.parametrize(("asked_with", "processes"), [("SIGINT", 1), ("SIGTERM", 1), ("SIGUSR1", 1), ("SIGTERM", 2)])
+def test_asked_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_with: str, processes: int
+) -> None:
+    """Not the end of a run: it stops after its first step with code 75, and going on trains the others."""
+    monkeypatch.setenv("BEFORE_THE_FIRST_STEP", "kill")
+    stopped = train(tmp_path, "no", 0, f"trainer.devices={processes}", kill_with=asked_with)
+    assert stopped.returncode == 75, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert [row["step"] for row in losses(tmp_path)] == [1]
+    monkeypatch.delenv("BEFORE_THE_FIRST_STEP")
+    resumed = train(tmp_path, "last", 0)
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["step"] for row in losses(tmp_path)] == list(range(1, 13))

@@ -9,18 +9,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import made_up
 import pytest
 import torch
+from rich.console import Console
 from test_exact_resume import ROOT, digest, losses, train
 
 from vlp.checkpoints.digest import digest as digest_of
 from vlp.checkpoints.load import read_facts_of_weights, read_weights, write_weights
 from vlp.commands.train import check_resumed
 from vlp.config import ConfigError
+from vlp.interfaces import Replacement
 from vlp.run_folder import RunFolder
+from vlp.training.callbacks import StepEnd
 from vlp.training.checkpoint_files import (
     FORMAT,
     CheckpointError,
@@ -28,6 +32,9 @@ from vlp.training.checkpoint_files import (
     read_training_state,
     write_training_state,
 )
+from vlp.training.module import StepRecord
+from vlp.training.screen import Screen
+from vlp.training.stalls import Watch
 
 STORED = Path(__file__).parent / "checkpoint_of_format_0.ckpt"
 EXACT = ["trainer.precision=64-true", "trainer.max_steps=20"]
@@ -217,3 +224,35 @@ def test_quarantined_samples_are_listed_once(tmp_path: Path) -> None:
     folder.set_aside_rows_after(3)
     kept = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert kept == rows[:2], "those of steps that are computed anew will be met again"
+
+
+def test_broken_samples_are_listed_before_the_processes_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one that dies as they meet lists none of a step that the others save."""
+    folder = RunFolder(tmp_path)
+    step_end = StepEnd(folder, Screen(Console(quiet=True), 5, False), [], 1, 1, 5, 5, 1, Watch(0, 0, dict))
+    record = StepRecord()
+    record.replaced.append(Replacement("a source", "key 3", "a reason"))
+
+    def dying(values: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vlp.training.callbacks.sum_over_ranks", dying)
+    with pytest.raises(KeyboardInterrupt):
+        step_end._measure(4, SimpleNamespace(record=record, device="cpu"))
+    (row,) = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(row)["step"] == 4
+    assert "key 3" in row
+
+
+def test_what_a_kill_leaves_is_cleared_up(tmp_path: Path) -> None:
+    """Half-written weights, and a first row that was cut short."""
+    folder = RunFolder(tmp_path)
+    for name in (".model.safetensors.77.tmp", ".best.safetensors.78.tmp", ".evaluation-val.json.79.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    folder.hold().close()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".evaluation-val.json.79.tmp", ".lock"], "others may be writing what is theirs"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo')
+    folder.set_aside_rows_after(0)
+    folder.append_row('{"step": 1}')
+    assert folder.read_rows() == [{"step": 1}]

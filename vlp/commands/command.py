@@ -109,8 +109,8 @@ def run_command(
     """
     try:
         done = work(arguments)
-    except SystemExit as ended:  # after --help
-        return int(ended.code or 0)
+    except SystemExit as ended:  # after --help; without a number it is not said that all went well
+        return ended.code if type(ended.code) is int else 1
     except KeyboardInterrupt:
         code, told = stopped
         Console(stderr=True).print(told, style="yellow")

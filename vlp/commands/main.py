@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(usage() + "\n")
         return 0 if name else 1
     if name == "--version":
-        from vlp import __version__
+        import vlp
 
-        sys.stdout.write(f"vlp {__version__}\n")
+        sys.stdout.write(f"vlp {vlp.__version__}\n")
         return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)

@@ -280,8 +280,11 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
                 folder.remove()  # nothing was trained, so a mended configuration may have the folder
             raise
     if launching:
-        plot_losses(folder.read_rows(), folder.path / "losses.png")
-        console.print(f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png", soft_wrap=True)
+        rows = folder.read_rows()
+        plot_losses(rows, folder.path / "losses.png")
+        if rows:
+            told = f"weights in {folder.path}/model.safetensors, losses in {folder.path}/losses.png"
+            console.print(told, soft_wrap=True)
         if stopped_at is not None:
             console.print(
                 f"stopped at step {stopped_at}; add run_dir={folder.path} --resume last to go on", soft_wrap=True

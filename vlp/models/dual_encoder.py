@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from vlp.contracts import Cost, Embedded
 from vlp.interfaces import NONE, Batch, Images, SquareSize, Texts
 from vlp.needs import Offers
+from vlp.nn.precision import at_least_float32
 from vlp.nn.ragged import lengths_of
 
 
@@ -185,7 +186,7 @@ class DualEncoder(nn.Module):
                 for first in range(0, count, size)
             ]
         embedded = torch.cat(parts)
-        return normalize(embedded.to(torch.promote_types(embedded.dtype, torch.float32)), dim=-1)
+        return normalize(at_least_float32(embedded), dim=-1)
 
 
 def images_between(images: Images, first: int, last: int) -> Images:

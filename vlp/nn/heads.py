@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from vlp.nn.precision import at_least_float32
 from vlp.nn.transformer import initialise
 
 
@@ -75,4 +76,4 @@ class Classifier(nn.Module):
         if self.linear is not None:
             hidden = self.linear(vectors)
             vectors = self.norm(F.relu(hidden) if self.relu else F.gelu(hidden))
-        return self.classify(self.dropout(vectors)).float()
+        return at_least_float32(self.classify(self.dropout(vectors)))

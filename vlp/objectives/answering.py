@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlp.contracts import Encoded, Losses, Model, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
+from vlp.nn.precision import at_least_float32
 from vlp.nn.transformer import initialise
 
 
@@ -66,7 +67,7 @@ class Answering(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled vectors [n, H] to logits float32 [n, answers]."""
-        return self.classify(self.norm(F.gelu(self.linear(pooled)))).float()
+        return at_least_float32(self.classify(self.norm(F.gelu(self.linear(pooled)))))
 
     def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `answering`. Report: `answering_accuracy`."""

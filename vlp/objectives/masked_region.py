@@ -16,6 +16,7 @@ from vlp.contracts import Encoded, Losses, Model, Report
 from vlp.interfaces import Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
+from vlp.nn.precision import at_least_float32
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import mask_regions
 
@@ -132,7 +133,7 @@ class MaskedRegionRegression(nn.Module):
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_regression`."""
         predicted, features = self.predict(encoded, targets, model)
-        error = self.measure(predicted.float(), features.float(), reduction="sum")
+        error = self.measure(at_least_float32(predicted), at_least_float32(features), reduction="sum")
         return {"masked_region_regression": error / max(features.numel(), 1)}, {}
 
 
@@ -210,12 +211,11 @@ class MaskedRegionDistribution(nn.Module):
 
     def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_distribution`."""
-        logits, scores = self.predict(encoded, targets)
+        logits, scores = map(at_least_float32, self.predict(encoded, targets))
         if self.cross_entropy:
-            loss = F.cross_entropy(logits.float(), scores.float(), reduction="sum") / max(len(scores), 1)
+            loss = F.cross_entropy(logits, scores, reduction="sum") / max(len(scores), 1)
         else:
-            log_probability = F.log_softmax(logits.float(), dim=-1)
-            divergence = F.kl_div(log_probability, scores.float(), reduction="sum")
+            divergence = F.kl_div(F.log_softmax(logits, dim=-1), scores, reduction="sum")
             loss = divergence / max(len(scores) if self.sum_classes else scores.numel(), 1)
         return {"masked_region_distribution": loss}, {}
 
@@ -249,7 +249,7 @@ class MaskedRegionClass(nn.Module):
         """Losses: `masked_region_class`. Report: `masked_region_class_accuracy`."""
         states, scores = masked_rows(encoded, targets)
         labels = scores[:, 1:].argmax(1) + 1
-        logits = self.classifier(states).float()
+        logits = at_least_float32(self.classifier(states))
         count = max(len(labels), 1)
         loss = F.cross_entropy(logits, labels, reduction="sum") / count
         correct = (logits.detach().argmax(1) == labels).sum() / count

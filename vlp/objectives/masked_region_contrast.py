@@ -16,6 +16,7 @@ from vlp.contracts import Encoded, Losses, Model, Report
 from vlp.interfaces import Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
+from vlp.nn.precision import at_least_float32
 from vlp.nn.ragged import lengths_of, owner_of_rows
 from vlp.nn.transformer import initialise
 from vlp.objectives.masked_region import MaskedRegions, mask_some, masked_rows
@@ -99,8 +100,8 @@ class MaskedRegionContrast(nn.Module):
     def predict(self, encoded: Encoded, targets: ContrastTargets) -> Tensor:
         """Scores float32 [n, 1 + k] of the true feature (first) and of the negatives."""
         states, candidates = masked_rows(encoded, targets.regions)
-        predicted = self.decode(self.transform(states)).float()
-        features = targets.features.index_select(0, candidates.flatten()).float()
+        predicted = at_least_float32(self.decode(self.transform(states)))
+        features = at_least_float32(targets.features.index_select(0, candidates.flatten()))
         return torch.einsum("nf,nkf->nk", predicted, features.view(*candidates.shape, predicted.shape[1]))
 
     def loss(self, encoded: Encoded, targets: ContrastTargets, model: Model) -> tuple[Losses, Report]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlp.contracts import Ability, Encoded, Losses, Model, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
+from vlp.nn.precision import at_least_float32
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import foil_captions, swap_images
 
@@ -74,7 +75,7 @@ class Matching(nn.Module):
         pooled, labels = encoded.pooled["pair"], targets.matched.long()
         if targets.complete is not None:
             pooled, labels = pooled[targets.complete], labels[targets.complete]
-        logits = self.classify(pooled).float()
+        logits = at_least_float32(self.classify(pooled))
         count = max(len(labels), 1)
         loss = F.cross_entropy(logits, labels, reduction="sum") / count
         correct = (logits.detach().argmax(1) == labels).sum() / count
@@ -82,4 +83,4 @@ class Matching(nn.Module):
 
     def score(self, encoded: Encoded) -> Tensor:
         """How well text and image match, float32 [P], for ranking: the raw logit of class 1 (UNITER, inf_itm.py)."""
-        return self.classify(encoded.pooled["pair"]).float()[:, 1]
+        return at_least_float32(self.classify(encoded.pooled["pair"]))[:, 1]

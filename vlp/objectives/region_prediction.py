@@ -17,6 +17,7 @@ from vlp.contracts import Encoded, Losses, Model, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
+from vlp.nn.precision import at_least_float32
 from vlp.nn.transformer import initialise
 from vlp.objectives.masked_region import mask_some
 
@@ -100,7 +101,7 @@ class RegionPrediction(nn.Module):
         if "class" in self.decoders:
             if images.scores is None:
                 raise ValueError(f"the regions of source {batch.source!r} have no class scores to predict")
-            weights["class"], values["class"] = images.scores[:, 1:].float().max(1)
+            weights["class"], values["class"] = at_least_float32(images.scores[:, 1:]).max(1)
         if "attribute" in self.decoders:
             if images.attributes is None:
                 raise ValueError(f"the regions of source {batch.source!r} have no attributes to predict")
@@ -121,9 +122,9 @@ class RegionPrediction(nn.Module):
         losses = {}
         for name, decoder in self.decoders.items():
             value, weight = (part[name].index_select(0, source) for part in (targets.values, targets.weights))
-            predicted = decoder(states).float()
+            predicted = at_least_float32(decoder(states))
             if name == "feature":
-                error = F.smooth_l1_loss(predicted, value.float(), reduction="none").mean(1)
+                error = F.smooth_l1_loss(predicted, at_least_float32(value), reduction="none").mean(1)
             else:
                 error = F.cross_entropy(predicted, value, reduction="none")
             losses[f"region_prediction_{name}"] = (error * weight).sum() / count / self.probability

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlp.contracts import Ability, Encoded, Losses, Model, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
+from vlp.nn.precision import at_least_float32
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import other_texts, take_texts
 
@@ -104,7 +105,7 @@ class SegmentMatching(nn.Module):
 
     def loss(self, encoded: Encoded, targets: SegmentTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `segment_matching`. Report: `segment_matching_accuracy`."""
-        logits = self.classify(encoded.pooled["pair"]).float()
+        logits = at_least_float32(self.classify(encoded.pooled["pair"]))
         count = (targets.labels != NONE).sum().clamp(min=1)
         loss = F.cross_entropy(logits, targets.labels, ignore_index=NONE, reduction="sum") / count
         correct = (logits.detach().argmax(1) == targets.labels).sum() / count
@@ -112,5 +113,5 @@ class SegmentMatching(nn.Module):
 
     def score(self, encoded: Encoded) -> Tensor:
         """How well text and image match, float32 [P], for ranking: the logarithm of how likely `matched` is."""
-        logits = self.classify(encoded.pooled["pair"]).float()
+        logits = at_least_float32(self.classify(encoded.pooled["pair"]))
         return logits.log_softmax(1)[:, list(self.shares).index(MATCHED)]

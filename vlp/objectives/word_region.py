@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlp.contracts import Encoded, Losses, Model, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
+from vlp.nn.precision import at_least_float32
 from vlp.nn.ragged import offsets_of, padded_index
 
 
@@ -22,8 +23,8 @@ def cosine_cost(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: 
 
     words: [P, W, H]; regions: [P, M, H]; masks bool [P, W], [P, M]. Source: UNITER, model/ot.py.
     """
-    words = nn.functional.normalize(words.float(), dim=-1, eps=1e-5)
-    regions = nn.functional.normalize(regions.float(), dim=-1, eps=1e-5)
+    words = nn.functional.normalize(at_least_float32(words), dim=-1, eps=1e-5)
+    regions = nn.functional.normalize(at_least_float32(regions), dim=-1, eps=1e-5)
     real = word_mask[:, :, None] & region_mask[:, None, :]
     return (1 - words @ regions.transpose(1, 2)).masked_fill(~real, 0.0)
 
@@ -37,9 +38,9 @@ def transport_plan(
     cost: float32 [P, W, M]; masks bool [P, W], [P, M]. Returns the plan [P, M, W], 0 at padding, without gradient.
     Source: UNITER, model/ot.py.
     """
-    words = word_mask.sum(1).float()[:, None, None]
-    regions = region_mask.sum(1).float()[:, None, None]
-    word_mask, region_mask = word_mask.float(), region_mask.float()
+    words = word_mask.sum(1).to(cost)[:, None, None]
+    regions = region_mask.sum(1).to(cost)[:, None, None]
+    word_mask, region_mask = word_mask.to(cost), region_mask.to(cost)
     far = 1e4  # added to what a padded row or column is divided by
     real = region_mask[:, :, None] * word_mask[:, None, :]
     affinity = torch.exp(-cost.transpose(1, 2) / beta) * real

@@ -15,6 +15,7 @@ from vlp.evaluation.captions import CaptionEvaluation
 from vlp.interfaces import NONE, Batch, Segment, Texts
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
+from vlp.nn.precision import at_least_float32
 from vlp.nn.ragged import lengths_of, offsets_of, ranges
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import choose_some, replace_tokens, take_texts
@@ -151,7 +152,7 @@ class Captioning(nn.Module):
     def loss(self, encoded: Encoded, targets: CaptionTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `captioning`. Report: `captioning_accuracy`, of the masked words."""
         logits, labels = self.predict(encoded, targets, model)
-        losses = smoothed_divergence(logits.float(), labels, self.label_smoothing)
+        losses = smoothed_divergence(at_least_float32(logits), labels, self.label_smoothing)
         kept = len(losses)
         if self.drop_worst and targets.step >= self.drop_worst_after:
             kept = max(int(len(losses) * (1 - self.drop_worst)), min(kept, 1))
@@ -205,7 +206,7 @@ class Captioning(nn.Module):
         encoded = model(own)
         last = encoded.tokens["caption"].row.view(count, length + 1)[:, -1]
         logits = self.word_logits(encoded.text.values.index_select(0, last), model)
-        return logits.float().log_softmax(1).masked_fill(self.unwritten, -torch.inf)
+        return at_least_float32(logits).log_softmax(1).masked_fill(self.unwritten, -torch.inf)
 
 
 def smoothed_divergence(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlp.contracts import Ability, Encoded, Losses, Model, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
+from vlp.nn.precision import at_least_float32
 from vlp.nn.ragged import offsets_of, padded_index
 from vlp.nn.transformer import initialise
 
@@ -99,7 +100,7 @@ class PairRanking(nn.Module):
 
     def score(self, encoded: Encoded) -> Tensor:
         """How well text and image match, float32 [P], for ranking."""
-        return self.classify(encoded.pooled["pair"]).float()[:, 0]
+        return at_least_float32(self.classify(encoded.pooled["pair"]))[:, 0]
 
     def loss(self, encoded: Encoded, targets: RankingTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `pair_ranking`. Report: `ranking_accuracy`, the share of negatives that are below their pair."""

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from vlp.distributed import rank, sum_over_ranks
-from vlp.interfaces import Batch, Replacement
+from vlp.interfaces import Batch
 from vlp.run_folder import RunFolder
 from vlp.training.held_out import held_out_losses
 from vlp.training.launch import told_by_transport
@@ -118,9 +118,11 @@ class StepEnd(lightning.Callback):
             progress[part].update(ready=batches, started=batches, processed=batches, completed=max(batches - 1, 0))
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Listen to signals, before the first batch is loaded."""
+        """Listen to signals and watch for stalls, before the first batch is loaded."""
         self.launcher = trainer.strategy.launcher
         self.signals.start()
+        self.watch.now("setting up" + _if_several(trainer, ", or waiting for the other processes to be"))
+        self.watch.start(self._report, self._end_stalled)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the logs; rows after the step that is resumed from are set aside."""
@@ -133,10 +135,8 @@ class StepEnd(lightning.Callback):
             factors = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
             for group, base, factor in factors:
                 group["lr"] = base * factor(schedule.last_epoch)
-        self.signals.start()  # once more, since Lightning has set its own handlers
         self.screen.start(trainer.global_step)
         self.watch.now("waiting for the first batch")
-        self.watch.start(self._report, self._end_stalled)
         self.step_began = self.batch_ended = time.perf_counter()
 
     def _ask_to_stop(self, number: int) -> None:
@@ -252,6 +252,8 @@ class StepEnd(lightning.Callback):
     def _measure(self, step: int, module: TrainingModule) -> tuple[dict[str, Any], bool]:
         """The step's row, and whether a signal to any process asks to stop; the same on all processes."""
         record, module.record = module.record, StepRecord()
+        if record.replaced:  # before the processes meet: once they have, others may save the step that this one dies in
+            self.folder.quarantine(step, record.replaced)
         names = [] if record.skipped else sorted(record.values)
         sums = [float(sum(record.values[name])) for name in names]
         counts = [record.pairs, record.rows, record.computed_rows, len(record.replaced), int(self.signals.asked)]
@@ -272,7 +274,7 @@ class StepEnd(lightning.Callback):
         row["padding_share"] = 1 - rows / computed
         row["data_wait_share"] = min(waited / seconds, 1.0)
         row["replaced_samples"] = int(replaced)
-        self._judge_replacements(step, pairs, int(replaced), record.replaced)
+        self._judge_replacements(step, pairs, int(replaced))
         return row, stop > 0
 
     def _judge_skipped(self, step: int, told: str) -> None:
@@ -285,10 +287,8 @@ class StepEnd(lightning.Callback):
                 f" diverged. The last: {told}"
             )
 
-    def _judge_replacements(self, step: int, pairs: float, count: int, replaced: list[Replacement]) -> None:
-        """List broken samples, and stop when there are too many; all processes see the same counts."""
-        if replaced:
-            self.folder.quarantine(step, replaced)
+    def _judge_replacements(self, step: int, pairs: float, count: int) -> None:
+        """Say that there are broken samples, and stop when there are too many; all processes see the same counts."""
         self.seen_pairs += pairs
         self.seen_replaced += count
         if count:

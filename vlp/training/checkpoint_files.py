@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from vlp.checkpoints.digest import digest
+from vlp.training.loader_processes import told_by_loader
 
 FORMAT = 1  # of checkpoints; those of format 0, before there were digests, are read unverified
 STAMP = "vlp"  # key of the format and the digest
@@ -28,6 +29,7 @@ def write_training_state(path: Path, state: dict[str, Any]) -> None:
 
     Raises:
         CheckpointError: there is no room, or the file can't be written; checkpoints that are there stay as they are.
+        RuntimeError: a loader process died meanwhile.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -43,6 +45,8 @@ def write_training_state(path: Path, state: dict[str, Any]) -> None:
             os.close(folder)
     except (OSError, RuntimeError) as error:  # torch tells of a failed write by a RuntimeError
         temporary.unlink(missing_ok=True)
+        if told_by_loader(error) is not None:  # PyTorch raises that of a loader process wherever the trainer stands
+            raise
         raise CheckpointError(
             f"{path} cannot be written ({type(error).__name__}: {str(error).splitlines()[0]}): is the disk full? The"
             " checkpoints before it are whole; make room, and go on with --resume last"

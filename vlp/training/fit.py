@@ -158,6 +158,8 @@ def fit(
             enable_model_summary=False,
             callbacks=[step_end],
         )
+        # signals are ours: Lightning's handler of SIGTERM waits for other processes, and ends without a word
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         except Exception as error:
@@ -169,6 +171,8 @@ def fit(
             end_loader_processes()
             step_end.signals.stop()
             step_end.watch.stop()
+    if step_end.stopped_at is None and trainer.global_step < config.trainer.max_steps:
+        raise RuntimeError(f"training ended after {trainer.global_step} steps of {config.trainer.max_steps} unasked")
     step_end.finish(trainer, module)
     return step_end.stopped_at
 

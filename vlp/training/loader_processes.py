@@ -55,12 +55,18 @@ def _size(count: int) -> str:
     return f"{count / 2**10:.0f} KiB" if count < 2**20 else f"{count / 2**20:.0f} MiB"
 
 
-def told_by_loader(error: Exception) -> LoaderProcessError | None:
-    """PyTorch's error about a loader process in words; None if it is of something else.
+def told_by_loader(error: BaseException) -> LoaderProcessError | None:
+    """PyTorch's error about a loader process in words, also where it led to another one; None if it is of something
+    else.
 
     One that dies while it hands over a batch breaks the connection, which is an error of another type than PyTorch's
     own.
     """
+    before = error.__cause__ or error.__context__
+    return _told_by_loader(error) or (None if before is None else told_by_loader(before))
+
+
+def _told_by_loader(error: BaseException) -> LoaderProcessError | None:
     told = str(error).splitlines()[0] if str(error) else ""
     handing_over = isinstance(error, OSError | EOFError) and any(
         frame.name == "rebuild_storage_fd" for frame in traceback.extract_tb(error.__traceback__)

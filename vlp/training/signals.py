@@ -29,7 +29,7 @@ class StopSignals:
         self.handlers: dict[int, Any] = {}
 
     def start(self) -> None:
-        """Listen; once more takes back signals for which others have set handlers."""
+        """Listen."""
         if not self.handlers:
             self.reader, self.writer = socket.socketpair()
             self.writer.setblocking(False)

@@ -26,10 +26,8 @@ def embed_texts(run: Run, texts: Sequence[str]) -> Tensor:
     """Embeddings float32 [T, D] of length 1, by a dual encoder, on the CPU.
 
     Raises:
-        ConfigError: the model is no dual encoder. ValueError: `texts` is one text, not several.
+        ConfigError: the model is no dual encoder.
     """
-    if isinstance(texts, str):  # it would pass as a list of letters
-        raise ValueError(f"embed_texts takes a list of texts: [{texts[:40]!r}]")
 
     def embed(model: Any, some: Sequence[str]) -> Tensor:
         batch = texts_of(run, [{"caption": text} for text in some])

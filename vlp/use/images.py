@@ -23,9 +23,23 @@ def several(things: Any, what: str) -> list[Any]:
     Raises:
         ValueError: it is one thing, which would pass as a list of its letters or rows.
     """
-    if isinstance(things, str | bytes | Path | Image.Image | Regions) or np.ndim(things) == 3:
+    alone = isinstance(things, np.ndarray) and things.ndim < 4  # one more dimension, and it is a stack of pictures
+    if alone or isinstance(things, str | bytes | Path | Image.Image | Regions):
         raise ValueError(f"{what} must be a list, as in [{str(things)[:40]!r}], not one alone")
     return list(things)
+
+
+def texts_of(things: Any, what: str) -> list[Any]:
+    """The list of texts, of which some may be None.
+
+    Raises:
+        ValueError: it is one text, or one of them is none.
+    """
+    texts = several(things, f"{what}s")
+    for number, text in enumerate(texts):
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"{what} {number} is a {type(text).__name__}, not a text")
+    return texts
 
 
 class ImageMaker:
@@ -69,14 +83,13 @@ class ImageMaker:
             elif image.pixels is None:
                 raise ValueError(f"{name} has no pixels, which this model sees; give a picture")
             return image
-        picture = rgb(image, name)
         if self.loads.pixels is not None:
             from data_pipelines.shards.pictures import sized_pixels
 
-            return Regions.from_pixels(torch.from_numpy(sized_pixels(picture, self.loads.pixels)))
-        return self._regions(picture)
+            return Regions.from_pixels(torch.from_numpy(sized_pixels(rgb(image, name), self.loads.pixels)))
+        return self._regions(image, name)
 
-    def _regions(self, picture: Image.Image) -> Regions:
+    def _regions(self, image: str | Path | Image.Image | np.ndarray, name: str) -> Regions:
         from data_pipelines.features.regions import regions_of_grid
 
         if self._opened is None:
@@ -85,7 +98,7 @@ class ImageMaker:
 
             extractor = self.extractor or read_manifest(self.data).extractor
             self._opened = grid_extractor(extractor, self.trunk, self.say)
-        boxes, features = regions_of_grid(picture, *self._opened)
+        boxes, features = regions_of_grid(rgb(image, name), *self._opened)
         return Regions(torch.from_numpy(features).float(), torch.from_numpy(boxes))
 
 

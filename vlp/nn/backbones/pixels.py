@@ -33,7 +33,7 @@ def by_size(images: Images, mean: Tensor, std: Tensor) -> list[tuple[Tensor, Ten
             pixels = pixels.index_select(0, (starts.index_select(0, numbers)[:, None] + place).flatten())
         pixels = pixels.view(-1, height, width, 3)
         if not pixels.is_floating_point():
-            pixels = pixels.float() / 255
+            pixels = pixels.to(mean.dtype) / 255
         groups.append((numbers, ((pixels - mean) / std).permute(0, 3, 1, 2)))
     return groups
 
