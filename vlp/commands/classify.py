@@ -91,7 +91,7 @@ def same_names(names: list[str], data: LabelledImages) -> list[str]:
         by_name.setdefault(" ".join(name.lower().split()), []).append(own)
     return [
         f"{len(own)} classes are called {name!r} ({', '.join(own[:SHOWN])}): nothing tells them apart, so all their"
-        " images count as wrong; classes=FILE gives them other names"
+        " images count as wrong; --classes FILE gives them other names"
         for name, own in by_name.items()
         if len(own) > 1
     ]

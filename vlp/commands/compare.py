@@ -131,7 +131,7 @@ class Cell:
                 line for line in difflib.unified_diff(then, now, "then", "now", n=0, lineterm="") if line[0] in "+-"
             ]
             raise ConfigError(
-                f"{self.record} is of other settings; choose another folder (out=DIR), or remove it with"
+                f"{self.record} is of other settings; choose another folder (--out DIR), or remove it with"
                 f" {self.config.run_dir}, for these:\n" + "\n".join(lines[2:14])
             )
         return record
