@@ -68,8 +68,8 @@ class PlaceSampler(Sampler[tuple[int, int]]):
 
 
 def _live_and_die_with_the_trainer(notes: Notes, worker: int) -> None:
+    faulthandler.register(signal.SIGQUIT, file=2)  # the trainer asks those with a note where they stand
     notes.of_this_process(worker)
-    faulthandler.register(signal.SIGQUIT, file=2)  # a trainer that waits too long asks where they stand
     # Ctrl-C and a cluster's signals reach all processes; a worker that died of them would take the last step with it.
     # The trainer kills what is left when it ends. A forked worker has the trainer's handlers, and the socket that they
     # write to

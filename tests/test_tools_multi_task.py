@@ -138,7 +138,7 @@ def test_each_task_is_evaluated_and_asked(finished: Path, root: Path) -> None:
         (
             "evaluate.py",
             ["split=val"],
-            "several tasks (vqa, region_choice, paired_images, entailment); say which: task=",
+            "several tasks (vqa, region_choice, paired_images, entailment); say which: --task GROUP",
         ),
         ("evaluate.py", ["task=nvlr2"], "did you mean 'nlvr2'"),
         ("evaluate.py", ["task=retrieval"], "the group retrieval of this run trained nothing that answers questions"),

@@ -125,7 +125,9 @@ class TrainedModel(nn.Module):
             )
         if len(able) > 1 and ability != "pairs":  # any that scores pairs can order them
             groups = ", ".join(group.name for group in self.config.objectives)
-            raise ConfigError(f"this run trained several tasks ({', '.join(able)}); say which: task=GROUP of {groups}")
+            raise ConfigError(
+                f"this run trained several tasks ({', '.join(able)}); say which: --task GROUP (group=) of {groups}"
+            )
         name, objective = next(iter(able.items()))
         self._check_source(name)
         return name, objective
@@ -139,7 +141,7 @@ class TrainedModel(nn.Module):
             if name in own and not ratio_for(group.sampling_ratio, self.source.name) > 0:
                 raise ConfigError(
                     f"{name} was trained on other sources than the run's first, {self.source.name}; say which group is"
-                    f" asked: task={group.name} (of {', '.join(group.name for group in self.config.objectives)})"
+                    f" asked: --task {group.name} (of {', '.join(group.name for group in self.config.objectives)})"
                 )
 
     def matching(self) -> Any:
@@ -197,7 +199,7 @@ class TrainedModel(nn.Module):
 
     def embed(self, captions: Sequence[str | None], images: Sequence[Given | None]) -> Tensor:
         """Pooled vectors float32 [n, H] of n pairs; see `vlp.use.embeddings.embed_pairs`."""
-        captions, images = texts_of(captions, "caption"), several(images, "images")
+        captions, images = texts_of(captions, "caption", or_none=True), several(images, "images")
         made = iter(self.make_images([image for image in images if image is not None]))
         seen = [None if image is None else next(made) for image in images]
         return embeddings.embed_pairs(self, captions, seen, self.facts.feature_size)

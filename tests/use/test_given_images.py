@@ -208,6 +208,7 @@ def wrong(root: Path) -> list[tuple[Callable[[TrainedModel], Any], str]]:
         (lambda run: run.embed("a", [good]), "captions must be a list"),
         (lambda run: run.embed(TEXTS, [good]), "2 captions and 1 images"),
         (lambda run: run.score([3], [good]), "caption 0 is a int, not a text"),
+        (lambda run: run.score(["a", None], [good]), "caption 1 is a NoneType, not a text"),
         (lambda run: run.embed([b"a"], [good]), "caption 0 is a bytes, not a text"),
     ]
 

@@ -30,14 +30,12 @@ class StopSignals:
 
     def start(self) -> None:
         """Listen."""
-        if not self.handlers:
-            self.reader, self.writer = socket.socketpair()
-            self.writer.setblocking(False)
-            self.wakeup = signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
-            self.thread = threading.Thread(target=self._listen, daemon=True, name="stop signals")
-            self.thread.start()
-        for number in SIGNALS:
-            self.handlers.setdefault(number, signal.signal(number, self._note))
+        self.reader, self.writer = socket.socketpair()
+        self.writer.setblocking(False)
+        self.wakeup = signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
+        self.thread = threading.Thread(target=self._listen, daemon=True, name="stop signals")
+        self.thread.start()
+        self.handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def stop(self) -> None:
         """Leave signals to those who had them before; once more does nothing."""

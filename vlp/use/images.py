@@ -29,15 +29,15 @@ def several(things: Any, what: str) -> list[Any]:
     return list(things)
 
 
-def texts_of(things: Any, what: str) -> list[Any]:
-    """The list of texts, of which some may be None.
+def texts_of(things: Any, what: str, or_none: bool = False) -> list[Any]:
+    """The list of texts; with `or_none` some may be None.
 
     Raises:
-        ValueError: it is one text, or one of them is none.
+        ValueError: it is one text alone, or holds what is no text.
     """
     texts = several(things, f"{what}s")
     for number, text in enumerate(texts):
-        if text is not None and not isinstance(text, str):
+        if not isinstance(text, str) and not (or_none and text is None):
             raise ValueError(f"{what} {number} is a {type(text).__name__}, not a text")
     return texts
 
