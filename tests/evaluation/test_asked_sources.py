@@ -32,7 +32,7 @@ def test_the_first_source_is_not_taken_for_another(tmp_path: Path) -> None:
     groups = [TASK.replace("RATIO", "{questions: 1}"), RETRIEVAL]
     model = trained(tmp_path, ["questions", "captions"], groups)
     assert model.answer_names == ["no", "yes"]
-    with pytest.raises(ConfigError, match=r"pair_ranking was trained on other sources .*: task=retrieval"):
+    with pytest.raises(ConfigError, match=r"pair_ranking was trained on other sources .*: --task retrieval"):
         model.matching()
     other = trained(tmp_path, ["captions", "questions"], groups)
     other.matching()
