@@ -36,7 +36,7 @@ def test_the_first_source_is_not_taken_for_another(tmp_path: Path) -> None:
         model.matching()
     other = trained(tmp_path, ["captions", "questions"], groups)
     other.matching()
-    with pytest.raises(ConfigError, match=r"answer_classification .* the run's first, captions; .* task=vqa"):
+    with pytest.raises(ConfigError, match=r"answer_classification .* the run's first, captions; .* --task vqa"):
         other.task()
     asked = trained(tmp_path, ["captions", "questions"], groups, "vqa")
     assert (asked.source.name, asked.answer_names) == ("questions", ["no", "yes"])
