@@ -1,5 +1,6 @@
 # make demo   environment, embedded scenes, a small UNITER trained on them, retrieval table and pictures
 # make test   environment, lint, types, tests
+# make test-lowest   the tests on the lowest versions that pyproject.toml admits, in an environment of their own
 # make learn  small versions of all systems, trained for some minutes each, against a model that is blind
 # make faults MINUTES=10   random kills, signals, flips, full disks and stalls, held against docs/reliability.md
 
@@ -8,7 +9,7 @@ MINUTES ?= 10
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: install demo learn test lint faults
+.PHONY: install demo learn test test-lowest lint faults
 install: .venv/installed
 
 .venv/installed: pyproject.toml setup.py requirements.lock
@@ -35,3 +36,9 @@ lint: install
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[test]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto

@@ -187,6 +187,6 @@ def test_the_job_script_goes_on_after_a_stop(tmp_path: Path) -> None:
         run_dir.mkdir(exist_ok=True)
         (run_dir / "config.yaml").touch()
     place, processes = f"run_dir={run_dir}", "trainer.num_nodes=2 trainer.devices=4 optim.lr=1e-4"
-    program = "srun --kill-on-bad-exit=1 python tools/train.py configs/uniter_base.yaml"
+    program = "srun --kill-on-bad-exit=1 vlp train configs/uniter_base.yaml"
     assert asked[0] == [f"{program} {place} {processes}", "scontrol requeue 17"]
-    assert asked[1] == [f"{program} {place} resume=last {processes}"]
+    assert asked[1] == [f"{program} {place} --resume last {processes}"]

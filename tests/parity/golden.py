@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-# absolute on states and logits, relative on losses, relative + absolute on gradient norms (golden/fusion.md)
+# absolute on states and logits, relative on losses, relative + absolute on gradient norms
 STATES = {"atol": 2e-5, "rtol": 0.0}
 LOSSES = {"atol": 1e-7, "rtol": 1e-5}
 GRADIENTS = {"atol": 1e-5, "rtol": 1e-4}
@@ -33,7 +33,7 @@ class Golden:
 
     @classmethod
     def read(cls, path: Path) -> Golden:
-        """Read a file of the format that golden/fusion.md describes."""
+        """Read a file: tensors by group (the fields of this class) and name; its configuration is in the metadata."""
         golden = cls(path)
         with safe_open(path, "pt") as file:
             metadata = file.metadata()

@@ -134,7 +134,10 @@ def own_settings(task: Task, given: dict[str, str]) -> Any:
         ConfigError: it has no such setting, or not such a value.
     """
     values = {name: read_yaml(f"value: {value}", name)["value"] for name, value in given.items()}
-    return convert(values, task.evaluation.Options, "options", "")
+    try:
+        return convert(values, task.evaluation.Options, "settings of the task", "")
+    except ConfigError as error:
+        raise ConfigError(f"{error} (`vlp evaluate --help` lists the command's own options)") from None
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:

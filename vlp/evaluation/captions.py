@@ -19,7 +19,7 @@ from vlp.evaluation.asking import one_image, texts_of
 from vlp.interfaces import Batch, Images, Truth
 from vlp.strict_yaml import ConfigError
 
-INSTALL = "pip install 'vlp[captions]'"
+INSTALL = "pip install pycocoevalcap"
 NO_JAVA = "there is no Java that runs"
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 SPICE_SOURCE = "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
