@@ -81,7 +81,7 @@ def test_predict(finished: Path, root: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("beams=x", "options: beams must be of type int, not 'x'"),
+        ("beams=x", "settings of the task: beams must be of type int, not 'x'"),
         ("beams=0", "beams is 0, but must be at least 1"),
         ("most=0", "argument --most: '0' is not a whole number of at least 1"),
         ("form=vqa", "settings of the task: unknown key 'form'; known keys: beams (`vlp evaluate --help` lists"),
