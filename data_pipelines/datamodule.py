@@ -2,39 +2,78 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import faulthandler
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import lightning
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data_pipelines.doing import Notes, at
-from vlp.interfaces import Batch
 
 PREFETCH = 4  # batches that each loader process has ready
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent dies
 
 
-class MicroBatches(Dataset[Batch]):
-    """Item (step, micro-batch) is that micro-batch, always the same.
+class LoaderTraceback(Exception):
+    """Where an error of a loader process came from, as text."""
+
+    def __str__(self) -> str:
+        return f"\n\nin a loader process:\n{self.args[0]}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error of a loader process, to be raised in the trainer's: PyTorch would hide it in a text of its own."""
+
+    error: Exception
+    trace: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """The error that was just raised. One of a library is wrapped, so that it isn't taken for a message of ours."""
+        trace = traceback.format_exc()
+        folders = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+        ours = not {"vlp", "data_pipelines"}.isdisjoint(folders) or isinstance(error, OSError)
+        try:
+            copy.copy(error)
+        except Exception:  # it can't be made anew, as in another process it would be
+            ours = False
+        return cls(error if ours else RuntimeError(f"{type(error).__name__}: {error}"), trace)
+
+    def reraise(self) -> None:
+        """Raise it."""
+        raise self.error from LoaderTraceback(self.trace)
+
+
+class MicroBatches(Dataset[Any]):
+    """Item (step, micro-batch) is that micro-batch, always the same; in a loader process maybe a `Failure`.
 
     Args:
         load: gives the batch of (step, micro-batch).
     """
 
-    def __init__(self, load: Callable[[int, int], Batch]):
+    def __init__(self, load: Callable[[int, int], Any]):
         self.load = load
 
-    def __getitem__(self, place: tuple[int, int]) -> Batch:
+    def __getitem__(self, place: tuple[int, int]) -> Any:
         step, micro_batch = place
         at(f"step {step + 1}, micro-batch {micro_batch + 1}")
-        batch = self.load(step, micro_batch)
+        try:
+            batch = self.load(step, micro_batch)
+        except Exception as error:
+            if get_worker_info() is None:
+                raise
+            return Failure.of(error)
         at(f"nothing, after step {step + 1}, micro-batch {micro_batch + 1}")
         return batch
 
@@ -90,7 +129,8 @@ def _tell_but_of_the_trainers_end(kind: type[BaseException], error: BaseExceptio
 
 class Stages:
     """A loader of its own for each stage of a run, one after the other: none reads ahead into the next stage, so what
-    is decided between two of them holds from the first step of the next. Its length is that of the whole run.
+    is decided between two of them holds from the first step of the next. Its length is that of the whole run. Errors of
+    loader processes are raised here.
 
     Args:
         loader: gives the loader of the steps from one to another.
@@ -101,9 +141,12 @@ class Stages:
     def __init__(self, loader: Callable[[int, int], DataLoader], bounds: list[int], length: int):
         self.loader, self.bounds, self.length = loader, bounds, length
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         for first, end in pairwise(self.bounds):
-            yield from self.loader(first, end)
+            for batch in self.loader(first, end):
+                if isinstance(batch, Failure):
+                    batch.reraise()
+                yield batch
 
     def __len__(self) -> int:
         return self.length
@@ -113,7 +156,7 @@ class DataModule(lightning.LightningDataModule):
     """Feeds the trainer, from the step at which it stands.
 
     Args:
-        load: gives the batch of (step, micro-batch).
+        load: gives the batch of (step, micro-batch), as the training step wants it, but packed: it has `unpack()`.
         micro_batches_per_step: G.
         workers: loader processes.
         stage: steps after which what `load` gives may become another; None: it never does.
@@ -121,7 +164,7 @@ class DataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        load: Callable[[int, int], Batch],
+        load: Callable[[int, int], Any],
         micro_batches_per_step: int,
         workers: int,
         stage: int | None = None,
@@ -131,17 +174,21 @@ class DataModule(lightning.LightningDataModule):
         self.stage = stage
         self.notes = Notes(max(workers, 1))
 
-    def train_dataloader(self) -> DataLoader | Stages:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """What was packed for the way from a loader process to the device."""
+        return batch.unpack()
+
+    def train_dataloader(self) -> Stages:
         """Batches of this process from the trainer's step to the last."""
         assert self.trainer is not None
         if not self.workers:
             self.notes.of_this_process(0)
         first, last = self.trainer.global_step, self.trainer.max_steps
-        whole = self._loader(first, last)
-        if self.stage is None:
-            return whole
-        bounds = [first, *range((first // self.stage + 1) * self.stage, last, self.stage), last]
-        return Stages(self._loader, bounds, len(whole))
+        bounds = [first, last]
+        if self.stage is not None:
+            bounds = [first, *range((first // self.stage + 1) * self.stage, last, self.stage), last]
+        length = len(self._loader(first, last).sampler)  # type: ignore[arg-type]
+        return Stages(self._loader, bounds, length)
 
     def _loader(self, first: int, end: int) -> DataLoader:
         assert self.trainer is not None

@@ -108,7 +108,8 @@ class CountWords(nn.Module):
         super().__init__()
         self.count = nn.Linear(model.pooled_size, 1)
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
+    @staticmethod
+    def corrupt(batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
         return batch, batch.texts.segments["question"].offsets.diff().index_select(0, batch.pairs[:, 0]).float()
 
     def loss(self, encoded: Encoded, targets: Tensor, model: Model) -> tuple[Losses, Report]:
@@ -165,7 +166,8 @@ class Guess(nn.Module):
         super().__init__()
         self.guess = nn.Linear(model.pooled_size, answers)
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
+    @staticmethod
+    def corrupt(batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
         assert batch.answers is not None
         return batch, batch.answers
 
@@ -365,9 +367,10 @@ def test_what_spans_a_step_is_given_pairs_to_compare(
         def needs(cls, **settings: Any) -> Needs:
             return Needs(spans_step=True, rivals=True)
 
-        def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
-            self.seen.append(len(batch.pairs))
-            return super().corrupt(batch, generator)
+        @staticmethod
+        def corrupt(batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
+            Comparing.seen.append(len(batch.pairs))
+            return CountWords.corrupt(batch, generator)
 
     monkeypatch.setitem(registry.OBJECTIVES, "count_words", Comparing)
     for override, message in (

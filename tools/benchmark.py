@@ -117,7 +117,7 @@ def encode_padded(model: SingleStream, batch: Batch, plan: AttentionPlan) -> Enc
     stream = Ragged(rows, sequences.offsets)
     assert model.pooler is not None
     pooled = {"pair": torch.tanh(model.pooler(rows.index_select(0, sequences.offsets[:-1])))}
-    return Encoded(stream, stream, sequences.tokens, sequences.text, sequences.regions, pooled, plan.computed_rows)
+    return Encoded(stream, stream, model.plan(batch).places, pooled, plan.computed_rows)
 
 
 def build_visualbert(settings: dict[str, Any]) -> nn.Module:

@@ -62,7 +62,7 @@ def made_up_batch(pairs: int, words: int | None, size: int) -> Batch:
             features=torch.zeros(0, 0),
             boxes=torch.zeros(0, 4),
             pixels=pixels,
-            sizes=torch.full((pairs, 2), size),
+            sizes=[(size, size)] * pairs,
         ),
         pairs=torch.arange(pairs)[:, None].repeat(1, 2),
         matched=torch.ones(pairs, dtype=torch.bool),

@@ -33,26 +33,58 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where things stand in the sequences of P pairs, which is known before anything is computed.
+
+    `text` and `visual`: offsets int64 [P + 1] of the two streams, the same tensor in a single stream. `tokens`: for
+    each segment, the rows of its tokens in the text stream. `special`: for each special token of the layout, by name,
+    its row of each pair with text (of one that stands twice, the later). `text_rows`: all rows of text in the text
+    stream, special tokens included (`source` is NONE there). `regions`: the rows of regions in the visual stream, or
+    None where a model has no such rows.
+    """
+
+    text: Tensor
+    visual: Tensor
+    tokens: dict[str, Rows]
+    text_rows: Rows
+    regions: Rows | None
+    special: dict[str, Rows] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Encoded:
     """What a fusion model returns for P pairs.
 
-    `text` and `visual`: the two streams, `values` [N, H of the stream]; the same object in a single
-    stream. `tokens`: for each segment, the rows of its tokens in the text stream. `special`: for each special
-    token of the layout, by name, its row of each pair with text (of one that stands twice, the later). `text_rows`:
-    all rows of text in the text stream, special tokens included (`source` is NONE there). `regions`: the rows of
-    regions in the visual stream, or None where a model has no such rows. `pooled`: named vectors
-    [P, H], absent where a model has none. `computed_rows`: rows that attention worked on, padding
-    included, for the padding share in the log.
+    `text` and `visual`: the two streams, `values` [N, H of the stream]; the same object in a single stream. `places`:
+    what their rows are. `pooled`: named vectors [P, H], absent where a model has none. `computed_rows`: rows that
+    attention worked on, padding included, for the padding share in the log.
     """
 
     text: Ragged
     visual: Ragged
-    tokens: dict[str, Rows]
-    text_rows: Rows
-    regions: Rows | None
+    places: Places
     pooled: dict[str, Tensor]
     computed_rows: int
-    special: dict[str, Rows] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> dict[str, Rows]:
+        """See `Places`."""
+        return self.places.tokens
+
+    @property
+    def text_rows(self) -> Rows:
+        """See `Places`."""
+        return self.places.text_rows
+
+    @property
+    def regions(self) -> Rows | None:
+        """See `Places`."""
+        return self.places.regions
+
+    @property
+    def special(self) -> dict[str, Rows]:
+        """See `Places`."""
+        return self.places.special
 
     @property
     def rows(self) -> int:
@@ -104,17 +136,45 @@ Losses = dict[str, Tensor]  # scalars with gradient, to be weighted and summed
 Report = dict[str, Tensor]  # scalars without gradient, to be logged
 
 
+class Planned(Protocol):
+    """What is known of a micro-batch before a model computes anything: all sizes, and which rows go where. Only the
+    model reads more of it than `places`, which is what targets are located by.
+    """
+
+    places: Any
+
+
+class Plan(Protocol):
+    """Plans a micro-batch where it is loaded, in a process without the model: a value that can be pickled."""
+
+    def __call__(self, batch: Batch, generator: torch.Generator | None = None) -> Any:
+        """The plan of a (possibly corrupted) batch, a `Planned`.
+
+        generator: what is chosen at random in training is drawn from it; None: nothing is.
+
+        Raises:
+            ValueError: the batch doesn't fit the model.
+        """
+
+
 class AnyModel(Protocol):
     """What training and evaluation ask of a model of any kind."""
 
     offers: Offers
 
     @property
+    def plan(self) -> Plan:
+        """How a batch is planned for it."""
+
+    @property
     def words(self) -> int:
         """Rows of the table of words."""
 
-    def __call__(self, batch: Batch) -> Any:
-        """What `offers.result` says: `Encoded` or `Embedded`; any has `rows` and `computed_rows`."""
+    def __call__(self, batch: Batch, planned: Any = None) -> Any:
+        """What `offers.result` says: `Encoded` or `Embedded`; any has `rows` and `computed_rows`.
+
+        planned: by `plan`; None: it is planned in place.
+        """
 
     def see(self, images: Images) -> Images:
         """The images with regions made from their pixels, where the model makes any; else as they are."""
@@ -145,6 +205,9 @@ class Embedder(Protocol):
         """The rows [N, H] of all sequences (`vlp.nn.layout.Sequences`); of two streams, given both, the rows of each.
 
         A masked region (`batch.images.masked`) is shown as the embedder's system shows one.
+
+        If sizes have to be asked of the batch's tensors for that, it has a `plan(batch, *sequences)` that does it, a
+        value that can be pickled; what that gave is the last argument here, None where it wasn't asked.
         """
 
     def tied(self, name: str) -> Tensor:
@@ -163,7 +226,7 @@ class Model(AnyModel, Protocol):
     max_tokens: dict[str, int]  # of each segment of the layout
     streams: int  # 1, or 2 of which one has the text and one the regions
 
-    def __call__(self, batch: Batch) -> Encoded:
+    def __call__(self, batch: Batch, planned: Any = None) -> Encoded:
         """Encode the pairs of a (possibly corrupted) batch."""
 
     def tied(self, name: str) -> Tensor:
@@ -183,7 +246,7 @@ class DualModel(AnyModel, Protocol):
     logit_scale: Tensor  # scalar parameter, a logarithm
     logit_bias: Tensor | None  # scalar parameter, where the model has one
 
-    def __call__(self, batch: Batch) -> Embedded:
+    def __call__(self, batch: Batch, planned: Any = None) -> Embedded:
         """Embed text and image of every pair."""
 
     def embed_images(self, images: Images) -> Tensor:
@@ -191,6 +254,15 @@ class DualModel(AnyModel, Protocol):
 
     def embed_texts(self, texts: Texts) -> Tensor:
         """Embeddings float32 [T, D] of length 1."""
+
+
+class Corrupt(Protocol):
+    """What an objective does to a batch before the model sees it: a function, or a value that can be pickled, since it
+    is called where the batch is loaded, in a process that has neither objective nor model.
+    """
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Any]:
+        """A corrupted copy of the batch and the targets, drawn from `generator` on the batch's device."""
 
 
 class Objective(Protocol):
@@ -202,13 +274,16 @@ class Objective(Protocol):
     of what a trained one can be asked for (`Ability`).
     """
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Any]:
-        """A corrupted copy of the batch and the targets, drawn from `generator` on the batch's device."""
+    @property
+    def corrupt(self) -> Corrupt:
+        """What it does to a batch."""
 
     def loss(self, encoded: Any, targets: Any, model: Any) -> tuple[Losses, Report]:
         """The losses to add up and the numbers to log, in two dicts.
 
-        An empty set of targets gives a zero that is connected to the graph.
+        An empty set of targets gives a zero that is connected to the graph. Targets that say which rows are read have
+        `locate(places)`, which gives what the head needs: rows and labels, whose number is known. Where a batch is
+        prepared they have been located already, and what is located gives itself when asked once more.
         """
 
 

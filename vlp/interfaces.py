@@ -21,17 +21,17 @@ NONE = -1  # an absent text, image, region or label, wherever an index or a labe
 T = TypeVar("T")
 
 
-def map_tensors(value: T, function: Any) -> T:
-    """The same nested dataclasses, dicts and lists with `function` applied to every tensor."""
-    if isinstance(value, Tensor):
+def map_tensors(value: T, function: Any, kind: type = Tensor) -> T:
+    """The same nested dataclasses, dicts and lists with `function` applied to every tensor, or whatever is a `kind`."""
+    if isinstance(value, kind):
         return function(value)
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)}
+        changed = {f.name: map_tensors(getattr(value, f.name), function, kind) for f in fields(value)}
         return replace(value, **changed)
     if isinstance(value, dict):
-        return {key: map_tensors(item, function) for key, item in value.items()}  # type: ignore[return-value]
+        return {key: map_tensors(item, function, kind) for key, item in value.items()}  # type: ignore[return-value]
     if isinstance(value, list):
-        return [map_tensors(item, function) for item in value]  # type: ignore[return-value]
+        return [map_tensors(item, function, kind) for item in value]  # type: ignore[return-value]
     return value
 
 
@@ -203,7 +203,7 @@ class Images:
     objectives of the group predict, those among them that are left unmasked too.
     `whole` float [I, F]: one vector for the whole image; `whole_boxes` float [I, 4]: where official features put its
     box, which ends a pixel short (absent: 0 0 1 1). `pixels` [sum of h x w, 3], the pictures line by line and end to
-    end, uint8 (0 to 255) or float (0 to 1), and `sizes` int64 [I, 2], their heights and widths. `codes` int64 [I, n].
+    end, uint8 (0 to 255) or float (0 to 1), and `sizes`, the height and width of each. `codes` int64 [I, n].
     """
 
     ids: Tensor
@@ -219,7 +219,7 @@ class Images:
     whole: Tensor | None = None
     whole_boxes: Tensor | None = None
     pixels: Tensor | None = None
-    sizes: Tensor | None = None
+    sizes: list[tuple[int, int]] | None = None
     codes: Tensor | None = None
 
     @classmethod
@@ -246,7 +246,7 @@ class Images:
             attributes=attributes,
             attribute_confidence=confidence,
             pixels=torch.cat([p.flatten(0, 1) for p in pixels]) if with_pixels else None,
-            sizes=torch.tensor([p.shape[:2] for p in pixels], dtype=torch.int64) if with_pixels else None,
+            sizes=[(p.shape[0], p.shape[1]) for p in pixels] if with_pixels else None,
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlp.build import build_model, build_objectives
 from vlp.config import ConfigError, GroupConfig
 from vlp.interfaces import NONE, Batch, Images, Regions
-from vlp.models.dual_encoder import DualEncoder, images_between
+from vlp.models.dual_encoder import Chunk, DualEncoder, images_of
 from vlp.needs import FeatureFacts
 from vlp.nn.backbones.pixels import by_size
 from vlp.training.module import TrainingModule
@@ -69,10 +69,15 @@ def batch(pairs: list[list[int]]) -> Batch:
     return replace(clean, images=Images.from_regions(images, [5, 6, 7]))
 
 
+def padded_texts(encoder: DualEncoder) -> tuple[Tensor, Tensor]:
+    planned = encoder.plan.texts(batch([[0, 0]]).texts)
+    return planned.ids, planned.lengths
+
+
 def test_texts_are_cut_begun_ended_and_padded() -> None:
     """By hand: 7 8 9; nothing; the first four of six; 16."""
     cls, sep, pad = samples.CLS, samples.SEP, samples.PAD
-    ids, lengths = model().pad_texts(batch([[0, 0]]).texts)
+    ids, lengths = padded_texts(model())
     assert lengths.tolist() == [5, 2, 6, 3]
     assert ids.tolist() == [
         [cls, 7, 8, 9, sep, pad],
@@ -80,12 +85,12 @@ def test_texts_are_cut_begun_ended_and_padded() -> None:
         [cls, 10, 11, 12, 13, sep],
         [cls, 16, sep, pad, pad, pad],
     ]
-    longer, same = model(full_length=True).pad_texts(batch([[0, 0]]).texts)
+    longer, same = padded_texts(model(full_length=True))
     assert longer.shape == (4, 9)
     assert torch.equal(longer[:, :6], ids)
     assert bool((longer[:, 6:] == pad).all())
     assert torch.equal(same, lengths)
-    one_end, lengths = model({"PAD": 1, "SEP": 1}).pad_texts(batch([[0, 0]]).texts)  # as SigLIP's tokens
+    one_end, lengths = padded_texts(model({"PAD": 1, "SEP": 1}))  # as SigLIP's tokens
     assert one_end.tolist() == [[7, 8, 9, 1, 1], [1] * 5, [10, 11, 12, 13, 1], [16, 1, 1, 1, 1]]
     assert lengths.tolist() == [4, 1, 5, 2]
 
@@ -131,7 +136,9 @@ def test_recomputed_chunks_equal_the_undivided_batch(chunk: int) -> None:
     # the slow way: chunks without recomputing, dropout drawn in the same order
     slow = model().train()
     torch.manual_seed(3)
-    images = torch.cat([slow.image(images_between(b.images, n, min(n + chunk, 3))) for n in range(0, 3, chunk)])
+    bounds = [(first, min(first + chunk, 3)) for first in range(0, 3, chunk)]
+    chunks = [Chunk(first, last, None, (0, 0), (first * SIZE**2, last * SIZE**2)) for first, last in bounds]
+    images = torch.cat([slow.image(images_of(b.images, own)) for own in chunks])
     images, texts = nn.functional.normalize(images, dim=1), slow.embed_texts(b.texts)
     logits = slow.logit_scale.exp() * images[[2, 1, 0, 1]] @ texts[[0, 2, 3, 1]].t()
     if chunk < 3:  # else nothing of the images is cut, and the draws are those of one call
@@ -145,8 +152,14 @@ def test_images_are_cut_with_their_boxes() -> None:
     images = samples.images([2, 0, 3])
     pixels = [torch.randint(0, 256, (h, w, 3), dtype=torch.uint8) for h, w in [(2, 3), (4, 1), (1, 1)]]
     flat = torch.cat([p.flatten(0, 1) for p in pixels])
-    images = replace(images, pixels=flat, sizes=torch.tensor([p.shape[:2] for p in pixels]))
-    cut = images_between(images, 1, 3)
+    images = replace(images, pixels=flat, sizes=[(2, 3), (4, 1), (1, 1)])
+    encoder = model(recompute_chunk=1)
+    assert [(chunk.regions, chunk.pixels) for chunk in encoder.plan.images(images)] == [
+        ((0, 2), (0, 6)),
+        ((2, 2), (6, 10)),
+        ((2, 5), (10, 11)),
+    ]
+    cut = images_of(images, Chunk(1, 3, None, (2, 5), (6, 11)))
     assert cut.ids.tolist() == [1, 2]
     assert cut.offsets.tolist() == [0, 0, 3]
     assert torch.equal(cut.boxes, images.boxes[2:])

@@ -20,7 +20,7 @@ from vlp.config import ConfigError, GroupConfig
 from vlp.interfaces import NONE, Batch, Images, Regions, Texts
 from vlp.needs import FeatureFacts
 from vlp.nn.backbones.patches import Patches
-from vlp.nn.backbones.pixels import grid_cells, grid_regions
+from vlp.nn.backbones.pixels import grid_cells, grid_regions, plan_grid
 from vlp.nn.backbones.timm_grid import TimmGrid
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
@@ -240,14 +240,19 @@ def test_only_what_sees_pixels_asks_for_them(tmp_path) -> None:
 
 
 def test_cells_of_any_grids_stay_with_their_image() -> None:
-    """Groups in any order: each image gets its own cells."""
-    like = Images.from_regions([Regions(torch.zeros(0, 1), torch.zeros(0, 4))] * 4, [5, 6, 7, 8])
-    one = torch.tensor([[[[1.0], [2.0]]], [[[3.0], [4.0]]]])  # of images 3 and 0: one row of two cells
+    """Pictures of three sizes, whose grids are by hand: each image gets its own cells."""
+    given = images(pictures([(2, 1), (3, 1), (1, 1), (2, 1)]))
+    planned = plan_grid(given, by_hand, None, None)
+    assert [group.numbers.tolist() for group in planned.groups] == [[0, 3], [1], [2]]
+    one = torch.tensor([[[[1.0], [2.0]]], [[[3.0], [4.0]]]])  # of images 0 and 3: one row of two cells
     other = torch.tensor([[[[5.0]], [[6.0]], [[7.0]]]])  # of image 1: three rows of one
-    last = torch.tensor([[[[8.0]]]])
-    numbers = [torch.tensor([3, 0]), torch.tensor([1]), torch.tensor([2])]
-    seen = grid_regions(like, list(zip(numbers, [one, other, last], strict=True)))
+    seen = grid_regions(given, [one, other, torch.tensor([[[[8.0]]]])], planned)
     assert seen.offsets.tolist() == [0, 2, 5, 6, 8]
-    assert seen.features[:, 0].tolist() == [3, 4, 5, 6, 7, 8, 1, 2]
+    assert seen.features[:, 0].tolist() == [1, 2, 5, 6, 7, 8, 3, 4]
     assert seen.boxes[3].tolist() == pytest.approx([0, 1 / 3, 1, 2 / 3])
-    assert seen.ids.tolist() == [5, 6, 7, 8]
+    assert torch.equal(seen.ids, given.ids)
+    assert (seen.pixels, seen.sizes) == (None, None)
+
+
+def by_hand(height: int, width: int) -> tuple[int, int]:
+    return {2: (1, 2), 3: (3, 1), 1: (1, 1)}[height]

@@ -13,7 +13,7 @@ from samples import CLS, SEP, SPECIAL
 
 from vlp.interfaces import NONE, Batch, Texts
 from vlp.nn.layout import Layout, Sequences
-from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, padded_index, ranges
+from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, padded, ranges
 
 LAYOUTS = {
     "uniter": (["CLS", "caption", "SEP", "regions"], [0, 0, 0, 1]),
@@ -217,11 +217,11 @@ def test_index_arithmetic(lengths: list[int], data: st.DataObject) -> None:
     values, within = ranges(torch.tensor(starts), given_lengths)
     pairs = [(start + n, n) for start, length in zip(starts, lengths, strict=True) for n in range(length)]
     assert list(zip(values.tolist(), within.tolist(), strict=True)) == pairs
-    index, mask = padded_index(offsets, max(lengths))
+    view = padded(offsets)
     for number, length in enumerate(lengths):
-        assert mask[number].tolist() == [n < length for n in range(max(lengths))]
+        assert view.real[number].tolist() == [n < length for n in range(max(lengths))]
         first = sum(lengths[:number])
-        assert index[number].tolist() == [first + n if n < length else 0 for n in range(max(lengths))]
+        assert view.index[number].tolist() == [first + n if n < length else 0 for n in range(max(lengths))]
 
 
 CAUSAL = (["CLS", "caption", "tags", "SEP", "regions"], [0, 0, 1, 1, 0], SPECIAL, {"caption": 4, "tags": 9})

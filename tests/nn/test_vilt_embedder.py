@@ -110,8 +110,10 @@ def test_alignment_without_special_tokens() -> None:
     encoded = m(b)
     targets = AlignmentTargets(torch.tensor([True, False]))
     rows = encoded.tokens["caption"]
-    expected, _ = WordRegionAlignment(m).loss(replace(encoded, text_rows=rows), targets, m)
-    actual, _ = WordRegionAlignment(m, special_tokens=False).loss(encoded, targets, m)
+    expected, _ = WordRegionAlignment(m).loss(
+        replace(encoded, places=replace(encoded.places, text_rows=rows)), targets, m
+    )
+    actual, _ = WordRegionAlignment(m, special_tokens=False).loss(encoded, replace(targets, special_tokens=False), m)
     assert torch.equal(actual["word_region_alignment"], expected["word_region_alignment"])
     everything, _ = WordRegionAlignment(m).loss(encoded, targets, m)
     assert not torch.allclose(everything["word_region_alignment"], expected["word_region_alignment"])

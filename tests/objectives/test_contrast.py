@@ -151,14 +151,15 @@ def test_a_single_pair(kind: str) -> None:
 def test_half_precision_does_not_reach_the_logits(kind: str) -> None:
     model = TwoTowers(scale=100.0).float()
     objective = KINDS[kind](model)
-    encoded = model(draw_pairs(4).float())
+    pairs = draw_pairs(4).float()
+    encoded, (_, targets) = model(pairs), objective.corrupt(pairs, None)
     if kind == "momentum_contrast":
         objective.key_model.forward = lambda batch: encoded
         objective.started.fill_(True)
         objective.eval()
     with torch.autocast("cpu", torch.bfloat16):
-        inside, _ = objective.loss(encoded, None, model)
-    outside, _ = objective.loss(encoded, None, model)
+        inside, _ = objective.loss(encoded, targets, model)
+    outside, _ = objective.loss(encoded, targets, model)
     assert inside[kind].dtype == torch.float32
     assert torch.equal(inside[kind], outside[kind])
 

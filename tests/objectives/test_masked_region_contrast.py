@@ -55,7 +55,7 @@ def test_loss_one_region_at_a_time(model) -> None:
     o = MaskedRegionContrast(model, 0.6, 5, keep_share=0.5)
     for parameter in o.parameters():
         nn.init.normal_(parameter, std=0.5)
-    assert (o.own, o.other) == (2, 3), "0.3 of five, rounded"
+    assert (o.corrupt.own, o.corrupt.other) == (2, 3), "0.3 of five, rounded"
     corrupted, targets = o.corrupt(batch, generator_for("cpu", 1))
     encoded = model(corrupted)
     features = batch.images.features

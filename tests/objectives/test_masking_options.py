@@ -187,7 +187,7 @@ def test_no_valid_soft_label_is_a_zero_of_the_graph() -> None:
     model = samples.model().eval()
     batch = samples.batch([[7]], [2], [[0, 0]])
     o = MaskedRegionDistribution(model, CLASSES, 0.9, cross_entropy=True, sum_tolerance=0.1)
-    nothing = MaskedRegions(torch.ones(2, dtype=torch.bool), torch.zeros(2, CLASSES), batch.matched)
+    nothing = MaskedRegions(torch.ones(2, dtype=torch.bool), torch.zeros(2, CLASSES), batch.matched, sum_tolerance=0.1)
     loss = o.loss(model(batch), nothing, model)[0]["masked_region_distribution"]
     assert loss.item() == 0.0
     loss.backward()

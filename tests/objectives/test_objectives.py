@@ -237,11 +237,12 @@ def test_data_without_class_scores_is_refused(model, kind: str) -> None:
 def test_a_model_without_region_rows_is_refused(model, kind: str) -> None:
     o = objective(kind, model)
     batch, targets = o.corrupt(made(), generator_for("cpu", 0))
-    encoded = replace(model(batch), regions=None)
+    encoded = model(batch)
+    encoded = replace(encoded, places=replace(encoded.places, regions=None))
     with pytest.raises(ValueError, match="no region rows"):
         o.loss(encoded, targets, model)
     with pytest.raises(ValueError, match="no region rows"):
-        WordRegionAlignment(model).distances(encoded, 5)
+        WordRegionAlignment(model).loss(encoded, AlignmentTargets(batch.matched), model)
 
 
 def one_region(model, scores: list[float]) -> tuple[Encoded, MaskedRegions]:
@@ -397,7 +398,7 @@ def test_alignment_is_the_signed_mean_of_slow_distances(model) -> None:
     batch = made()
     encoded = model(batch)
     o = WordRegionAlignment(model)
-    distance = o.distances(encoded, 5)
+    distance = o.distances(encoded, AlignmentTargets(batch.matched).locate(encoded.places))
     expected = []
     for pair, (text, image) in enumerate(batch.pairs.tolist()):
         rows = encoded.text.values[encoded.text.offsets[pair] : encoded.text.offsets[pair + 1]].detach().double()

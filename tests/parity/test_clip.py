@@ -71,7 +71,7 @@ def batch_of(golden: Golden) -> Batch:
             features=torch.zeros(0, 0),
             boxes=torch.zeros(0, 4),
             pixels=pictures.flatten(0, 2),
-            sizes=torch.tensor([pictures.shape[1:3]] * n),
+            sizes=[(pictures.shape[1], pictures.shape[2])] * n,
         ),
         pairs=torch.arange(n)[:, None].expand(n, 2),
         matched=torch.ones(n, dtype=torch.bool),

@@ -12,7 +12,7 @@ from test_vilbert import SEGMENTS, Vilbert
 from torch import nn
 from two_streams import images, segments
 
-from vlp.contracts import Encoded, Rows
+from vlp.contracts import Encoded, Places, Rows
 from vlp.interfaces import Batch, Ragged
 from vlp.nn.heads import HeadShape
 from vlp.nn.ragged import lengths_of, offsets_of
@@ -40,17 +40,16 @@ def beside(parts: list[Encoded]) -> Encoded:
     text, _ = stream("text")
     visual, first = stream("visual")
     regions = [part.regions for part in parts]
+    rows = Rows(
+        torch.cat([own.row + first[pair] for pair, own in enumerate(regions)]),
+        torch.cat([own.source for own in regions]),
+        torch.cat([own.pair + pair for pair, own in enumerate(regions)]),
+    )
     return replace(
         parts[0],
         text=text,
         visual=visual,
-        tokens={},
-        special={},
-        regions=Rows(
-            torch.cat([own.row + first[pair] for pair, own in enumerate(regions)]),
-            torch.cat([own.source for own in regions]),
-            torch.cat([own.pair + pair for pair, own in enumerate(regions)]),
-        ),
+        places=Places(text.offsets, visual.offsets, {}, parts[0].text_rows, rows),
         pooled={name: torch.cat([part.pooled[name] for part in parts]) for name in parts[0].pooled},
     )
 
@@ -128,7 +127,7 @@ def test_tasks(path) -> None:
     golden.excuse("outputs/odd_batch_vil_binary_prediction", "of odd batches the head of matching, see test_vilbert.py")
     golden.check("vil_prediction_gqa", tasks["gqa"].logits(encoded), **STATES)
     for name, label, logits in (("entailment", "tri", "vil_tri"), ("paired_images", "binary", "vil_binary")):
-        truth = hard(g[f"{label}_label"], tasks[name].answers)
+        truth = hard(g[f"{label}_label"], tasks[name].corrupt.answers)
         loss = loss + check_task(golden, tasks[name], encoded, truth, f"{logits}_prediction", f"{label}_loss")
     target = g["grounding_target"][..., 0]
     assert not target[~rows].any()

@@ -196,7 +196,7 @@ def test_pretraining(pretraining) -> None:
     torch.testing.assert_close(o["matching"].score(encoded), golden.outputs["itm_logits"][:, 1], **STATES)
     itm, _ = o["matching"].loss(encoded, MatchingTargets(matched), model)
     alignment = WordRegionAlignment(model)
-    distance = alignment.distances(encoded, len(matched))
+    distance = alignment.distances(encoded, AlignmentTargets(matched).locate(encoded.places))
     golden.check("ot_pos_dist", distance[matched], **STATES)
     golden.check("ot_neg_dist", distance[~matched], **STATES)
     wra, _ = alignment.loss(encoded, AlignmentTargets(matched), model)

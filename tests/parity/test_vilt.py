@@ -116,7 +116,7 @@ def make_batch(ids: Tensor, text_mask: Tensor, canvas: Tensor, sizes: Tensor) ->
         features=torch.zeros(0, 0),
         boxes=torch.zeros(0, 4),
         pixels=torch.cat(pixels),
-        sizes=sizes,
+        sizes=[(height, width) for height, width in sizes.tolist()],
     )
     pairs = torch.stack([numbers, numbers], 1)
     return Batch(Texts({"caption": segment}, numbers), images, pairs, torch.ones(len(ids), dtype=torch.bool))
@@ -176,8 +176,10 @@ def test_pretrain(pretrain) -> None:
     source = encoded.text_rows.source.clone()
     ends = offsets_of(text_mask.sum(1))
     source[ends[:-1]] = source[ends[1:] - 1] = NONE
-    words_only = replace(encoded, text_rows=replace(encoded.text_rows, source=source))
-    wra, _ = WordRegionAlignment(model, special_tokens=False).loss(words_only, AlignmentTargets(is_matched), model)
+    text_rows = replace(encoded.text_rows, source=source)
+    words_only = replace(encoded, places=replace(encoded.places, text_rows=text_rows))
+    targets = AlignmentTargets(is_matched, special_tokens=False)
+    wra, _ = WordRegionAlignment(model, special_tokens=False).loss(words_only, targets, model)
     alignment = 0.1 * wra["word_region_alignment"]
     golden.check("itm_wpa_loss", alignment, atol=1e-6, rtol=1e-5)  # a difference of near equals
 

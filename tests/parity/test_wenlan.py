@@ -17,9 +17,9 @@ from vlp.nn.backbones.pixels import by_size
 from vlp.nn.ragged import offsets_of
 from vlp.nn.towers.bert_text import BertSizes, BertTrunk
 from vlp.nn.towers.set_head import HeadSizes
-from vlp.nn.towers.wenlan_image import WenlanImage
+from vlp.nn.towers.wenlan_image import WenlanImage, plan_regions
 from vlp.nn.towers.wenlan_text import WenlanText
-from vlp.objectives.momentum_contrast import MomentumContrast, queue_loss
+from vlp.objectives.momentum_contrast import KeyTargets, MomentumContrast, queue_loss
 from vlp.registry import IMPORTERS
 
 # golden/generative-contrastive.md
@@ -127,7 +127,7 @@ def batch_of(golden: Golden, of_images: Tensor, of_texts: Tensor) -> Batch:
         features=torch.zeros(len(boxes), 0),
         boxes=boxes,
         pixels=g["image"][of_images].permute(0, 2, 3, 1).reshape(-1, 3),
-        sizes=torch.tensor([[side, side]] * count),
+        sizes=[(side, side)] * count,
     )
     segment = Segment(tokens[words], offsets_of(words.sum(1)), torch.ones(int(words.sum()), dtype=torch.bool))
     pairs = torch.stack([of_texts.argsort(), of_images.argsort()], 1)
@@ -153,7 +153,8 @@ def test_training_steps(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(pixels, golden.inputs["image"], **EXACT)
     golden.check("feature_map", model.image.backbone(pixels), **TOLERANCE)
     every = golden.inputs["image_boxes"] / golden.config["IMG_SIZE"]
-    regions = model.image.regions(batch.images, every.flatten(0, 1), torch.arange(len(every) + 1) * every.shape[1])
+    plan = plan_regions(batch.images, torch.arange(len(every) + 1) * every.shape[1])
+    regions = model.image.regions(batch.images, every.flatten(0, 1), plan)
     golden.check("roi_features", regions.view_as(golden.outputs["roi_features"]), **TOLERANCE)
     golden.check("extract_img", model.embed_images(batch.images), **TOLERANCE)
     golden.check("extract_text", model.embed_texts(batch.texts), **TOLERANCE)
@@ -169,7 +170,7 @@ def test_training_steps(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(golden.config["steps"]):
         shuffles = [golden.outputs[f"shuffle{2 * step + side}"] for side in (0, 1)]
         logits.clear()
-        losses, _ = objective.loss(model(batch), batch_of(golden, *shuffles), model)
+        losses, _ = objective.loss(model(batch), KeyTargets(batch_of(golden, *shuffles)), model)
         for name, value in raw.items():
             golden.check(f"step{step}/{name}", value, **TOLERANCE)
         for name, value in zip(("i2t", "t2i"), logits, strict=True):

@@ -15,7 +15,7 @@ from vlp.interfaces import NONE, Batch
 from vlp.models.single_stream import SingleStream
 from vlp.needs import FeatureFacts, faults
 from vlp.objectives.masked_language import MaskedLanguage
-from vlp.tasks.captioning import Captioning, CaptionTargets, smoothed_divergence
+from vlp.tasks.captioning import Captioning, CaptionTargets, causal_texts, smoothed_divergence
 
 LAYOUT = {
     "layout": ["CLS", "caption", "tags", "SEP", "regions"],
@@ -45,12 +45,12 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_captions_are_cut_and_ended() -> None:
-    ended = task(model()).ended(samples.segment([[7, 8], [], [5, 6, 7, 8, 9, 10, 11]]))
+    ended = task(model()).corrupt.ended(samples.segment([[7, 8], [], [5, 6, 7, 8, 9, 10, 11]]))
     assert ended.tokens.tolist() == [7, 8, SEP, 5, 6, 7, 8, 9, SEP]
     assert ended.offsets.tolist() == [0, 3, 3, 9]
     assert ended.word_starts.tolist() == [True] * 9
     referring = replace(samples.segment([[7, 8]]), token_region=torch.tensor([1, 0]))
-    regions = task(model()).ended(referring).token_region
+    regions = task(model()).corrupt.ended(referring).token_region
     assert regions is not None
     assert regions.tolist() == [1, 0, NONE]
 
@@ -79,7 +79,7 @@ def test_masked_words_do_not_see_what_follows() -> None:
         batch = captions([text], [[0, 0]])
         tags = samples.segment([[tag, 21]])
         batch = replace(batch, texts=replace(batch.texts, segments={**batch.texts.segments, "tags": tags}))
-        texts = own._causal(batch.texts, own.ended(batch.texts.segments["caption"]))
+        texts = causal_texts(batch.texts, own.corrupt.ended(batch.texts.segments["caption"]))
         torch.manual_seed(1)
         return of(replace(batch, texts=texts, images=samples.images([2, 3]))).text.values
 
@@ -145,7 +145,7 @@ def test_what_is_written_is_what_training_predicts(beams: int) -> None:
             masked = samples.segment([[*words[:place], MASK], [5], [5]])
             if int(alone.pairs[0, 0]) == 2:
                 masked = samples.segment([[5], [5], [*words[:place], MASK]])
-            texts = own._causal(alone.texts, masked)
+            texts = causal_texts(alone.texts, masked)
             encoded = of(replace(alone, texts=texts))
             row = encoded.tokens["caption"].row[-1]
             log = own.word_logits(encoded.text.values[row], of).log_softmax(0)

@@ -212,8 +212,10 @@ def with_gradient(batch: Batch) -> tuple[Batch, Tensor]:
 def images_seen(batch: Batch, gradient: Tensor) -> Tensor:
     """Which images of the batch the loss depends on, bool [I]."""
     images = batch.images
-    rows = images.offsets.diff() if images.sizes is None else images.sizes.prod(1)
-    return torch.stack([part.abs().sum() > 0 for part in gradient.split(rows.tolist())])
+    rows = images.offsets.diff().tolist()
+    if images.sizes is not None:
+        rows = [height * width for height, width in images.sizes]
+    return torch.stack([part.abs().sum() > 0 for part in gradient.split(rows)])
 
 
 @pytest.mark.parametrize(("system", "task", "expected"), CELLS, ids=[f"{system}-{task}" for system, task, _ in CELLS])

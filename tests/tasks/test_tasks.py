@@ -172,7 +172,7 @@ def test_groups_have_the_answers_of_their_sources(tmp_path) -> None:
         GroupConfig("none", {"captions": 1}, [{"type": "pair_ranking"}]),
     ]
     objectives, _ = build_objectives(groups, model, tokenizer, facts)
-    assert (objectives["one"].answers, objectives["two"].answers) == (3, 2)
+    assert (objectives["one"].corrupt.answers, objectives["two"].corrupt.answers) == (3, 2)
 
 
 def test_no_pooler() -> None:

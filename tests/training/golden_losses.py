@@ -46,6 +46,7 @@ from vlp.run_folder import RunFolder
 from vlp.training.fit import build_module, fit
 from vlp.training.launch import cluster_environment
 from vlp.training.module import TrainingModule
+from vlp.training.prepare import PreparedLoader
 
 STORED = Path(__file__).with_name("golden_losses.json")
 HOW = (
@@ -121,7 +122,7 @@ def load_pictures(step: int, micro_batch: int) -> Batch:
         features=torch.zeros(0, 0),
         boxes=torch.zeros(0, 4),
         pixels=(colors[kind][:, None] + noise).flatten(0, 1).to(torch.uint8),
-        sizes=torch.full((count, 2), side),
+        sizes=[(side, side)] * count,
     )
     texts = Texts({"caption": Segment(tokens, offsets, torch.ones_like(tokens, dtype=torch.bool))}, numbers)
     pairs, matched = torch.stack([numbers, numbers], 1), torch.ones(count, dtype=torch.bool)
@@ -176,7 +177,8 @@ def first_losses(
         module = build_module(config, tokenizer, made_up.FACTS)
         if change is not None:
             change(module)
-        data, console = DataModule(load, per_step, workers=0), Console(quiet=True)
+        data = DataModule(PreparedLoader(load, module.preparation), per_step, workers=0)
+        console = Console(quiet=True)
         fit(config, module, run, data, [load(-1, 0)], console, None, per_step, cluster_environment(1, 1))
         return [row["loss"] for row in run.read_rows()]
 

@@ -13,6 +13,7 @@ from data_pipelines.datamodule import DataModule
 from vlp.run_folder import RunFolder
 from vlp.training.fit import build_module, checkpoint_of, fit, resolve_hardware
 from vlp.training.launch import cluster_environment, is_first
+from vlp.training.prepare import PreparedLoader
 
 folder, resume, workers, *overrides = sys.argv[1:]
 kill_at = int(os.environ.get("KILL_AT_STEP", "-2"))
@@ -43,7 +44,8 @@ if resume == "no" and is_first(environment):
     run.create(config, tokenizer, made_up.FACTS)
 validation = [load(-1, n) for n in range(config.validation.micro_batches)]
 per_step = config.data.micro_batches_per_step
-data = DataModule(load, per_step, int(workers))
+module = build_module(config, tokenizer, made_up.FACTS)
+data = DataModule(PreparedLoader(load, module.preparation), per_step, int(workers))
 before = os.environ.get("BEFORE_THE_FIRST_STEP")  # when Lightning has begun, and the processes have met
 if before:
     loader = data.train_dataloader
@@ -56,7 +58,6 @@ if before:
         return loader()
 
     data.train_dataloader = disturbed
-module = build_module(config, tokenizer, made_up.FACTS)
 start = None if resume == "no" else checkpoint_of(run, resume, module, Console())
 stopped_at = fit(
     config, module, run, data, validation, Console(), start, per_step, environment, loading=data.notes.read

@@ -166,7 +166,7 @@ def test_frozen_parameters_stay_and_the_rest_learns(tmp_path: Path) -> None:
     optimizer = made.configure_optimizers()["optimizer"]
     for step in range(8):
         optimizer.zero_grad()
-        made.training_step(made_up.load(step, 0), 0).backward()
+        made.training_step(made.preparation(made_up.load(step, 0)), 0).backward()
         optimizer.step()
     moved = {name for name, value in made.named_parameters() if not torch.equal(value, before[name])}
     assert moved == before.keys() - frozen
@@ -194,11 +194,11 @@ def test_patterns_that_cannot_be_meant(tmp_path: Path, frozen: list[str], messag
 def test_an_objective_of_what_is_frozen_alone_is_named(tmp_path: Path) -> None:
     only = "objectives=[{name: align, sampling_ratio: 1, objectives: [{type: matching, swap_probability: 0.5}]}]"
     made = module(tmp_path, only, "optim.frozen=['^model', 'matching.*weight']")
-    made.training_step(made_up.load(0, 0), 0).backward()  # the head's bias is left
+    made.training_step(made.preparation(made_up.load(0, 0)), 0).backward()  # the head's bias is left
     for parameter in made.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train of what the objectives of the group 'align' depend on"):
-        made.training_step(made_up.load(0, 0), 0)
+        made.training_step(made.preparation(made_up.load(0, 0)), 0)
 
 
 def test_frozen_batch_norms_keep_their_statistics() -> None:

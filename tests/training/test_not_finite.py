@@ -97,7 +97,7 @@ def module_after_backward(folder: Path, on_non_finite: str) -> TrainingModule:
     module = build_module(
         made_up.config(folder, [f"trainer.on_non_finite={on_non_finite}"]), made_up.tokenizer(folder), made_up.FACTS
     )
-    module.training_step(made_up.load(0, 0), 0).backward()
+    module.training_step(module.preparation(made_up.load(0, 0)), 0).backward()
     return module
 
 

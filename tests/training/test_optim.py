@@ -13,8 +13,9 @@ from vlp.build import Group
 from vlp.config import ConfigError, OptimConfig, ParameterGroupConfig
 from vlp.interfaces import Batch
 from vlp.objectives.matching import Matching
-from vlp.training.module import TrainingModule, draw_group
+from vlp.training.module import TrainingModule
 from vlp.training.optim import build_optimizer, parameter_groups, warmup_then_linear
+from vlp.training.prepare import draw_group
 
 
 def config(*groups: tuple[str, float, float], warmup: int = 4, lr: float = 0.1) -> OptimConfig:
@@ -131,7 +132,7 @@ def test_the_schedule_counts_optimizer_steps_not_micro_batches() -> None:
         enable_model_summary=False,
         callbacks=[rates],
     )
-    trainer.fit(module, DataLoader([made] * 15, batch_size=None))
+    trainer.fit(module, DataLoader([module.preparation(made)] * 15, batch_size=None))
     assert rates.seen == pytest.approx([0.05, 0.1, 0.1 * 2 / 3, 0.1 * 1 / 3, 0.0])
 
 
@@ -172,7 +173,8 @@ def test_a_source_that_no_group_trains_on_is_named() -> None:
 
 
 def loss_of(module: TrainingModule, made: Batch, step: int, micro_batch: int) -> float:
-    return module.group_losses(made, module.groups[0], module.seed, step, micro_batch)[0].item()
+    place = (module.seed, step, micro_batch)
+    return module.losses(module.preparation.of_group(made, module.groups[0], *place), *place)[0].item()
 
 
 @pytest.mark.parametrize(("dropout", "swap"), [(0.3, 0.0), (0.0, 0.5)], ids=["dropout", "corruption"])
@@ -197,8 +199,8 @@ def test_weights_multiply_and_every_loss_is_reported() -> None:
     objectives = nn.ModuleDict({"a": Matching(model, 0.0), "b": Matching(model, 0.0)})
     module = TrainingModule(model, objectives, [Group("g", 1.0, {"a": 2.0, "b": 0.5})], config(), 5, seed=1)
     made = samples.batch([[7], [8]], [2, 1], [[0, 0], [1, 1]])
-    total, losses, _, rows, computed = module.group_losses(made, module.groups[0], 1)
+    total, losses, _, encoded = module.losses(module.preparation.of_group(made, module.groups[0], 1), 1)
     assert set(losses) == {"a", "b"}
     assert total.item() == pytest.approx(2 * losses["a"].item() + 0.5 * losses["b"].item())
-    assert rows == 2 * 3 + 3
-    assert computed >= rows
+    assert encoded.rows == 2 * 3 + 3
+    assert encoded.computed_rows >= encoded.rows

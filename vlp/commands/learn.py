@@ -25,7 +25,7 @@ from vlp.checkpoints.load import load_strictly, read_weights, write_atomically
 from vlp.commands import train
 from vlp.commands.command import GO_ON, open_console, options_of, run_command
 from vlp.config import ConfigError, RunConfig, load_config
-from vlp.contracts import Encoded, Model
+from vlp.contracts import Encoded, Model, Plan
 from vlp.inference import TrainedModel
 from vlp.interfaces import Batch, Ragged
 from vlp.run_folder import RunFolder, build_run
@@ -111,10 +111,15 @@ class Blind(nn.Module):
         """The model's own parameter."""
         return cast(Model, self.model).tied(name)
 
-    def forward(self, batch: Batch) -> Encoded:
+    @property
+    def plan(self) -> Plan:
+        """The model's own."""
+        return cast(Model, self.model).plan
+
+    def forward(self, batch: Batch, planned: Any = None) -> Encoded:
         """Where the model's rows are, without what is in them."""
         with torch.no_grad():
-            encoded: Encoded = self.model(batch)
+            encoded: Encoded = self.model(batch, planned)
         text = Ragged(self.text.expand(len(encoded.text.values), -1), encoded.text.offsets)
         visual = text
         if encoded.visual is not encoded.text:
@@ -150,10 +155,11 @@ def shortened(schedule: list[str]) -> list[str]:
 def held_out(module: TrainingModule, batches: list[Batch]) -> dict[str, float]:
     """Means over the batches of every loss and of everything that objectives report."""
     module.eval()
-    sums: dict[str, float] = {}
+    preparation, sums = module.preparation, dict[str, float]()
     for number, batch in enumerate(batches):
         for group in module.groups:
-            _, losses, report, _, _ = module.group_losses(batch, group, "held out", number)
+            prepared = preparation.of_group(batch, group, "held out", number)
+            _, losses, report, _ = module.losses(prepared, "held out", number)
             for name, value in {**losses, **report}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
     return {name: value / len(batches) for name, value in sums.items()}
@@ -165,9 +171,11 @@ def train_blind(module: TrainingModule, batches: list[Batch]) -> None:
     optimizer = torch.optim.Adam(parameters, lr=0.03)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, BLIND_STEPS)
     module.train()
+    preparation = module.preparation
     for step in range(BLIND_STEPS):
-        batch = batches[step % len(batches)]
-        total = torch.stack([module.group_losses(batch, g, "blind", step)[0] for g in module.groups]).sum()
+        batch, seed = batches[step % len(batches)], ("blind", step)
+        prepared = (preparation.of_group(batch, group, *seed) for group in module.groups)
+        total = torch.stack([module.losses(one, *seed)[0] for one in prepared]).sum()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -35,6 +35,7 @@ from vlp.training.fit import build_module, checkpoint_of, fit, print_estimate, r
 from vlp.training.launch import cluster_environment, is_first, join, wait_for_the_first
 from vlp.training.loader_processes import require_shared_memory
 from vlp.training.plot import plot_losses
+from vlp.training.prepare import PreparedLoader
 from vlp.training.stop_and_go import StopAndGo
 
 
@@ -231,6 +232,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     own_sizes = [listed.micro_batch for listed in data.sources]
     validation = validation_batches(held_out, *sizes, config.validation.micro_batches, own_sizes)
     module = build_module(config, tokenizer, facts)
+    prepared = PreparedLoader(load, module.preparation)
     stop_and_go = None
     if config.stop_and_go is not None:
         stop_and_go = StopAndGo(config.stop_and_go, module.groups, [source.name for source in sources], plan)
@@ -243,7 +245,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             if launching:
                 console.print(describe(config.init, loaded), soft_wrap=True)
     if launching:
-        require_shared_memory(load(0, 0), data.workers, PREFETCH, devices)
+        require_shared_memory(prepared(0, 0), data.workers, PREFETCH, devices)
         for source in sources:
             left_out = (
                 f" ({source.unusable_samples} samples lack captions or regions)" if source.unusable_samples else ""
@@ -261,7 +263,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             folder.write_config(config)
         try:
             stage = None if stop_and_go is None else config.validation.every
-            feed = DataModule(load, per_step, data.workers, stage)
+            feed = DataModule(prepared, per_step, data.workers, stage)
             stopped_at = fit(
                 config,
                 module,

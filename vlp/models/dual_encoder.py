@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +17,118 @@ from vlp.interfaces import NONE, Batch, Images, SquareSize, Texts
 from vlp.needs import Offers
 from vlp.nn.precision import at_least_float32
 from vlp.nn.ragged import lengths_of
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images or texts `first` to `last` (excluded) that a tower embeds at once, and the tower's own plan of them.
+    `regions`, `pixels`: of images, where the rows of those begin and end.
+    """
+
+    first: int
+    last: int
+    own: Any
+    regions: tuple[int, int] = (0, 0)
+    pixels: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class TextsPlan:
+    """`ids` int64 [T, L], `lengths` int64 [T]: padded texts. `tokens`: of all, special ones included."""
+
+    ids: Tensor
+    lengths: Tensor
+    tokens: int
+    chunks: list[Chunk]
+
+
+@dataclass(frozen=True)
+class DualPlan:
+    """A planned batch: how its images and its texts go through the towers."""
+
+    images: list[Chunk]
+    texts: TextsPlan
+
+    @property
+    def places(self) -> DualPlan:
+        """Itself: what targets may need is how a copy of the model embeds the same batch."""
+        return self
+
+
+@dataclass(frozen=True)
+class DualPlanner:
+    """The `plan` of a `DualEncoder`: the plans of its towers and how texts are padded.
+
+    `before`, `after`: the special token that begins a text, and that ends it, if any. `pad`: what fills it. `most`:
+    tokens of a text besides. `width`: of padded texts; None: the longest of them. `chunk`: what is embedded at once.
+    """
+
+    image: Any
+    text: Any
+    before: list[int]
+    after: list[int]
+    pad: int
+    most: int
+    width: int | None
+    chunk: int | None
+
+    def __call__(self, batch: Batch, generator: Generator | None = None) -> DualPlan:
+        """Plan a batch.
+
+        Raises:
+            ValueError: a pair lacks its text or its image, or the images have no pixels.
+        """
+        if bool((batch.pairs[:, :2] == NONE).any()):
+            raise ValueError("a dual encoder needs the text and the image of every pair")
+        return DualPlan(self.images(batch.images), self.texts(batch.texts))
+
+    def bounds(self, count: int) -> list[tuple[int, int]]:
+        """Where chunks of so many things begin and end; there is one at least."""
+        step = self.chunk or max(count, 1)
+        return [(first, min(first + step, count)) for first in range(0, max(count, 1), step)]
+
+    def images(self, images: Images) -> list[Chunk]:
+        """Plan images.
+
+        Raises:
+            ValueError: they have no pixels.
+        """
+        if images.pixels is None or images.sizes is None:
+            raise ValueError("this model sees pixels, and the batch has none; see vlp.interfaces.Regions.from_pixels")
+        begin, chunks = [0, *accumulate(height * width for height, width in images.sizes)], []
+        for first, last in self.bounds(len(images.ids)):
+            regions = int(images.offsets[first]), int(images.offsets[last])
+            chunk = Chunk(first, last, None, regions, (begin[first], begin[last]))
+            own = None if self.image is None else self.image(images_of(images, chunk))
+            chunks.append(replace(chunk, own=own))
+        return chunks
+
+    def texts(self, texts: Texts) -> TextsPlan:
+        """Plan texts: the captions, cut, between special tokens, and padded to the longest, or to `width`."""
+        caption, lengths = texts.segments["caption"], self.lengths(texts)
+        width = int(lengths.max()) if self.width is None else self.width
+        place = torch.arange(width, device=lengths.device)
+        first = len(self.before)
+        end = (lengths - len(self.after))[:, None]
+        source = caption.offsets[:-1, None] + place - first
+        words = (place >= first) & (place < end)
+        # a batch of empty texts has no token to point at
+        tokens = torch.cat([caption.tokens, caption.tokens.new_zeros(1)])
+        ids = torch.where(words, tokens[source.clamp(0, len(caption.tokens))], self.pad)
+        if self.before:
+            ids[:, 0] = self.before[0]
+        if self.after:
+            ids = torch.where(place == end, self.after[0], ids)
+        chunks = [
+            Chunk(first, last, None if self.text is None else self.text(lengths[first:last], width))
+            for first, last in self.bounds(len(lengths))
+        ]
+        return TextsPlan(ids, lengths, int(lengths.sum()), chunks)
+
+    def lengths(self, texts: Texts) -> Tensor:
+        """Tokens of each text as it is read, special ones included: int64 [T]."""
+        own = lengths_of(texts.segments["caption"].offsets).clamp(max=self.most)
+        return own + len(self.before) + len(self.after)
 
 
 class DualEncoder(nn.Module):
@@ -82,7 +196,14 @@ class DualEncoder(nn.Module):
 
     def cost(self, batch: Batch) -> Cost:
         """The tokens of the texts; what towers of any kind take is not known."""
-        return Cost(int(self.lengths(batch.texts).sum()))
+        return Cost(int(self.plan.lengths(batch.texts).sum()))
+
+    @property
+    def plan(self) -> DualPlanner:
+        """See `vlp.contracts.AnyModel`."""
+        width = int(self.text.context_length) if self.text.full_length else None  # type: ignore[arg-type]
+        image, text = getattr(self.image, "plan", None), getattr(self.text, "plan", None)
+        return DualPlanner(image, text, self.before, self.after, self.pad, self.most, width, self.recompute_chunk)
 
     def see(self, images: Images) -> Images:
         """The images as they are: the tower sees their pixels."""
@@ -113,97 +234,71 @@ class DualEncoder(nn.Module):
         aligned = [nothing * (depth - len(layers)) + layers for layers in towers]
         return [of_image + of_text for of_image, of_text in zip(*aligned, strict=True)]
 
-    def forward(self, batch: Batch) -> Embedded:
+    def forward(self, batch: Batch, planned: DualPlan | None = None) -> Embedded:
         """Embed text and image of every pair; an image of several pairs is embedded once.
 
         Raises:
-            ValueError: a pair lacks its text or its image, or the images have no pixels.
+            ValueError: see `DualPlanner`.
         """
-        if bool((batch.pairs[:, :2] == NONE).any()):
-            raise ValueError("a dual encoder needs the text and the image of every pair")
-        images, texts = self.embed_images(batch.images), self.embed_texts(batch.texts)
-        lengths = self.lengths(batch.texts)
+        planned = self.plan(batch) if planned is None else planned
+        images = self.embed_images(batch.images, planned.images)
+        texts = self.embed_texts(batch.texts, planned.texts)
         return Embedded(
             images=images.index_select(0, batch.pairs[:, 1]),
             texts=texts.index_select(0, batch.pairs[:, 0]),
             scale=self.logit_scale.exp(),
             bias=self.logit_bias,
-            rows=int(lengths.sum()),
-            computed_rows=self._width(lengths) * len(lengths),
+            rows=planned.texts.tokens,
+            computed_rows=planned.texts.ids.numel(),
         )
 
-    def embed_images(self, images: Images) -> Tensor:
+    def embed_images(self, images: Images, planned: list[Chunk] | None = None) -> Tensor:
         """Embeddings float32 [I, D] of length 1.
 
         Raises:
             ValueError: the images have no pixels.
         """
-        if images.pixels is None:
-            raise ValueError("this model sees pixels, and the batch has none; see vlp.interfaces.Regions.from_pixels")
-        return self._in_chunks(lambda first, last: self.image(images_between(images, first, last)), len(images.ids))
+        planned = self.plan.images(images) if planned is None else planned
+        return self._in_chunks(lambda chunk: self.image(images_of(images, chunk), *_own(chunk)), planned)
 
-    def embed_texts(self, texts: Texts) -> Tensor:
+    def embed_texts(self, texts: Texts, planned: TextsPlan | None = None) -> Tensor:
         """Embeddings float32 [T, D] of length 1."""
-        ids, lengths = self.pad_texts(texts)
-        return self._in_chunks(lambda first, last: self.text(ids[first:last], lengths[first:last]), len(ids))
+        planned = self.plan.texts(texts) if planned is None else planned
+        ids, lengths = planned.ids, planned.lengths
 
-    def lengths(self, texts: Texts) -> Tensor:
-        """Tokens of each text as it is read, special ones included: int64 [T]."""
-        own = lengths_of(texts.segments["caption"].offsets).clamp(max=self.most)
-        return own + len(self.before) + len(self.after)
+        def embed(chunk: Chunk) -> Tensor:
+            part = slice(chunk.first, chunk.last)
+            embedded: Tensor = self.text(ids[part], lengths[part], *_own(chunk))
+            return embedded
 
-    def pad_texts(self, texts: Texts) -> tuple[Tensor, Tensor]:
-        """Ids int64 [T, L] of the captions, cut, between special tokens, and padded to the longest (or to the tower's
-        own length, if it wants that), and their lengths int64 [T].
-        """
-        caption, lengths = texts.segments["caption"], self.lengths(texts)
-        place = torch.arange(self._width(lengths), device=lengths.device)
-        first = len(self.before)
-        end = (lengths - len(self.after))[:, None]
-        source = caption.offsets[:-1, None] + place - first
-        words = (place >= first) & (place < end)
-        # a batch of empty texts has no token to point at
-        tokens = torch.cat([caption.tokens, caption.tokens.new_zeros(1)])
-        ids = torch.where(words, tokens[source.clamp(0, len(caption.tokens))], self.pad)
-        if self.before:
-            ids[:, 0] = self.before[0]
-        if self.after:
-            ids = torch.where(place == end, self.after[0], ids)
-        return ids, lengths
+        return self._in_chunks(embed, planned.chunks)
 
-    def _width(self, lengths: Tensor) -> int:
-        """Tokens that padded texts of these lengths have."""
-        return int(self.text.context_length if self.text.full_length else lengths.max())  # type: ignore[arg-type]
-
-    def _in_chunks(self, embed: Callable[[int, int], Tensor], count: int) -> Tensor:
-        size = self.recompute_chunk
-        if size is None or count <= size or not torch.is_grad_enabled():
-            step = size or max(count, 1)
-            parts = [embed(first, min(first + step, count)) for first in range(0, max(count, 1), step)]
+    def _in_chunks(self, embed: Callable[[Chunk], Tensor], chunks: list[Chunk]) -> Tensor:
+        if len(chunks) == 1 or not torch.is_grad_enabled():
+            parts = [embed(chunk) for chunk in chunks]
         else:
-            parts = [
-                checkpoint(embed, first, min(first + size, count), use_reentrant=False)
-                for first in range(0, count, size)
-            ]
-        embedded = torch.cat(parts)
-        return normalize(at_least_float32(embedded), dim=-1)
+            parts = [checkpoint(embed, chunk, use_reentrant=False) for chunk in chunks]
+        return normalize(at_least_float32(torch.cat(parts)), dim=-1)
 
 
-def images_between(images: Images, first: int, last: int) -> Images:
-    """Images `first` to `last` (excluded): ids, pixels, and boxes of regions; other things are left out."""
-    if first == 0 and last == len(images.ids):
+def _own(chunk: Chunk) -> tuple[Any, ...]:
+    return () if chunk.own is None else (chunk.own,)
+
+
+def images_of(images: Images, chunk: Chunk) -> Images:
+    """The images of a chunk: ids, pixels, and boxes of regions; other things are left out."""
+    if chunk.first == 0 and chunk.last == len(images.ids):
         return images
     assert images.pixels is not None
     assert images.sizes is not None
-    begin, end = int(images.sizes[:first].prod(1).sum()), int(images.sizes[:last].prod(1).sum())
-    regions = slice(int(images.offsets[first]), int(images.offsets[last]))
+    first, last, regions = chunk.first, chunk.last, slice(*chunk.regions)
     return replace(
         images,
         ids=images.ids[first:last],
         offsets=images.offsets[first : last + 1] - images.offsets[first],
         features=images.features[regions],
         boxes=images.boxes[regions],
-        pixels=images.pixels[begin:end],
+        pixels=images.pixels[slice(*chunk.pixels)],
         sizes=images.sizes[first:last],
         **dict.fromkeys(
             ("scores", "labels", "attributes", "attribute_confidence", "masked", "chosen", "whole", "codes")

@@ -2,19 +2,79 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from vlp.contracts import Cost, Encoded, Rows
+from vlp.contracts import Cost, Encoded, Places
 from vlp.interfaces import NONE, Batch, Images, PixelSize, Ragged
 from vlp.needs import Offers
-from vlp.nn.attention import plan_attention
+from vlp.nn.attention import AttentionPlan, plan_attention
+from vlp.nn.backbones.pixels import GridPlan, placed
 from vlp.nn.cost import rows_of, transformer_cost
-from vlp.nn.layout import Layout, Sequences
+from vlp.nn.first_rows import FirstRows, first_among, project_first
+from vlp.nn.layout import Layout, Sequences, check_width
 from vlp.nn.transformer import Transformer, initialise
+
+
+@dataclass(frozen=True)
+class SingleStreamPlan:
+    """A planned batch. `seen`: the regions that the backbone makes, if it makes any. `embedded`: the embedder's own
+    plan. `first`: the rows that each pooler reads.
+    """
+
+    places: Places
+    sequences: Sequences
+    attention: AttentionPlan
+    seen: GridPlan | None
+    embedded: Any
+    first: list[FirstRows]
+
+
+@dataclass(frozen=True)
+class SingleStreamPlanner:
+    """The `plan` of a `SingleStream`: its layout, the plans of its backbone and its embedder, and what is checked.
+
+    `poolers`: how many there are. `feature_size`: of regions. `region_rows`: whether there are any.
+    """
+
+    layout: Layout
+    see: Any
+    embed: Any
+    poolers: int
+    feature_size: int
+    region_rows: bool
+
+    def __call__(self, batch: Batch, generator: Generator | None = None) -> SingleStreamPlan:
+        """Plan a batch.
+
+        Raises:
+            ValueError: region features of another width than the model's, no pixels for a model that sees them, or a
+                pair with nothing in it.
+        """
+        seen, images = None, batch.images
+        if self.see is not None and images.pixels is not None:
+            seen = self.see(images, generator)
+            batch = replace(batch, images=placed(images, seen))
+        elif self.see is not None and not len(images.features) and bool((batch.pairs[:, 1:] != NONE).any()):
+            raise ValueError("this model sees pixels, and the batch has none; see vlp.interfaces.Regions.from_pixels")
+        elif len(images.features):
+            check_width(images, self.feature_size)
+        s = self.layout.assemble(batch)
+        places = Places(s.offsets, s.offsets, s.tokens, s.text, s.regions if self.region_rows else None, s.special)
+        first = [FirstRows(torch.arange(len(batch.pairs), device=s.offsets.device), s.offsets[:-1], len(batch.pairs))]
+        if self.poolers == 2:
+            first = [first_among(among, len(batch.pairs)) for among in ([s.text], [s.regions, s.wholes])]
+        return SingleStreamPlan(
+            places,
+            s,
+            plan_attention(s.offsets, causal=s.causal),
+            seen,
+            None if self.embed is None else self.embed(batch, s),
+            first[: self.poolers],
+        )
 
 
 class SingleStream(nn.Module):
@@ -112,65 +172,52 @@ class SingleStream(nn.Module):
 
     def cost(self, batch: Batch) -> Cost:
         """See `vlp.nn.cost.transformer_cost`."""
-        cells = batch.images.offsets.diff()
+        offsets = batch.images.offsets
         if self.backbone is not None and batch.images.sizes is not None:
-            cells = self.backbone.cells(batch.images.sizes)  # type: ignore[operator]
+            offsets = self.backbone.plan(batch.images).offsets  # type: ignore[operator]
         layers, table = len(self.encoder.layers), self.tied("word_embeddings")
-        return transformer_cost(self, rows_of(batch, cells), layers, self.hidden_size, self.mlp_size, table)
+        return transformer_cost(self, rows_of(batch, offsets.diff()), layers, self.hidden_size, self.mlp_size, table)
+
+    @property
+    def plan(self) -> SingleStreamPlanner:
+        """See `vlp.contracts.AnyModel`."""
+        return SingleStreamPlanner(
+            self.layout,
+            getattr(self.backbone, "plan", None),
+            getattr(self.embedder, "plan", None),
+            (self.pooler is not None) + (self.visual_pooler is not None),
+            self.embedder.feature_size,  # type: ignore[arg-type]
+            self.offers.region_rows,
+        )
 
     def see(self, images: Images) -> Images:
         """The images with regions made from their pixels, if the model sees pixels and they have them."""
         return images if self.backbone is None or images.pixels is None else self.backbone(images)
 
-    def forward(self, batch: Batch) -> Encoded:
+    def forward(self, batch: Batch, planned: SingleStreamPlan | None = None) -> Encoded:
         """Encode every pair.
 
         Raises:
-            ValueError: region features of another width than the model's, no pixels for a model that sees them, or a
-                pair with nothing in it.
+            ValueError: see `SingleStreamPlanner`.
         """
-        batch = replace(batch, images=self.see(batch.images))
-        if self.backbone is not None and not len(batch.images.features) and bool((batch.pairs[:, 1:] != NONE).any()):
-            raise ValueError("this model sees pixels, and the batch has none; see vlp.interfaces.Regions.from_pixels")
-        width = batch.images.features.shape[-1]
-        if len(batch.images.features) and width != self.embedder.feature_size:
-            raise ValueError(
-                f"region features have {width} numbers, the model was built for {self.embedder.feature_size}"
-            )
-        sequences = self.layout.assemble(batch)
-        plan = plan_attention(sequences.offsets, causal=sequences.causal)
-        rows = self.encoder(self.embedder(batch, sequences), plan)
-        stream = Ragged(rows, sequences.offsets)
-        return Encoded(
-            text=stream,
-            visual=stream,
-            tokens=sequences.tokens,
-            special=sequences.special,
-            text_rows=sequences.text,
-            regions=sequences.regions if self.offers.region_rows else None,
-            pooled=self.pool(stream, sequences),
-            computed_rows=plan.computed_rows,
-        )
+        if planned is None:
+            planned = self.plan(batch, torch.default_generator if self.training else None)
+        if planned.seen is not None:
+            assert self.backbone is not None
+            batch = replace(batch, images=self.backbone(batch.images, planned.seen))
+        embedded = () if planned.embedded is None else (planned.embedded,)
+        rows = self.encoder(self.embedder(batch, planned.sequences, *embedded), planned.attention)
+        stream = Ragged(rows, planned.places.text)
+        return Encoded(stream, stream, planned.places, self.pool(rows, planned.first), planned.attention.computed_rows)
 
-    def pool(self, stream: Ragged, sequences: Sequences) -> dict[str, Tensor]:
+    def pool(self, rows: Tensor, first: list[FirstRows]) -> dict[str, Tensor]:
         """Pooled vectors [P, pooled_size], if there is a pooler."""
         if self.pooler is None:
             return {}
         if self.visual_pooler is None:
-            return {"pair": torch.tanh(self.pooler(stream.values.index_select(0, stream.offsets[:-1])))}
-        s = sequences
+            return {"pair": torch.tanh(self.pooler(rows.index_select(0, first[0].row)))}
         pooled = {
-            "text": torch.relu(_of_first_rows(self.pooler, stream, [s.text])),
-            "visual": torch.relu(_of_first_rows(self.visual_pooler, stream, [s.regions, s.wholes])),
+            "text": torch.relu(project_first(self.pooler, rows, first[0])),
+            "visual": torch.relu(project_first(self.visual_pooler, rows, first[1])),
         }
         return {**pooled, "pair": self.dropout(pooled["text"] * pooled["visual"])}
-
-
-def _of_first_rows(projection: nn.Linear, stream: Ragged, among: list[Rows]) -> Tensor:
-    """The projection of each sequence's first row among the given ones, zero for a sequence without such a row."""
-    row, pair = torch.cat([rows.row for rows in among]), torch.cat([rows.pair for rows in among])
-    nowhere = len(stream.values)
-    first = torch.full_like(stream.offsets[:-1], nowhere).scatter_reduce(0, pair, row, "amin")
-    present = (first < nowhere).nonzero()[:, 0]
-    projected = projection(stream.values.index_select(0, first.index_select(0, present)))
-    return projected.new_zeros(len(first), projected.shape[1]).index_copy(0, present, projected)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from vlp.contracts import Cost, Encoded
+from vlp.contracts import Cost, Encoded, Places
 from vlp.interfaces import Batch, Images, PixelSize, Ragged
 from vlp.needs import Offers
 from vlp.nn.attention import AttentionPlan, plan_attention
 from vlp.nn.cost import rows_of, transformer_cost
 from vlp.nn.cross_attention import CrossAttention, CrossPlan, plan_cross_attention
-from vlp.nn.layout import Layout
-from vlp.nn.ragged import lengths_of, mean_of_rows, offsets_of, owner_of_rows
+from vlp.nn.first_rows import FirstRows, first_rows, project_first
+from vlp.nn.layout import Layout, Sequences, check_width
+from vlp.nn.ragged import Padded, lengths_of, mean_of_rows, offsets_of, owner_of_rows, padded
 from vlp.nn.transformer import Block, initialise
 
 
@@ -53,13 +55,88 @@ class CrossBlock(nn.Module):
         self.text, self.visual = text, visual
 
     def forward(
-        self, text: Tensor, visual: Tensor, plans: tuple[AttentionPlan, AttentionPlan], cross: tuple[CrossPlan, ...]
+        self, text: Tensor, visual: Tensor, plans: list[AttentionPlan], cross: list[CrossPlan]
     ) -> tuple[Tensor, Tensor]:
         """Rows of the two streams to rows of the two streams."""
         into_visual = self.into_text if self.into_visual is None else self.into_visual
         mixed_text = self.into_text(text, visual, cross[0])
         mixed_visual = into_visual(visual, text, cross[1])
         return self.text(mixed_text, plans[0]), self.visual(mixed_visual, plans[1])
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """What the visual blocks' queries and keys are scaled by: `present` int64 [n], the pairs with text, the rows of
+    their texts side by side, and `pair` int64 [N], that of each row of the visual stream; of so many `pairs` in all.
+    """
+
+    present: Tensor
+    texts: Padded
+    pair: Tensor
+    pairs: int
+
+
+def plan_gates(text: Tensor, visual: Tensor) -> GatePlan:
+    """The plan of streams with these offsets int64 [P + 1]."""
+    lengths = lengths_of(text)
+    present = lengths.nonzero()[:, 0]
+    # a pair without text has no rows there, so what is laid end to end is the texts of the others
+    texts = padded(offsets_of(lengths.index_select(0, present)))
+    return GatePlan(present, texts, owner_of_rows(lengths_of(visual)), len(lengths))
+
+
+@dataclass(frozen=True)
+class TwoStreamPlan:
+    """A planned batch. `attention`, `cross`, `first`: of the text stream and of the visual one. `embedded`: the
+    embedder's own plan. `gates`: if the model has any.
+    """
+
+    places: Places
+    text: Sequences
+    visual: Sequences
+    attention: list[AttentionPlan]
+    cross: list[CrossPlan]
+    first: list[FirstRows]
+    embedded: Any
+    gates: GatePlan | None
+
+
+@dataclass(frozen=True)
+class TwoStreamPlanner:
+    """The `plan` of a `TwoStream`: the layouts of its streams, and the plan of its embedder.
+
+    `feature_size`: of regions. `region_rows`: whether there are any. `gates`: whether queries and keys are scaled.
+    """
+
+    text: Layout
+    visual: Layout
+    embed: Any
+    feature_size: int
+    region_rows: bool
+    gates: bool
+
+    def __call__(self, batch: Batch, generator: Generator | None = None) -> TwoStreamPlan:
+        """Plan a batch.
+
+        Raises:
+            ValueError: region features of another width than the model's, or a pair with nothing in it.
+        """
+        check_width(batch.images, self.feature_size)
+        text, visual = self.text.assemble(batch), self.visual.assemble(batch)
+        empty = (lengths_of(text.offsets) == 0) & (lengths_of(visual.offsets) == 0)
+        if bool(empty.any()):
+            raise ValueError(f"pair {int(empty.nonzero()[0])} of the batch has neither text nor regions")
+        regions = visual.regions if self.region_rows else None
+        return TwoStreamPlan(
+            Places(text.offsets, visual.offsets, text.tokens, text.text, regions, text.special),
+            text,
+            visual,
+            [plan_attention(text.offsets), plan_attention(visual.offsets)],
+            [*plan_cross_attention(text.offsets, visual.offsets)],
+            [first_rows(text.offsets), first_rows(visual.offsets)],
+            None if self.embed is None else self.embed(batch, text, visual),
+            plan_gates(text.offsets, visual.offsets) if self.gates else None,
+        )
 
 
 class TwoStream(nn.Module):
@@ -179,6 +256,18 @@ class TwoStream(nn.Module):
         rows, table = rows_of(batch, batch.images.offsets.diff()), self.tied("word_embeddings")
         return transformer_cost(self, rows, len(self.schedule), self.hidden_size, self.mlp_size, table)
 
+    @property
+    def plan(self) -> TwoStreamPlanner:
+        """See `vlp.contracts.AnyModel`."""
+        return TwoStreamPlanner(
+            self.text_layout,
+            self.visual_layout,
+            getattr(self.embedder, "plan", None),
+            self.embedder.feature_size,  # type: ignore[arg-type]
+            self.offers.region_rows,
+            len(self.visual_gates) > 0,
+        )
+
     def see(self, images: Images) -> Images:
         """The images as they are."""
         return images
@@ -201,24 +290,16 @@ class TwoStream(nn.Module):
             above |= {"text": height + 1, "visual": height + 1} if kind == "cross" else {kind: height + 1}
         return [["embedder"], *(order[height] for height in sorted(order, reverse=True))]
 
-    def forward(self, batch: Batch) -> Encoded:
+    def forward(self, batch: Batch, planned: TwoStreamPlan | None = None) -> Encoded:
         """Encode every pair; either side of a pair may be absent.
 
         Raises:
-            ValueError: region features of another width than the model's, or a pair with nothing in it.
+            ValueError: see `TwoStreamPlanner`.
         """
-        width = batch.images.features.shape[-1]
-        if len(batch.images.features) and width != self.embedder.feature_size:
-            raise ValueError(
-                f"region features have {width} numbers, the model was built for {self.embedder.feature_size}"
-            )
-        text_rows, visual_rows = self.text_layout.assemble(batch), self.visual_layout.assemble(batch)
-        empty = (lengths_of(text_rows.offsets) == 0) & (lengths_of(visual_rows.offsets) == 0)
-        if bool(empty.any()):
-            raise ValueError(f"pair {int(empty.nonzero()[0])} of the batch has neither text nor regions")
-        plans = plan_attention(text_rows.offsets), plan_attention(visual_rows.offsets)
-        cross = plan_cross_attention(text_rows.offsets, visual_rows.offsets)
-        text, visual = self.embedder(batch, text_rows, visual_rows)
+        planned = self.plan(batch) if planned is None else planned
+        plans = planned.attention
+        embedded = () if planned.embedded is None else (planned.embedded,)
+        text, visual = self.embedder(batch, planned.text, planned.visual, *embedded)
         layers = {"text": iter(self.text_layers), "visual": iter(self.visual_layers), "cross": iter(self.cross_layers)}
         gates = iter(self.visual_gates)
         for kind in self.schedule:
@@ -227,46 +308,33 @@ class TwoStream(nn.Module):
                 text = layer(text, plans[0])
             elif kind == "visual":
                 gate = next(gates, None)
-                scale = None if gate is None else _scale(gate, Ragged(text, text_rows.offsets), visual_rows.offsets)
+                scale = None if gate is None or planned.gates is None else _scale(gate, text, planned.gates)
                 visual = layer(visual, plans[1], scale)
             else:
-                text, visual = layer(text, visual, plans, cross)
-        streams = Ragged(text, text_rows.offsets), Ragged(visual, visual_rows.offsets)
+                text, visual = layer(text, visual, plans, planned.cross)
         return Encoded(
-            text=streams[0],
-            visual=streams[1],
-            tokens=text_rows.tokens,
-            special=text_rows.special,
-            text_rows=text_rows.text,
-            regions=visual_rows.regions if self.offers.region_rows else None,
-            pooled=self.pool(*streams),
+            text=Ragged(text, planned.places.text),
+            visual=Ragged(visual, planned.places.visual),
+            places=planned.places,
+            pooled=self.pool(text, visual, planned.first),
             computed_rows=plans[0].computed_rows + plans[1].computed_rows,
         )
 
-    def pool(self, text: Ragged, visual: Ragged) -> dict[str, Tensor]:
+    def pool(self, text: Tensor, visual: Tensor, first: list[FirstRows]) -> dict[str, Tensor]:
         """Pooled vectors [P, pooled_size] of the streams' first rows."""
+        of_text = project_first(self.text_pooler, text, first[0])
         if self.visual_pooler is None:
-            return {"pair": torch.tanh(_of_first_rows(self.text_pooler, text))}
+            return {"pair": torch.tanh(of_text)}
         pooled = {
-            "text": torch.relu(_of_first_rows(self.text_pooler, text)),
-            "visual": torch.relu(_of_first_rows(self.visual_pooler, visual)),
+            "text": torch.relu(of_text),
+            "visual": torch.relu(project_first(self.visual_pooler, visual, first[1])),
         }
         fuse = torch.mul if self.pooling == "product" else torch.add
         return {**pooled, "pair": self.dropout(fuse(pooled["text"], pooled["visual"]))}
 
 
-def _scale(gate: nn.Module, text: Ragged, offsets: Tensor) -> Tensor:
-    """Factors [N, 2 H] of the queries and keys of rows of sequences with `offsets`, whose pairs have these texts."""
-    lengths = lengths_of(text.offsets)
-    present = lengths.nonzero()[:, 0]
-    means = mean_of_rows(text.values, offsets_of(lengths.index_select(0, present)))
-    means = means.new_zeros(len(lengths), means.shape[1]).index_copy(0, present, means)
-    return (1 + torch.sigmoid(gate(means))).index_select(0, owner_of_rows(lengths_of(offsets)))
-
-
-def _of_first_rows(projection: nn.Linear, stream: Ragged) -> Tensor:
-    """The projection of each sequence's first row, zero for a sequence without rows."""
-    present = lengths_of(stream.offsets).nonzero()[:, 0]
-    projected = projection(stream.values.index_select(0, stream.offsets.index_select(0, present)))
-    zeros = projected.new_zeros(len(stream.offsets) - 1, projected.shape[1])
-    return zeros.index_copy(0, present, projected)
+def _scale(gate: nn.Module, text: Tensor, planned: GatePlan) -> Tensor:
+    """Factors [N, 2 H] of the queries and keys of the visual rows, by the text rows of their pairs."""
+    means = mean_of_rows(text, planned.texts)
+    means = means.new_zeros(planned.pairs, means.shape[1]).index_copy(0, planned.present, means)
+    return (1 + torch.sigmoid(gate(means))).index_select(0, planned.pair)

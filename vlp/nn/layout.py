@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlp.contracts import Rows
-from vlp.interfaces import NONE, Batch
+from vlp.interfaces import NONE, Batch, Images
 from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, ranges
 
 
@@ -248,6 +248,17 @@ def _parts(item: str) -> tuple[str, str]:
     """The name of an item, and the segment beside which alone, or beside which never, it stands; empty if always."""
     name, _, beside = item.replace("-", "+").partition("+")
     return name, beside
+
+
+def check_width(images: Images, feature_size: int) -> None:
+    """Refuse region features of another width than the model's.
+
+    Raises:
+        ValueError: there are such.
+    """
+    width = images.features.shape[-1]
+    if len(images.features) and width != feature_size:
+        raise ValueError(f"region features have {width} numbers, the model was built for {feature_size}")
 
 
 def is_visual(item: str) -> bool:

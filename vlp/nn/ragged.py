@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -28,15 +30,34 @@ def ranges(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return starts.index_select(0, owner) + within, within
 
 
-def padded_index(offsets: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Rows of a padded [B, length] view, and its mask (True = real). Padding points at row 0."""
-    place = torch.arange(length, device=offsets.device)
-    mask = place < lengths_of(offsets)[:, None]
-    return torch.where(mask, offsets[:-1, None] + place, 0), mask
+@dataclass(frozen=True)
+class Padded:
+    """A padded view of B sequences laid end to end: `index` int64 [B, L], the row at each place, 0 where there is
+    padding; `real` bool [B, L].
+    """
+
+    index: Tensor
+    real: Tensor
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Rows [N, ...] as [B, L, ...]; at padding stands whatever row 0 is. With no row at all, nothing."""
+        if not len(rows):
+            return rows.new_zeros(*self.index.shape, *rows.shape[1:])
+        return rows.index_select(0, self.index.flatten()).view(*self.index.shape, *rows.shape[1:])
 
 
-def mean_of_rows(rows: Tensor, offsets: Tensor) -> Tensor:
-    """The mean [B, H] of each sequence's rows [N, H].
+def padded(offsets: Tensor) -> Padded:
+    """The view as long as the longest sequence. It asks the tensor for that length, so it belongs to what is prepared
+    where a batch is loaded.
+    """
+    lengths = lengths_of(offsets)
+    place = torch.arange(int(lengths.max()) if len(lengths) else 0, device=offsets.device)
+    real = place < lengths[:, None]
+    return Padded(torch.where(real, offsets[:-1, None] + place, 0), real)
+
+
+def padded_sets(offsets: Tensor) -> Padded:
+    """The same for `mean_of_rows`.
 
     Raises:
         ValueError: a sequence is empty.
@@ -44,6 +65,10 @@ def mean_of_rows(rows: Tensor, offsets: Tensor) -> Tensor:
     lengths = lengths_of(offsets)
     if bool((lengths == 0).any()):
         raise ValueError(f"number {int(lengths.argmin())} of the batch has nothing to take the mean of")
-    index, real = padded_index(offsets, int(lengths.max()) if len(lengths) else 0)
-    padded = rows.index_select(0, index.flatten()).view(*index.shape, rows.shape[1])
-    return torch.where(real[:, :, None], padded, 0).sum(1) / lengths[:, None]
+    return padded(offsets)
+
+
+def mean_of_rows(rows: Tensor, sets: Padded) -> Tensor:
+    """The mean [B, H] of each sequence's rows [N, H]."""
+    # a padded sum rather than scattered additions, whose order is not fixed on a GPU
+    return torch.where(sets.real[:, :, None], sets.of(rows), 0).sum(1) / sets.real.sum(1, keepdim=True)

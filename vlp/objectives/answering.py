@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.precision import at_least_float32
@@ -17,10 +17,38 @@ from vlp.nn.transformer import initialise
 
 
 @dataclass(frozen=True)
+class AnswerRows:
+    """`pairs` int64 [n]: those that have an answer to predict. `labels` int64 [n]: that answer."""
+
+    pairs: Tensor
+    labels: Tensor
+
+    def locate(self, places: Places) -> AnswerRows:
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True)
 class AnswerTargets:
     """`answers` int64 [P]: the answer of each pair, NONE where there is none to predict."""
 
     answers: Tensor
+
+    def locate(self, places: Places) -> AnswerRows:
+        """The pairs that have one."""
+        pairs = (self.answers != NONE).nonzero()[:, 0]
+        return AnswerRows(pairs, self.answers.index_select(0, pairs))
+
+
+def answers_of(batch: Batch, generator: torch.Generator) -> tuple[Batch, AnswerTargets]:
+    """The batch as it is.
+
+    Raises:
+        ValueError: the batch has no answers.
+    """
+    if batch.answers is None:
+        raise ValueError(f"the pairs of source {batch.source!r} have no answers; take `answering` out")
+    return batch, AnswerTargets(torch.where(batch.matched, batch.answers, NONE))
 
 
 class Answering(nn.Module):
@@ -55,25 +83,17 @@ class Answering(nn.Module):
         self.classify = nn.Linear(2 * size, answers)
         initialise(self, model.initial_std)
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AnswerTargets]:
-        """The batch as it is.
-
-        Raises:
-            ValueError: the batch has no answers.
-        """
-        if batch.answers is None:
-            raise ValueError(f"the pairs of source {batch.source!r} have no answers; take `answering` out")
-        return batch, AnswerTargets(torch.where(batch.matched, batch.answers, NONE))
+    corrupt = staticmethod(answers_of)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled vectors [n, H] to logits float32 [n, answers]."""
         return at_least_float32(self.classify(self.norm(F.gelu(self.linear(pooled)))))
 
-    def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: AnswerTargets | AnswerRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `answering`. Report: `answering_accuracy`."""
-        answered = targets.answers != NONE
-        labels = targets.answers[answered]
-        logits = self(encoded.pooled["pair"][answered])
+        at = targets.locate(encoded.places)
+        labels = at.labels
+        logits = self(encoded.pooled["pair"].index_select(0, at.pairs))
         count = max(len(labels), 1)
         loss = F.cross_entropy(logits, labels, reduction="sum") / count
         correct = (logits.detach().argmax(1) == labels).sum() / count

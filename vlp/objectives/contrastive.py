@@ -29,6 +29,11 @@ def similarities(rows: Tensor, columns: Tensor, scale: Tensor | float, bias: Ten
         return logits if bias is None else logits + bias
 
 
+def unchanged(batch: Batch, generator: torch.Generator) -> tuple[Batch, None]:
+    """The batch as it is: its pairs are the targets."""
+    return batch, None
+
+
 class Contrastive(nn.Module):
     """Tell each image's text from the other texts of the batch, and each text's image from the other images.
 
@@ -68,9 +73,7 @@ class Contrastive(nn.Module):
             raise ValueError(f"max_scale is {max_scale}, but must be finite and at least 1")
         self.local, self.gather_gradient, self.max_scale = local, gather_gradient, max_scale
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, None]:
-        """The batch as it is: its pairs are the targets."""
-        return batch, None
+    corrupt = staticmethod(unchanged)
 
     def loss(self, encoded: Embedded, targets: None, model: DualModel) -> tuple[Losses, Report]:
         """Losses: `contrastive`. Report: `contrastive_image_accuracy` and `contrastive_text_accuracy`, the shares of

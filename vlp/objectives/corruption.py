@@ -105,7 +105,7 @@ def replace_tokens(
     drawn = torch.randint(len(word_ids), (len(tokens),), generator=generator, device=tokens.device)
     corrupted = torch.where(chosen & (action < mask_share), mask_id, tokens)
     random = chosen & (action >= mask_share) & (action < mask_share + random_share)
-    return torch.where(random, word_ids.index_select(0, drawn), corrupted)
+    return torch.where(random, word_ids.to(tokens.device).index_select(0, drawn), corrupted)
 
 
 def mask_regions(offsets: Tensor, probability: float, generator: torch.Generator, force: bool = True) -> Tensor:

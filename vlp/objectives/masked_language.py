@@ -9,12 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report
 from vlp.interfaces import Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import mask_tokens
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Tokens to predict: `rows` int64 [n] of the text stream, and `labels` int64 [n], the original tokens."""
+
+    rows: Tensor
+    labels: Tensor
+
+    def locate(self, places: Places) -> TokenRows:
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -28,58 +40,32 @@ class MaskedTokens:
     chosen: dict[str, Tensor]
     matched: Tensor
 
+    def locate(self, places: Places) -> TokenRows:
+        """The rows that show the tokens to predict; one that is cut off has none."""
+        rows, labels = [], []
+        for name, chosen in self.chosen.items():
+            where = places.tokens[name]
+            keep = chosen.index_select(0, where.source) & self.matched.index_select(0, where.pair)
+            rows.append(where.row[keep])
+            labels.append(self.labels[name].index_select(0, where.source[keep]))
+        return TokenRows(torch.cat(rows), torch.cat(labels))
 
-class MaskedLanguage(nn.Module):
-    """Predict masked tokens; the decoder is tied to the word embeddings, unless told otherwise, and has its own bias.
 
-    The loss is the cross entropy, mean over the predicted tokens of matched pairs (Devlin et al. 2019). Only those
-    rows go through the vocabulary.
+@dataclass(frozen=True)
+class TokenMasking:
+    """What `MaskedLanguage` does to a batch: see its arguments."""
 
-    Args:
-        model: the model to be trained; its sizes are read.
-        mask_id: id of the mask token.
-        word_ids: ids from which random replacements are drawn.
-        probability: share of tokens to predict.
-        segments: segments of the text that are masked.
-        whole_words: choose words rather than tokens.
-        force, mask_share, random_share: see `mask_tokens`.
-        tied: the decoder's weight is the word embeddings; else it has one of its own.
-        skip_mismatched: don't predict tokens of mismatched pairs, about which the image says nothing.
-    """
-
+    mask_id: int
     word_ids: Tensor
+    probability: float
+    segments: list[str]
+    whole_words: bool
+    force: bool
+    mask_share: float
+    random_share: float
+    skip_mismatched: bool
 
-    @classmethod
-    def needs(cls, **settings: Any) -> Needs:
-        """See `vlp.needs.Needs`."""
-        return Needs(mask_token=True)
-
-    def __init__(
-        self,
-        model: Model,
-        mask_id: int,
-        word_ids: list[int],
-        probability: float,
-        segments: list[str],
-        whole_words: bool = False,
-        force: bool = True,
-        mask_share: float = 0.8,
-        random_share: float = 0.1,
-        skip_mismatched: bool = True,
-        tied: bool = True,
-    ):
-        super().__init__()
-        self.mask_id, self.probability, self.segments = mask_id, probability, segments
-        self.whole_words, self.force, self.skip_mismatched = whole_words, force, skip_mismatched
-        self.mask_share, self.random_share = mask_share, random_share
-        self.register_buffer("word_ids", torch.tensor(word_ids), persistent=False)
-        self.transform = Transform(model.hidden_size, model.norm_eps)
-        words = len(model.tied("word_embeddings"))
-        self.decoder = None if tied else nn.Linear(model.hidden_size, words, bias=False)
-        self.bias = nn.Parameter(torch.zeros(words))
-        initialise(self, model.initial_std)
-
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedTokens]:
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedTokens]:
         """Mask tokens of the named segments; regions stay."""
         segments = dict(batch.texts.segments)
         labels, chosen = {}, {}
@@ -103,20 +89,63 @@ class MaskedLanguage(nn.Module):
         matched = batch.matched if self.skip_mismatched else torch.ones_like(batch.matched)
         return corrupted, MaskedTokens(labels, chosen, matched)
 
-    def predict(self, encoded: Encoded, targets: MaskedTokens, model: Model) -> tuple[Tensor, Tensor]:
-        """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""
-        rows, labels = [], []
-        for name in self.segments:
-            where = encoded.tokens[name]
-            keep = targets.chosen[name].index_select(0, where.source) & targets.matched.index_select(0, where.pair)
-            rows.append(where.row[keep])
-            labels.append(targets.labels[name].index_select(0, where.source[keep]))
-        states = encoded.text.values.index_select(0, torch.cat(rows))
-        weight = model.tied("word_embeddings") if self.decoder is None else self.decoder.weight
-        logits = F.linear(self.transform(states), weight, self.bias)
-        return logits, torch.cat(labels)
 
-    def loss(self, encoded: Encoded, targets: MaskedTokens, model: Model) -> tuple[Losses, Report]:
+class MaskedLanguage(nn.Module):
+    """Predict masked tokens; the decoder is tied to the word embeddings, unless told otherwise, and has its own bias.
+
+    The loss is the cross entropy, mean over the predicted tokens of matched pairs (Devlin et al. 2019). Only those
+    rows go through the vocabulary.
+
+    Args:
+        model: the model to be trained; its sizes are read.
+        mask_id: id of the mask token.
+        word_ids: ids from which random replacements are drawn.
+        probability: share of tokens to predict.
+        segments: segments of the text that are masked.
+        whole_words: choose words rather than tokens.
+        force, mask_share, random_share: see `mask_tokens`.
+        tied: the decoder's weight is the word embeddings; else it has one of its own.
+        skip_mismatched: don't predict tokens of mismatched pairs, about which the image says nothing.
+    """
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(mask_token=True)
+
+    def __init__(
+        self,
+        model: Model,
+        mask_id: int,
+        word_ids: list[int],
+        probability: float,
+        segments: list[str],
+        whole_words: bool = False,
+        force: bool = True,
+        mask_share: float = 0.8,
+        random_share: float = 0.1,
+        skip_mismatched: bool = True,
+        tied: bool = True,
+    ):
+        super().__init__()
+        words = torch.tensor(word_ids, device="cpu")
+        self.corrupt = TokenMasking(
+            mask_id, words, probability, segments, whole_words, force, mask_share, random_share, skip_mismatched
+        )
+        self.transform = Transform(model.hidden_size, model.norm_eps)
+        size = len(model.tied("word_embeddings"))
+        self.decoder = None if tied else nn.Linear(model.hidden_size, size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(size))
+        initialise(self, model.initial_std)
+
+    def predict(self, encoded: Encoded, targets: MaskedTokens | TokenRows, model: Model) -> tuple[Tensor, Tensor]:
+        """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""
+        at = targets.locate(encoded.places)
+        states = encoded.text.values.index_select(0, at.rows)
+        weight = model.tied("word_embeddings") if self.decoder is None else self.decoder.weight
+        return F.linear(self.transform(states), weight, self.bias), at.labels
+
+    def loss(self, encoded: Encoded, targets: MaskedTokens | TokenRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_language`. Report: `masked_language_accuracy`."""
         logits, labels = self.predict(encoded, targets, model)
         count = max(len(labels), 1)

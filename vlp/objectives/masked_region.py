@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report, Rows
 from vlp.interfaces import Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
@@ -22,15 +22,48 @@ from vlp.objectives.corruption import mask_regions
 
 
 @dataclass(frozen=True)
+class RegionRows:
+    """Regions to predict: `rows` int64 [n] of the visual stream, and what to predict, `values` [n, ...]."""
+
+    rows: Tensor
+    values: Tensor
+
+    def locate(self, places: Places) -> RegionRows:
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True)
 class MaskedRegions:
     """`chosen` bool [R]: regions to predict; `values` [R, F or C]: what to predict; `matched` bool [P].
 
-    Some of the chosen may be left unmasked (`keep_share`).
+    Some of the chosen may be left unmasked (`keep_share`). `sum_tolerance`: those don't count whose values do not sum
+    to one within this; None: all count.
     """
 
     chosen: Tensor
     values: Tensor
     matched: Tensor
+    sum_tolerance: float | None = None
+
+    def locate(self, places: Places) -> RegionRows:
+        """The rows that show the regions to predict, of matched pairs."""
+        where, chosen = region_rows(places), self.chosen
+        if self.sum_tolerance is not None:
+            chosen = chosen & ((self.values.sum(1) - 1).abs() < self.sum_tolerance)
+        keep = chosen.index_select(0, where.source) & self.matched.index_select(0, where.pair)
+        return RegionRows(where.row[keep], self.values.index_select(0, where.source[keep]))
+
+
+def region_rows(places: Places) -> Rows:
+    """The rows of regions.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if places.regions is None:
+        raise ValueError("this model has no region rows, so region objectives can't be trained with it")
+    return places.regions
 
 
 def mask_some(
@@ -62,14 +95,46 @@ def mask_some(
     return replace(batch, images=replace(images, masked=masked, chosen=chosen)), chosen
 
 
-def masked_rows(encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tensor]:
-    """States [n, H] of the masked regions of matched pairs, and their targets [n, ...]."""
-    where = encoded.regions
-    if where is None:
-        raise ValueError("this model has no region rows, so region objectives can't be trained with it")
-    keep = targets.chosen.index_select(0, where.source) & targets.matched.index_select(0, where.pair)
-    states = encoded.visual.values.index_select(0, where.row[keep])
-    return states, targets.values.index_select(0, where.source[keep])
+def masked_rows(encoded: Encoded, targets: MaskedRegions | RegionRows) -> tuple[Tensor, Tensor]:
+    """States [n, H] of the regions to predict, and what to predict [n, ...]."""
+    at = targets.locate(encoded.places)
+    return encoded.visual.values.index_select(0, at.rows), at.values
+
+
+@dataclass(frozen=True)
+class FeatureMasking:
+    """What `MaskedRegionRegression` does to a batch: see its arguments."""
+
+    probability: float
+    keep_share: float
+    force: bool
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
+        """Mask regions; the text stays."""
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
+        return corrupted, MaskedRegions(chosen, batch.images.features, batch.matched)
+
+
+@dataclass(frozen=True)
+class ClassMasking:
+    """What the objectives about classes do to a batch: see their arguments."""
+
+    probability: float
+    keep_share: float
+    force: bool
+    sum_tolerance: float | None = None
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
+        """Mask regions; the text stays.
+
+        Raises:
+            ValueError: the data has no class scores.
+        """
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
+        scores = batch.images.scores
+        if scores is None:
+            raise ValueError(f"the regions of source {batch.source!r} have no class scores; choose another objective")
+        return corrupted, MaskedRegions(chosen, scores, batch.matched, self.sum_tolerance)
 
 
 class MaskedRegionRegression(nn.Module):
@@ -106,7 +171,7 @@ class MaskedRegionRegression(nn.Module):
     ):
         super().__init__()
         self.measure = F.smooth_l1_loss if smooth else F.mse_loss
-        self.probability, self.keep_share, self.force = probability, keep_share, force
+        self.corrupt = FeatureMasking(probability, keep_share, force)
         self.transform = Transform(model.visual_size, model.norm_eps)
         try:
             size = model.tied("region_projection").shape[1]
@@ -119,18 +184,13 @@ class MaskedRegionRegression(nn.Module):
         self.decode = None if tied else nn.Linear(model.visual_size, size, bias=False)
         initialise(self, model.initial_std)
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
-        """Mask regions; the text stays."""
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
-        return corrupted, MaskedRegions(chosen, batch.images.features, batch.matched)
-
-    def predict(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Tensor, Tensor]:
+    def predict(self, encoded: Encoded, targets: MaskedRegions | RegionRows, model: Model) -> tuple[Tensor, Tensor]:
         """Predicted and true features, float [n, F] each."""
         states, features = masked_rows(encoded, targets)
         weight = model.tied("region_projection").t() if self.decode is None else self.decode.weight
         return F.linear(self.transform(states), weight, self.bias), features
 
-    def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: MaskedRegions | RegionRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_regression`."""
         predicted, features = self.predict(encoded, targets, model)
         error = self.measure(at_least_float32(predicted), at_least_float32(features), reduction="sum")
@@ -188,28 +248,16 @@ class MaskedRegionDistribution(nn.Module):
         sum_classes: bool = False,
     ):
         super().__init__()
-        self.probability, self.keep_share, self.force = probability, keep_share, force
-        self.cross_entropy, self.sum_tolerance, self.sum_classes = cross_entropy, sum_tolerance, sum_classes
+        self.corrupt = ClassMasking(probability, keep_share, force, sum_tolerance)
+        self.cross_entropy, self.sum_classes = cross_entropy, sum_classes
         self.classifier = RegionClassifier(model, classes, head_norm)
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
-        """Mask regions; the text stays.
-
-        Raises:
-            ValueError: the data has no class scores.
-        """
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
-        return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
-
-    def predict(self, encoded: Encoded, targets: MaskedRegions) -> tuple[Tensor, Tensor]:
+    def predict(self, encoded: Encoded, targets: MaskedRegions | RegionRows) -> tuple[Tensor, Tensor]:
         """Logits and true scores, float [n, C] each, of the regions that count."""
-        if self.sum_tolerance is not None:
-            valid = (targets.values.sum(1) - 1).abs() < self.sum_tolerance
-            targets = replace(targets, chosen=targets.chosen & valid)
         states, scores = masked_rows(encoded, targets)
         return self.classifier(states), scores
 
-    def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: MaskedRegions | RegionRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_distribution`."""
         logits, scores = map(at_least_float32, self.predict(encoded, targets))
         if self.cross_entropy:
@@ -233,19 +281,10 @@ class MaskedRegionClass(nn.Module):
 
     def __init__(self, model: Model, classes: int, probability: float, keep_share: float = 0.0, force: bool = True):
         super().__init__()
-        self.probability, self.keep_share, self.force = probability, keep_share, force
+        self.corrupt = ClassMasking(probability, keep_share, force)
         self.classifier = RegionClassifier(model, classes)
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
-        """Mask regions; the text stays.
-
-        Raises:
-            ValueError: the data has no class scores.
-        """
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
-        return corrupted, MaskedRegions(chosen, _scores(batch), batch.matched)
-
-    def loss(self, encoded: Encoded, targets: MaskedRegions, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: MaskedRegions | RegionRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `masked_region_class`. Report: `masked_region_class_accuracy`."""
         states, scores = masked_rows(encoded, targets)
         labels = scores[:, 1:].argmax(1) + 1
@@ -254,9 +293,3 @@ class MaskedRegionClass(nn.Module):
         loss = F.cross_entropy(logits, labels, reduction="sum") / count
         correct = (logits.detach().argmax(1) == labels).sum() / count
         return {"masked_region_class": loss}, {"masked_region_class_accuracy": correct}
-
-
-def _scores(batch: Batch) -> Tensor:
-    if batch.images.scores is None:
-        raise ValueError(f"the regions of source {batch.source!r} have no class scores; choose another objective")
-    return batch.images.scores

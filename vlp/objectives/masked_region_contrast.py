@@ -5,29 +5,35 @@ Letters: R regions of the batch, n regions to predict, k negatives, F feature si
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report
 from vlp.interfaces import Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.precision import at_least_float32
 from vlp.nn.ragged import lengths_of, owner_of_rows
 from vlp.nn.transformer import initialise
-from vlp.objectives.masked_region import MaskedRegions, mask_some, masked_rows
+from vlp.objectives.masked_region import MaskedRegions, RegionRows, mask_some, masked_rows
 
 
 @dataclass(frozen=True)
 class ContrastTargets:
-    """`regions`: which regions to predict, and their `negatives` int64 [R, k]; `features` float [R, F] of all."""
+    """`regions`: which regions to predict, and each one's candidates, int64 [R, 1 + k], the first being itself;
+    `features` float [R, F] of all.
+    """
 
-    regions: MaskedRegions
+    regions: MaskedRegions | RegionRows
     features: Tensor
+
+    def locate(self, places: Places) -> ContrastTargets:
+        """The rows that show the regions to predict, with their candidates."""
+        return replace(self, regions=self.regions.locate(places))
 
 
 def draw_negatives(offsets: Tensor, own: int, other: int, generator: torch.Generator) -> Tensor:
@@ -51,6 +57,25 @@ def draw_negatives(offsets: Tensor, own: int, other: int, generator: torch.Gener
     within = torch.where(size > 1, within, anything[:, :own])
     outside = torch.where(size < total, outside, anything[:, own:])
     return torch.cat([outside, within], 1)
+
+
+@dataclass(frozen=True)
+class ContrastMasking:
+    """What `MaskedRegionContrast` does to a batch. `own`, `other`: negatives of a region's image and of others."""
+
+    probability: float
+    own: int
+    other: int
+    keep_share: float
+    force: bool
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, ContrastTargets]:
+        """Mask regions and draw negatives; the text stays."""
+        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
+        negatives = draw_negatives(batch.images.offsets, self.own, self.other, generator)
+        itself = torch.arange(len(chosen), device=chosen.device)[:, None]
+        regions = MaskedRegions(chosen, torch.cat([itself, negatives], 1), batch.matched)
+        return corrupted, ContrastTargets(regions, batch.images.features)
 
 
 class MaskedRegionContrast(nn.Module):
@@ -82,20 +107,11 @@ class MaskedRegionContrast(nn.Module):
         force: bool = True,
     ):
         super().__init__()
-        self.probability, self.keep_share, self.force = probability, keep_share, force
-        self.own = round(negatives * own_share)
-        self.other = negatives - self.own
+        own = round(negatives * own_share)
+        self.corrupt = ContrastMasking(probability, own, negatives - own, keep_share, force)
         self.transform = Transform(model.visual_size, model.norm_eps)
         self.decode = nn.Linear(model.visual_size, model.tied("region_projection").shape[1])
         initialise(self, model.initial_std)
-
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, ContrastTargets]:
-        """Mask regions and draw negatives; the text stays."""
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
-        negatives = draw_negatives(batch.images.offsets, self.own, self.other, generator)
-        itself = torch.arange(len(chosen), device=chosen.device)[:, None]
-        regions = MaskedRegions(chosen, torch.cat([itself, negatives], 1), batch.matched)
-        return corrupted, ContrastTargets(regions, batch.images.features)
 
     def predict(self, encoded: Encoded, targets: ContrastTargets) -> Tensor:
         """Scores float32 [n, 1 + k] of the true feature (first) and of the negatives."""

@@ -6,6 +6,7 @@ Letters: n pairs of this process, N pairs of all processes, D embedding size, K 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +55,25 @@ def among_top(keys: Tensor, queue: Tensor, count: int) -> Tensor:
     """Which columns of the queue [D, K] are among the `count` most similar to each of the keys [n, D]: bool [n, K]."""
     products = similarities(keys, queue.T, 1.0)
     return torch.zeros_like(products, dtype=torch.bool).scatter_(1, products.topk(count, 1).indices, True)
+
+
+@dataclass(frozen=True)
+class KeyTargets:
+    """What keys are made from: the batch, which is also what queries are made from, and how it is `planned` for the
+    model, which the copy shares; None: it is planned in place.
+    """
+
+    batch: Batch
+    planned: Any = None
+
+    def locate(self, places: Any) -> KeyTargets:
+        """With the plan of the batch, which is what a dual encoder's places are."""
+        return replace(self, planned=places)
+
+
+def keyed(batch: Batch, generator: torch.Generator) -> tuple[Batch, KeyTargets]:
+    """The batch as it is, which is also what keys are made from."""
+    return batch, KeyTargets(batch)
 
 
 class MomentumContrast(nn.Module):
@@ -112,29 +132,30 @@ class MomentumContrast(nn.Module):
         self.text_queue = KeyQueue(model.embedding_size, queue_length)  # type: ignore[arg-type]
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.pending: list[Tensor] = []  # keys [N, 2, D] of the micro-batches of this step
+        self.looked = False  # at whether the copy has begun, which is done once
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Batch]:
-        """The batch as it is, which is also what keys are made from."""
-        return batch, batch
+    corrupt = staticmethod(keyed)
 
     @torch.no_grad()
     def move_copy(self, model: nn.Module) -> None:
         """Copy the model before the first step, and then let the copy follow, once a step."""
-        if not self.started:
-            self.key_model.load_state_dict(model.state_dict())
+        if not self.looked:
+            for name, old in self.key_model.state_dict().items():  # which shares the copy's memory
+                old.copy_(torch.where(self.started, old, model.state_dict()[name]))
+            self.looked = self.training
         if self.training and not self.pending:
             self.started.fill_(True)
             for old, new in zip(self.key_model.parameters(), model.parameters(), strict=True):
                 old.mul_(self.momentum).add_(new, alpha=1 - self.momentum)
 
     @torch.no_grad()
-    def make_keys(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def make_keys(self, batch: Batch, planned: Any = None) -> tuple[Tensor, Tensor]:
         """Keys of the images and texts of a batch, both [n, D]; in training they will enter the queues.
 
         Raises:
             ValueError: the processes hold unequally many pairs, or all their pairs don't divide the queue.
         """
-        keys: Embedded = self.key_model(batch)
+        keys: Embedded = self.key_model(batch) if planned is None else self.key_model(batch, planned)
         if self.training:
             gathered = gather_rows(torch.stack([keys.images, keys.texts], 1), gradient=False)
             length = self.image_queue.keys.shape[1]
@@ -152,7 +173,7 @@ class MomentumContrast(nn.Module):
         positive = (query.to(negatives.dtype) * key.to(negatives.dtype)).sum(1, keepdim=True)
         return torch.cat([positive, negatives], 1) / self.temperature
 
-    def loss(self, encoded: Embedded, targets: Batch, model: nn.Module) -> tuple[Losses, Report]:
+    def loss(self, encoded: Embedded, targets: KeyTargets, model: nn.Module) -> tuple[Losses, Report]:
         """Losses: `momentum_contrast`. Report: `momentum_contrast_image_accuracy` and
         `momentum_contrast_text_accuracy`, the shares of images and texts whose own partner ranks before the queue.
 
@@ -160,7 +181,7 @@ class MomentumContrast(nn.Module):
             ValueError: as `make_keys`.
         """
         self.move_copy(model)
-        image_keys, text_keys = self.make_keys(targets)
+        image_keys, text_keys = self.make_keys(targets.batch, targets.planned)
         image_queue, text_queue = self.image_queue.keys, self.text_queue.keys
         more = None
         if self.top_k is not None:

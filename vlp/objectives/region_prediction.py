@@ -13,13 +13,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.precision import at_least_float32
 from vlp.nn.transformer import initialise
-from vlp.objectives.masked_region import mask_some
+from vlp.objectives.masked_region import mask_some, region_rows
+
+
+@dataclass(frozen=True)
+class PredictionRows:
+    """`rows` int64 [n] of the visual stream; `values` [n, F] or labels int64 [n], and `weights` float [n], by name of
+    the prediction.
+    """
+
+    rows: Tensor
+    values: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+    def locate(self, places: Places) -> PredictionRows:
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,53 @@ class RegionTargets:
     values: dict[str, Tensor]
     weights: dict[str, Tensor]
     matched: Tensor
+
+    def locate(self, places: Places) -> PredictionRows:
+        """The rows of regions of matched pairs."""
+        where = region_rows(places)
+        matched = self.matched.index_select(0, where.pair)
+        source = where.source[matched]
+        values, weights = (
+            {name: part.index_select(0, source) for name, part in parts.items()}
+            for parts in (self.values, self.weights)
+        )
+        return PredictionRows(where.row[matched], values, weights)
+
+
+@dataclass(frozen=True)
+class RegionMasking:
+    """What `RegionPrediction` does to a batch: see its arguments."""
+
+    probability: float
+    predict: list[str]
+    keep_share: float
+    replace_share: float
+    force: bool
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, RegionTargets]:
+        """Mask regions; the text stays.
+
+        Raises:
+            ValueError: the data has no class scores or no attributes, but they are to be predicted.
+        """
+        corrupted, chosen = mask_some(
+            batch, self.probability, generator, self.keep_share, self.force, self.replace_share
+        )
+        images, values, weights = batch.images, {}, {}
+        if "feature" in self.predict:
+            values["feature"], weights["feature"] = images.features, chosen.float()
+        if "class" in self.predict:
+            if images.scores is None:
+                raise ValueError(f"the regions of source {batch.source!r} have no class scores to predict")
+            weights["class"], values["class"] = at_least_float32(images.scores[:, 1:]).max(1)
+        if "attribute" in self.predict:
+            if images.attributes is None:
+                raise ValueError(f"the regions of source {batch.source!r} have no attributes to predict")
+            known = (images.attributes != NONE).float()
+            confidence = images.attribute_confidence
+            weights["attribute"] = known if confidence is None else known * confidence
+            values["attribute"] = images.attributes.clamp(min=0)
+        return corrupted, RegionTargets(values, weights, batch.matched)
 
 
 class RegionPrediction(nn.Module):
@@ -76,8 +138,8 @@ class RegionPrediction(nn.Module):
         force: bool = True,
     ):
         super().__init__()
-        self.probability, self.force = probability, force
-        self.keep_share, self.replace_share = keep_share, replace_share
+        self.probability = probability
+        self.corrupt = RegionMasking(probability, [*predict], keep_share, replace_share, force)
         sizes = {"feature": model.tied("region_projection").shape[1], "class": classes - 1, "attribute": attributes}
         for name in predict:
             if sizes[name] < 1:
@@ -86,42 +148,14 @@ class RegionPrediction(nn.Module):
         self.decoders = nn.ModuleDict({name: nn.Linear(model.visual_size, sizes[name]) for name in predict})
         initialise(self, model.initial_std)
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, RegionTargets]:
-        """Mask regions; the text stays.
-
-        Raises:
-            ValueError: the data has no class scores or no attributes, but they are to be predicted.
-        """
-        corrupted, chosen = mask_some(
-            batch, self.probability, generator, self.keep_share, self.force, self.replace_share
-        )
-        images, values, weights = batch.images, {}, {}
-        if "feature" in self.decoders:
-            values["feature"], weights["feature"] = images.features, chosen.float()
-        if "class" in self.decoders:
-            if images.scores is None:
-                raise ValueError(f"the regions of source {batch.source!r} have no class scores to predict")
-            weights["class"], values["class"] = at_least_float32(images.scores[:, 1:]).max(1)
-        if "attribute" in self.decoders:
-            if images.attributes is None:
-                raise ValueError(f"the regions of source {batch.source!r} have no attributes to predict")
-            known = (images.attributes != NONE).float()
-            confidence = images.attribute_confidence
-            weights["attribute"] = known if confidence is None else known * confidence
-            values["attribute"] = images.attributes.clamp(min=0)
-        return corrupted, RegionTargets(values, weights, batch.matched)
-
-    def loss(self, encoded: Encoded, targets: RegionTargets, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: RegionTargets | PredictionRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `region_prediction`, the sum. Report: `region_prediction_` and the name of each prediction."""
-        where = encoded.regions
-        if where is None:
-            raise ValueError("this model has no region rows, so region objectives can't be trained with it")
-        matched = targets.matched.index_select(0, where.pair)
-        source, count = where.source[matched], max(int(matched.sum()), 1)
-        states = self.transform(encoded.visual.values.index_select(0, where.row[matched]))
+        at = targets.locate(encoded.places)
+        count = max(len(at.rows), 1)
+        states = self.transform(encoded.visual.values.index_select(0, at.rows))
         losses = {}
         for name, decoder in self.decoders.items():
-            value, weight = (part[name].index_select(0, source) for part in (targets.values, targets.weights))
+            value, weight = at.values[name], at.weights[name]
             predicted = at_least_float32(decoder(states))
             if name == "feature":
                 error = F.smooth_l1_loss(predicted, at_least_float32(value), reduction="none").mean(1)

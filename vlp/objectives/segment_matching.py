@@ -27,44 +27,13 @@ class SegmentTargets:
     labels: Tensor
 
 
-class SegmentMatching(nn.Module):
-    """Give some pairs another image's segment of text, and tell by the pooled vector which segment is wrong, if any.
+@dataclass(frozen=True)
+class SegmentSwapping:
+    """What `SegmentMatching` does to a batch: see its arguments."""
 
-    Cross entropy, mean over pairs. The wrong segment comes from another pair of the micro-batch with another image. A
-    pair whose segment is empty, or for which the batch has no such text of another image, stays matched.
+    shares: dict[str, float]
 
-    - VisualBERT, sentence-image prediction (dataloaders/coco_dataset.py): `{second_caption: 0.5, matched: 0.5}`;
-    - Oscar, contrastive loss on tags: `{matched: 0.5, tags: 0.5}`;
-    - Oscar+, 3-way contrastive loss (oscar/datasets/oscar_tsv.py): `{matched: 0.5, tags: 0.25, caption: 0.25}`.
-
-    Args:
-        model: the model to be trained; it must have a pooled vector.
-        shares: the head's classes in order, each with its share of the pairs: `matched`, and names of segments.
-
-    Raises:
-        ValueError: `matched` is missing or alone, a share is negative, or the shares do not add up to 1.
-    """
-
-    abilities: frozenset[Ability] = frozenset({"pairs"})
-
-    @classmethod
-    def needs(cls, **settings: Any) -> Needs:
-        """See `vlp.needs.Needs`."""
-        return Needs(pooled=True)
-
-    def __init__(self, model: Model, shares: dict[str, float]):
-        super().__init__()
-        if MATCHED not in shares or len(shares) < 2:
-            raise ValueError(f"shares must name {MATCHED!r} and at least one segment, not only {', '.join(shares)}")
-        if min(shares.values()) < 0 or not math.isclose(sum(shares.values()), 1.0):
-            raise ValueError(f"the shares must not be negative and must add up to 1, but are {shares}")
-        self.shares = dict(shares)
-        if "caption" not in shares:  # what it knows to be wrong is no caption
-            self.abilities = frozenset()
-        self.classify = nn.Linear(model.pooled_size, len(shares))
-        initialise(self, model.initial_std)
-
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, SegmentTargets]:
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, SegmentTargets]:
         """Swap segments; `matched` is cleared where one was. The new batch has a text row for each pair.
 
         Pairs that are mismatched already, or lack text or image, are left alone and do not count.
@@ -103,6 +72,44 @@ class SegmentMatching(nn.Module):
         pairs = torch.cat([torch.where(pairs[:, :1] != NONE, numbers[:, None], NONE), pairs[:, 1:]], 1)
         return replace(batch, texts=texts, pairs=pairs, matched=matched), SegmentTargets(labels)
 
+
+class SegmentMatching(nn.Module):
+    """Give some pairs another image's segment of text, and tell by the pooled vector which segment is wrong, if any.
+
+    Cross entropy, mean over pairs. The wrong segment comes from another pair of the micro-batch with another image. A
+    pair whose segment is empty, or for which the batch has no such text of another image, stays matched.
+
+    - VisualBERT, sentence-image prediction (dataloaders/coco_dataset.py): `{second_caption: 0.5, matched: 0.5}`;
+    - Oscar, contrastive loss on tags: `{matched: 0.5, tags: 0.5}`;
+    - Oscar+, 3-way contrastive loss (oscar/datasets/oscar_tsv.py): `{matched: 0.5, tags: 0.25, caption: 0.25}`.
+
+    Args:
+        model: the model to be trained; it must have a pooled vector.
+        shares: the head's classes in order, each with its share of the pairs: `matched`, and names of segments.
+
+    Raises:
+        ValueError: `matched` is missing or alone, a share is negative, or the shares do not add up to 1.
+    """
+
+    abilities: frozenset[Ability] = frozenset({"pairs"})
+
+    @classmethod
+    def needs(cls, **settings: Any) -> Needs:
+        """See `vlp.needs.Needs`."""
+        return Needs(pooled=True)
+
+    def __init__(self, model: Model, shares: dict[str, float]):
+        super().__init__()
+        if MATCHED not in shares or len(shares) < 2:
+            raise ValueError(f"shares must name {MATCHED!r} and at least one segment, not only {', '.join(shares)}")
+        if min(shares.values()) < 0 or not math.isclose(sum(shares.values()), 1.0):
+            raise ValueError(f"the shares must not be negative and must add up to 1, but are {shares}")
+        self.corrupt = SegmentSwapping(dict(shares))
+        if "caption" not in shares:  # what it knows to be wrong is no caption
+            self.abilities = frozenset()
+        self.classify = nn.Linear(model.pooled_size, len(shares))
+        initialise(self, model.initial_std)
+
     def loss(self, encoded: Encoded, targets: SegmentTargets, model: Model) -> tuple[Losses, Report]:
         """Losses: `segment_matching`. Report: `segment_matching_accuracy`."""
         logits = at_least_float32(self.classify(encoded.pooled["pair"]))
@@ -114,4 +121,4 @@ class SegmentMatching(nn.Module):
     def score(self, encoded: Encoded) -> Tensor:
         """How well text and image match, float32 [P], for ranking: the logarithm of how likely `matched` is."""
         logits = at_least_float32(self.classify(encoded.pooled["pair"]))
-        return logits.log_softmax(1)[:, list(self.shares).index(MATCHED)]
+        return logits.log_softmax(1)[:, list(self.corrupt.shares).index(MATCHED)]

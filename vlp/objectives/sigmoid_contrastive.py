@@ -14,9 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vlp.contracts import DualModel, Embedded, Losses, Report
 from vlp.distributed import gather_rows, pass_to_neighbours, rank, require_equal_rows, world_size
-from vlp.interfaces import Batch
 from vlp.needs import Needs
-from vlp.objectives.contrastive import similarities
+from vlp.objectives.contrastive import similarities, unchanged
 
 EXCHANGES = ("bidirectional", "gather")
 
@@ -73,9 +72,7 @@ class SigmoidContrastive(nn.Module):
             raise ValueError(f"chunk_rows is {chunk_rows}, but must be positive")
         self.exchange, self.chunk_rows = exchange, chunk_rows
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, None]:
-        """The batch as it is: its pairs are the targets."""
-        return batch, None
+    corrupt = staticmethod(unchanged)
 
     def loss(self, encoded: Embedded, targets: None, model: DualModel) -> tuple[Losses, Report]:
         """Losses: `sigmoid_contrastive`. Report: `sigmoid_contrastive_image_accuracy`, the share of images whose own

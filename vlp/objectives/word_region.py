@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.precision import at_least_float32
-from vlp.nn.ragged import offsets_of, padded_index
+from vlp.nn.ragged import Padded, offsets_of, padded
+from vlp.objectives.masked_region import region_rows
 
 
 def cosine_cost(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor) -> Tensor:
@@ -67,10 +68,44 @@ def transport_distance(
 
 
 @dataclass(frozen=True)
+class SideBySide:
+    """The words and the regions of P pairs, as rows of their streams: `words` [P, W] and `regions` [P, M]."""
+
+    words: Padded
+    regions: Padded
+    matched: Tensor
+
+    def locate(self, places: Places) -> SideBySide:
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True)
 class AlignmentTargets:
-    """`matched` bool [P]: pairs to be drawn together; the others are pushed apart."""
+    """`matched` bool [P]: pairs to be drawn together; the others are pushed apart. `special_tokens` are words too."""
 
     matched: Tensor
+    special_tokens: bool = True
+
+    def locate(self, places: Places) -> SideBySide:
+        """The rows to be compared."""
+        regions, words, pairs = region_rows(places), places.text_rows, len(self.matched)
+        row, pair = words.row, words.pair
+        if not self.special_tokens:
+            of_words = words.source != NONE
+            row, pair = row[of_words], pair[of_words]
+        return SideBySide(_padded(row, pair, pairs), _padded(regions.row, regions.pair, pairs), self.matched)
+
+
+@dataclass(frozen=True)
+class Aligning:
+    """What `WordRegionAlignment` does to a batch, which stays as it is. `special_tokens`: see there."""
+
+    special_tokens: bool
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AlignmentTargets]:
+        """The batch as it is."""
+        return batch, AlignmentTargets(batch.matched, self.special_tokens)
 
 
 class WordRegionAlignment(nn.Module):
@@ -96,49 +131,33 @@ class WordRegionAlignment(nn.Module):
 
     def __init__(self, model: Model, special_tokens: bool = True):
         super().__init__()
-        self.special_tokens = special_tokens
+        self.corrupt = Aligning(special_tokens)
         if model.hidden_size != model.visual_size:
             raise ValueError(
                 "word_region_alignment compares words with regions, so they need one width,"
                 f" not {model.hidden_size} and {model.visual_size}"
             )
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AlignmentTargets]:
-        """The batch as it is."""
-        return batch, AlignmentTargets(batch.matched)
-
-    def distances(self, encoded: Encoded, pairs: int) -> Tensor:
+    def distances(self, encoded: Encoded, at: SideBySide) -> Tensor:
         """Transport distance of each pair, float32 [P]; 0 for a pair that lacks text or regions."""
-        if encoded.regions is None:
-            raise ValueError("this model has no region rows, so word-region alignment can't be trained with it")
-        row, pair = encoded.text_rows.row, encoded.text_rows.pair
-        if not self.special_tokens:
-            of_words = encoded.text_rows.source != NONE
-            row, pair = row[of_words], pair[of_words]
-        words, word_mask = _padded(encoded.text.values, row, pair, pairs)
-        regions, region_mask = _padded(encoded.visual.values, encoded.regions.row, encoded.regions.pair, pairs)
+        words, regions = at.words.of(encoded.text.values), at.regions.of(encoded.visual.values)
         with torch.autocast(words.device.type, enabled=False):
-            complete = word_mask.any(1) & region_mask.any(1)
+            complete = at.words.real.any(1) & at.regions.real.any(1)
             # an incomplete pair would divide by its zero words or regions
             distance = transport_distance(
-                words, regions, word_mask | ~complete[:, None], region_mask | ~complete[:, None]
+                words, regions, at.words.real | ~complete[:, None], at.regions.real | ~complete[:, None]
             )
         return distance * complete
 
-    def loss(self, encoded: Encoded, targets: AlignmentTargets, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: AlignmentTargets | SideBySide, model: Model) -> tuple[Losses, Report]:
         """Losses: `word_region_alignment`."""
-        distance = self.distances(encoded, len(targets.matched))
+        distance = self.distances(encoded, targets.locate(encoded.places))
         sign = torch.where(targets.matched, 1.0, -1.0)
         return {"word_region_alignment": (distance * sign).sum() / max(len(distance), 1)}, {}
 
 
-def _padded(values: Tensor, rows: Tensor, pair: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    """The chosen rows as [P, longest, H] with mask bool [P, longest]; rows of one pair must be in order of pairs."""
+def _padded(rows: Tensor, pair: Tensor, pairs: int) -> Padded:
+    """The chosen rows of each pair side by side; rows of one pair must be in order."""
     order = torch.argsort(pair, stable=True)
-    offsets = offsets_of(torch.bincount(pair, minlength=pairs))
-    longest = int((offsets[1:] - offsets[:-1]).max())
-    index, mask = padded_index(offsets, longest)
-    if not len(rows):
-        return values.new_zeros(pairs, 0, values.shape[1]), mask
-    chosen = rows.index_select(0, order).index_select(0, index.flatten())
-    return values.index_select(0, chosen).view(pairs, longest, -1), mask
+    view = padded(offsets_of(torch.bincount(pair, minlength=pairs)))
+    return Padded(view.of(rows.index_select(0, order)), view.real)

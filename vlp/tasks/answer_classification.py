@@ -9,22 +9,71 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
 from vlp.evaluation.answers import AnswerEvaluation
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
-from vlp.nn.ragged import lengths_of
+from vlp.nn.ragged import Padded, lengths_of, padded
 
 LossKind = Literal["binary", "softmax", "divergence"]
 
 
 @dataclass(frozen=True)
+class AskedRows:
+    """`pairs` int64 [n]: those that ask something. `scores` float [n, answers]: how right each answer is. `sequences`:
+    the rows of the text stream side by side, where that was asked for.
+    """
+
+    pairs: Tensor
+    scores: Tensor
+    sequences: Padded | None = None
+
+    def locate(self, places: Places) -> AskedRows:
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True)
 class AnswerTargets:
-    """`scores` float [P, answers]: how right each answer is. `asked` bool [P]: the pair asks something."""
+    """`scores` float [P, answers]: how right each answer is. `asked` bool [P]: the pair asks something.
+    `side_by_side`: the rows of whole sequences are read.
+    """
 
     scores: Tensor
     asked: Tensor
+    side_by_side: bool = False
+
+    def locate(self, places: Places) -> AskedRows:
+        """The pairs that ask something."""
+        pairs = self.asked.nonzero()[:, 0]
+        sequences = padded(places.text) if self.side_by_side else None
+        return AskedRows(pairs, self.scores.index_select(0, pairs), sequences)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What `AnswerClassification` does to a batch, which stays as it is. `answers`: how many there are. `images`: see
+    there.
+    """
+
+    answers: int
+    images: Literal[1, 2]
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AnswerTargets]:
+        """The batch as it is.
+
+        Raises:
+            ValueError: its texts are not questions, or about more images or fewer.
+        """
+        others = batch.pairs[:, 2:] != NONE
+        if bool(others.any()) if self.images == 1 else not (others.shape[1] and bool(others[:, 0].all())):
+            raise ValueError(
+                f"questions of source {batch.source!r} are about {'two images' if self.images == 1 else 'one image'};"
+                " either answer_classification with images: 2 and the layout's regions and regions_2 takes two, or"
+                " paired_images"
+            )
+        return batch, targets_of(batch, self.answers)
 
 
 class AnswerClassification(nn.Module):
@@ -74,25 +123,10 @@ class AnswerClassification(nn.Module):
             raise ValueError(f"it reads the special token {read}, but of those model.layout has only {there}")
         if images == 2:
             check_two_images(model, "images: 2")
-        self.read, self.kind, self.images = read, loss, images
+        self.read, self.kind = read, loss
+        self.corrupt = Asking(answers, images)
         size = model.pooled_size if read == "pooled" else model.hidden_size
-        self.answers = answers
         self.classifier = Classifier(size, answers, head, model.norm_eps, model.initial_std)
-
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AnswerTargets]:
-        """The batch as it is.
-
-        Raises:
-            ValueError: its texts are not questions, or about more images or fewer.
-        """
-        others = batch.pairs[:, 2:] != NONE
-        if bool(others.any()) if self.images == 1 else not (others.shape[1] and bool(others[:, 0].all())):
-            raise ValueError(
-                f"questions of source {batch.source!r} are about {'two images' if self.images == 1 else 'one image'};"
-                " either answer_classification with images: 2 and the layout's regions and regions_2 takes two, or"
-                " paired_images"
-            )
-        return batch, targets_of(batch, self.answers)
 
     def logits(self, encoded: Encoded) -> Tensor:
         """Logits float32 [P, answers]."""
@@ -104,11 +138,11 @@ class AnswerClassification(nn.Module):
         """Logits to numbers between 0 and 1, each by itself for `binary` and summing to one otherwise."""
         return probabilities_of(logits, self.kind)
 
-    def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: AnswerTargets | AskedRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `answer_classification`. Report: `answer_accuracy`, the mean score of the chosen answers."""
-        asked = targets.asked.nonzero()[:, 0]
-        logits, scores = self.logits(encoded).index_select(0, asked), targets.scores.index_select(0, asked)
-        loss, accuracy = loss_and_accuracy(logits, scores, self.kind)
+        at = targets.locate(encoded.places)
+        logits = self.logits(encoded).index_select(0, at.pairs)
+        loss, accuracy = loss_and_accuracy(logits, at.scores, self.kind)
         return {"answer_classification": loss}, {"answer_accuracy": accuracy}
 
 

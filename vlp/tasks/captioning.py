@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
 from vlp.evaluation.captions import CaptionEvaluation
 from vlp.interfaces import NONE, Batch, Segment, Texts
 from vlp.needs import Needs
@@ -20,6 +20,19 @@ from vlp.nn.ragged import lengths_of, offsets_of, ranges
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import choose_some, replace_tokens, take_texts
 from vlp.tasks.decoding import Written, beam_search, greedy
+
+
+@dataclass(frozen=True)
+class CaptionRows:
+    """Tokens to predict: `rows` int64 [n] of the text stream, and `labels` int64 [n]. `step`: of the run."""
+
+    rows: Tensor
+    labels: Tensor
+    step: int
+
+    def locate(self, places: Places) -> CaptionRows:
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,67 @@ class CaptionTargets:
     chosen: Tensor
     matched: Tensor
     step: int
+
+    def locate(self, places: Places) -> CaptionRows:
+        """The rows that show the tokens to predict."""
+        where = places.tokens["caption"]
+        keep = self.chosen.index_select(0, where.source) & self.matched.index_select(0, where.pair)
+        return CaptionRows(where.row[keep], self.labels.index_select(0, where.source[keep]), self.step)
+
+
+@dataclass(frozen=True)
+class CaptionMasking:
+    """What `Captioning` does to a batch: see its arguments. `max_tokens`: of a caption, its end included."""
+
+    mask_id: int
+    end_id: int
+    word_ids: Tensor
+    probability: float
+    most_masked: int
+    max_tokens: int
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, CaptionTargets]:
+        """End the captions, mask some of their words and make them causal.
+
+        Raises:
+            ValueError: there is no segment `caption`.
+        """
+        if "caption" not in batch.texts.segments:
+            raise ValueError(f"the pairs of source {batch.source!r} have no segment `caption`")
+        caption = self.ended(batch.texts.segments["caption"])
+        tokens = lengths_of(caption.offsets)
+        count = ((tokens + 1) * self.probability).round().long().clamp(1, self.most_masked)
+        chosen = choose_some(caption.offsets, count, generator)
+        masked = replace_tokens(caption.tokens, chosen, self.mask_id, self.word_ids, generator)
+        texts = causal_texts(batch.texts, replace(caption, tokens=masked))
+        targets = CaptionTargets(caption.tokens, chosen, batch.matched, batch.step)
+        return replace(batch, texts=texts), targets
+
+    def ended(self, caption: Segment) -> Segment:
+        """Captions, cut so that they and their end are no longer than the model takes; an empty one gets no end."""
+        kept = lengths_of(caption.offsets).clamp(max=self.max_tokens - 1)
+        offsets = offsets_of(kept + (kept > 0))
+        last = (offsets[1:] - 1)[kept > 0]
+        source, _ = ranges(caption.offsets[:-1], kept)
+        place, _ = ranges(offsets[:-1], kept)
+
+        def filled(values: Tensor, end: int) -> Tensor:
+            own = values.new_empty(int(offsets[-1])).index_copy(0, place, values.index_select(0, source))
+            return own.index_fill(0, last, end)
+
+        regions = caption.token_region
+        return Segment(
+            tokens=filled(caption.tokens, self.end_id),
+            offsets=offsets,
+            word_starts=filled(caption.word_starts, True),
+            token_region=None if regions is None else filled(regions, NONE),
+        )
+
+
+def causal_texts(texts: Texts, caption: Segment) -> Texts:
+    """The texts with these captions, which are written from left to right."""
+    causal = torch.ones(len(caption.offsets) - 1, dtype=torch.bool, device=caption.offsets.device)
+    return replace(texts, segments={**texts.segments, "caption": caption}, causal=causal)
 
 
 class Captioning(nn.Module):
@@ -59,7 +133,6 @@ class Captioning(nn.Module):
 
     """
 
-    word_ids: Tensor
     unwritten: Tensor
 
     abilities: frozenset[Ability] = frozenset({"task", "captions"})
@@ -87,69 +160,26 @@ class Captioning(nn.Module):
         self.mask_id, self.end_id = mask_id, end_id
         self.max_tokens = model.max_tokens["caption"]  # the end included
         self.most_written = min(most_written or self.max_tokens, self.max_tokens)
-        self.probability, self.most_masked = probability, most_masked
+        words = torch.tensor(word_ids, device="cpu")
+        self.corrupt = CaptionMasking(mask_id, end_id, words, probability, most_masked, self.max_tokens)
         self.label_smoothing, self.drop_worst, self.drop_worst_after = label_smoothing, drop_worst, drop_worst_after
-        words = len(model.tied("word_embeddings"))
-        self.register_buffer("word_ids", torch.tensor(word_ids), persistent=False)
-        unwritten = torch.ones(words, dtype=torch.bool).index_fill(0, torch.tensor([*word_ids, end_id]), False)
+        size = len(model.tied("word_embeddings"))
+        unwritten = torch.ones(size, dtype=torch.bool).index_fill(0, torch.tensor([*word_ids, end_id]), False)
         self.register_buffer("unwritten", unwritten, persistent=False)
         self.transform = Transform(model.hidden_size, model.norm_eps)
-        self.bias = nn.Parameter(torch.zeros(words))
+        self.bias = nn.Parameter(torch.zeros(size))
         initialise(self, model.initial_std)
-
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, CaptionTargets]:
-        """End the captions, mask some of their words and make them causal.
-
-        Raises:
-            ValueError: there is no segment `caption`.
-        """
-        if "caption" not in batch.texts.segments:
-            raise ValueError(f"the pairs of source {batch.source!r} have no segment `caption`")
-        caption = self.ended(batch.texts.segments["caption"])
-        tokens = lengths_of(caption.offsets)
-        count = ((tokens + 1) * self.probability).round().long().clamp(1, self.most_masked)
-        chosen = choose_some(caption.offsets, count, generator)
-        masked = replace_tokens(caption.tokens, chosen, self.mask_id, self.word_ids, generator)
-        texts = self._causal(batch.texts, replace(caption, tokens=masked))
-        targets = CaptionTargets(caption.tokens, chosen, batch.matched, batch.step)
-        return replace(batch, texts=texts), targets
-
-    def ended(self, caption: Segment) -> Segment:
-        """Captions, cut so that they and their end are no longer than the model takes; an empty one gets no end."""
-        kept = lengths_of(caption.offsets).clamp(max=self.max_tokens - 1)
-        offsets = offsets_of(kept + (kept > 0))
-        last = (offsets[1:] - 1)[kept > 0]
-        source, _ = ranges(caption.offsets[:-1], kept)
-        place, _ = ranges(offsets[:-1], kept)
-
-        def filled(values: Tensor, end: int) -> Tensor:
-            own = values.new_empty(int(offsets[-1])).index_copy(0, place, values.index_select(0, source))
-            return own.index_fill(0, last, end)
-
-        regions = caption.token_region
-        return Segment(
-            tokens=filled(caption.tokens, self.end_id),
-            offsets=offsets,
-            word_starts=filled(caption.word_starts, True),
-            token_region=None if regions is None else filled(regions, NONE),
-        )
-
-    def _causal(self, texts: Texts, caption: Segment) -> Texts:
-        causal = torch.ones(len(caption.offsets) - 1, dtype=torch.bool, device=caption.offsets.device)
-        return replace(texts, segments={**texts.segments, "caption": caption}, causal=causal)
 
     def word_logits(self, states: Tensor, model: Model) -> Tensor:
         """States [n, H] to logits [n, vocabulary]."""
         return F.linear(self.transform(states), model.tied("word_embeddings"), self.bias)
 
-    def predict(self, encoded: Encoded, targets: CaptionTargets, model: Model) -> tuple[Tensor, Tensor]:
+    def predict(self, encoded: Encoded, targets: CaptionTargets | CaptionRows, model: Model) -> tuple[Tensor, Tensor]:
         """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""
-        where = encoded.tokens["caption"]
-        keep = targets.chosen.index_select(0, where.source) & targets.matched.index_select(0, where.pair)
-        states = encoded.text.values.index_select(0, where.row[keep])
-        return self.word_logits(states, model), targets.labels.index_select(0, where.source[keep])
+        at = targets.locate(encoded.places)
+        return self.word_logits(encoded.text.values.index_select(0, at.rows), model), at.labels
 
-    def loss(self, encoded: Encoded, targets: CaptionTargets, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: CaptionTargets | CaptionRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `captioning`. Report: `captioning_accuracy`, of the masked words."""
         logits, labels = self.predict(encoded, targets, model)
         losses = smoothed_divergence(at_least_float32(logits), labels, self.label_smoothing)
@@ -197,7 +227,7 @@ class Captioning(nn.Module):
         numbers = torch.arange(count, device=tokens.device)
         own = replace(
             batch,
-            texts=self._causal(Texts(segments, numbers), caption),
+            texts=causal_texts(Texts(segments, numbers), caption),
             pairs=torch.cat([numbers[:, None], pairs[:, 1:]], 1),
             matched=batch.matched.index_select(0, chosen),
             answers=None,

@@ -9,11 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
 from vlp.evaluation.choices import ChoiceEvaluation
 from vlp.interfaces import Batch
 from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
+
+
+@dataclass(frozen=True)
+class ChoiceRows:
+    """`questions` int64 [n]: those whose right choice is known. `right` float [n, choices]: 1 for it."""
+
+    questions: Tensor
+    right: Tensor
+
+    def locate(self, places: Places) -> ChoiceRows:
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,30 @@ class ChoiceTargets:
 
     right: Tensor
     asked: Tensor
+
+    def locate(self, places: Places) -> ChoiceRows:
+        """The questions whose right choice is known."""
+        questions = self.asked.nonzero()[:, 0]
+        return ChoiceRows(questions, self.right.index_select(0, questions))
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """What `MultipleChoice` does to a batch, which stays as it is. `choices`: of each question."""
+
+    choices: int
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, ChoiceTargets]:
+        """The batch as it is.
+
+        Raises:
+            ValueError: its pairs are not the choices of questions.
+        """
+        scores = batch.answer_scores
+        if scores is None or len(batch.pairs) != self.choices * (len(scores.offsets) - 1):
+            raise ValueError(f"the pairs of source {batch.source!r} are not questions with {self.choices} choices each")
+        right = scores.dense(self.choices)
+        return batch, ChoiceTargets(right, right.any(1) & batch.matched.view(-1, self.choices).all(1))
 
 
 class MultipleChoice(nn.Module):
@@ -55,20 +91,9 @@ class MultipleChoice(nn.Module):
     ):
         super().__init__()
         self.choices, self.kind = choices, loss
+        self.corrupt = Choosing(choices)
         classes = 2 if loss == "each" else 1
         self.classifier = Classifier(model.pooled_size, classes, head, model.norm_eps, model.initial_std)
-
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, ChoiceTargets]:
-        """The batch as it is.
-
-        Raises:
-            ValueError: its pairs are not the choices of questions.
-        """
-        scores = batch.answer_scores
-        if scores is None or len(batch.pairs) != self.choices * (len(scores.offsets) - 1):
-            raise ValueError(f"the pairs of source {batch.source!r} are not questions with {self.choices} choices each")
-        right = scores.dense(self.choices)
-        return batch, ChoiceTargets(right, right.any(1) & batch.matched.view(-1, self.choices).all(1))
 
     def logits(self, encoded: Encoded) -> Tensor:
         """Scores float32 [questions, choices]."""
@@ -82,11 +107,11 @@ class MultipleChoice(nn.Module):
         """Scores to numbers that sum to one."""
         return logits.softmax(1)
 
-    def loss(self, encoded: Encoded, targets: ChoiceTargets, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: ChoiceTargets | ChoiceRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `multiple_choice`. Report: `choice_accuracy`."""
-        asked = targets.asked.nonzero()[:, 0]
-        outputs, right = (table.index_select(0, asked) for table in (self._outputs(encoded), targets.right))
-        count = max(len(asked), 1)
+        at = targets.locate(encoded.places)
+        outputs, right = self._outputs(encoded).index_select(0, at.questions), at.right
+        count = max(len(right), 1)
         if self.kind == "each":
             labels = right.long().flatten()
             loss = F.cross_entropy(outputs.flatten(0, 1), labels, reduction="sum") / (count * self.choices)

@@ -9,14 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.precision import at_least_float32
-from vlp.nn.ragged import offsets_of, padded_index
+from vlp.nn.ragged import Padded, offsets_of, padded
 from vlp.nn.transformer import initialise
 
 ALONE = "adds pairs of its own to the batch, which the others of its group would take for the data's, or swap"
+
+
+@dataclass(frozen=True)
+class RankingRows:
+    """What `RankingTargets` has, and for each pair its negatives side by side."""
+
+    positives: int
+    owner: Tensor
+    negatives: Padded
+
+    def locate(self, places: Places) -> RankingRows:
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,50 @@ class RankingTargets:
     owner: Tensor
     group: Tensor
     pool: Batch | None = None
+
+    def locate(self, places: Places) -> RankingRows | RankingTargets:
+        """The negatives of each pair; of the hardest, which are not known yet, itself."""
+        if self.pool is not None:
+            return self
+        return RankingRows(self.positives, self.owner, side_by_side(self.owner, self.positives))
+
+
+def side_by_side(owner: Tensor, pairs: int) -> Padded:
+    """For each of some pairs the places of its negatives, given the pair that each belongs to."""
+    order = owner.argsort(stable=True)
+    view = padded(offsets_of(torch.bincount(owner, minlength=pairs)))
+    return Padded(view.of(order), view.real)
+
+
+@dataclass(frozen=True)
+class DrawingNegatives:
+    """What `PairRanking` does to a batch. `negatives`: see there. `pooled`: they are a batch of their own."""
+
+    negatives: int
+    pooled: bool
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, RankingTargets]:
+        """The batch with negatives after its pairs, unless the hardest are to be chosen first.
+
+        Pairs that are mismatched, or lack text or image, have none.
+        """
+        wrong, owner, side = draw_negatives(batch, self.negatives, generator)
+        count = len(batch.pairs)
+        mismatched = torch.zeros(len(wrong), dtype=torch.bool, device=wrong.device)
+        pool = replace(
+            batch,
+            pairs=wrong,
+            matched=mismatched,
+            answers=None,
+            answer_scores=None,
+            target_boxes=None,
+            hard_images=None,
+        )
+        targets = RankingTargets(count, owner, 2 * owner + side, pool)
+        if self.pooled:
+            return batch, targets
+        pairs, matched = torch.cat([batch.pairs, wrong]), torch.cat([batch.matched, mismatched])
+        return replace(pool, pairs=pairs, matched=matched), replace(targets, pool=None)
 
 
 class PairRanking(nn.Module):
@@ -71,61 +128,38 @@ class PairRanking(nn.Module):
         super().__init__()
         if negatives < 1 or (hardest is not None and not 1 <= hardest <= negatives):
             raise ValueError(f"negatives={negatives} and hardest={hardest} must be positive, hardest not the greater")
-        self.negatives, self.hardest, self.kind, self.margin = negatives, hardest, loss, margin
+        self.hardest, self.kind, self.margin = hardest, loss, margin
+        self.corrupt = DrawingNegatives(negatives, pooled=hardest is not None)
         self.classify = nn.Linear(model.pooled_size, 1)
         initialise(self, model.initial_std)
-
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, RankingTargets]:
-        """The batch with negatives after its pairs, unless the hardest are to be chosen first.
-
-        Pairs that are mismatched, or lack text or image, have none.
-        """
-        wrong, owner, side = draw_negatives(batch, self.negatives, generator)
-        count = len(batch.pairs)
-        mismatched = torch.zeros(len(wrong), dtype=torch.bool, device=wrong.device)
-        pool = replace(
-            batch,
-            pairs=wrong,
-            matched=mismatched,
-            answers=None,
-            answer_scores=None,
-            target_boxes=None,
-            hard_images=None,
-        )
-        targets = RankingTargets(count, owner, 2 * owner + side, pool)
-        if self.hardest is not None:
-            return batch, targets
-        pairs, matched = torch.cat([batch.pairs, wrong]), torch.cat([batch.matched, mismatched])
-        return replace(pool, pairs=pairs, matched=matched), replace(targets, pool=None)
 
     def score(self, encoded: Encoded) -> Tensor:
         """How well text and image match, float32 [P], for ranking."""
         return at_least_float32(self.classify(encoded.pooled["pair"]))[:, 0]
 
-    def loss(self, encoded: Encoded, targets: RankingTargets, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: RankingTargets | RankingRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `pair_ranking`. Report: `ranking_accuracy`, the share of negatives that are below their pair."""
-        scores, owner = self.score(encoded), targets.owner
-        if targets.pool is None:
-            scores, wrong = scores[: targets.positives], scores[targets.positives :]
-        else:
-            chosen = self._hardest(targets.pool, targets.group, model)
-            owner = owner.index_select(0, chosen)
-            some = len(chosen) > 0
-            wrong = self.score(model(_some_pairs(targets.pool, chosen))) if some else scores.new_zeros(0)
-        if not len(owner):
+        scores, at = self.score(encoded), targets.locate(encoded.places)
+        if isinstance(at, RankingRows):
+            scores, wrong = scores[: at.positives], scores[at.positives :]
+        else:  # which negatives count depends on scores, so here alone sizes are not known before
+            assert at.pool is not None
+            chosen = self._hardest(at.pool, at.group, model)
+            owner = at.owner.index_select(0, chosen)
+            wrong = self.score(model(_some_pairs(at.pool, chosen))) if len(chosen) else scores.new_zeros(0)
+            at = RankingRows(at.positives, owner, side_by_side(owner, at.positives))
+        if not len(at.owner):
             return {"pair_ranking": scores.sum() * 0}, {"ranking_accuracy": scores.new_zeros(())}
-        own = scores.index_select(0, owner)
+        own = scores.index_select(0, at.owner)
         below = (wrong.detach() < own.detach()).float().mean()
         if self.kind == "margin":
             loss = F.relu(self.margin + wrong.sigmoid() - own.sigmoid()).mean()
         else:
-            order = owner.argsort(stable=True)
-            counts = torch.bincount(owner, minlength=len(scores))
-            index, real = padded_index(offsets_of(counts), int(counts.max()))
-            table = wrong.index_select(0, order).index_select(0, index.flatten()).view(index.shape)
-            table = torch.cat([scores[:, None], table.masked_fill(~real, -torch.inf)], 1)
+            real = at.negatives.real
+            table = torch.cat([scores[:, None], at.negatives.of(wrong).masked_fill(~real, -torch.inf)], 1)
             each = table.logsumexp(1) - scores
-            loss = torch.where(counts > 0, each, 0).sum() / (counts > 0).sum()
+            has_some = real.any(1)
+            loss = torch.where(has_some, each, 0).sum() / has_some.sum()
         return {"pair_ranking": loss}, {"ranking_accuracy": below}
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,9 +14,10 @@ from vlp.evaluation.answers import AnswerEvaluation
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
-from vlp.nn.ragged import lengths_of, padded_index
+from vlp.nn.ragged import Padded, padded
 from vlp.tasks.answer_classification import (
     AnswerTargets,
+    AskedRows,
     LossKind,
     check_answers,
     check_two_images,
@@ -24,6 +25,36 @@ from vlp.tasks.answer_classification import (
     probabilities_of,
     targets_of,
 )
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What `PairedImages` does to a batch: see its arguments. `attend`: whether it has `attention_heads`."""
+
+    answers: int
+    shown: Literal["first", "own"]
+    attend: bool
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AnswerTargets]:
+        """A batch of two pairs for each, with the first and with the second image.
+
+        Raises:
+            ValueError: its texts are not questions, or some have not two images.
+        """
+        pairs = batch.pairs
+        if pairs.shape[1] < 3 or bool((pairs[:, 1:3] == NONE).any()):
+            raise ValueError(
+                f"paired_images needs two images for each question, and source {batch.source!r} has not; the second is"
+                " named by the samples' fact second_images"
+            )
+        targets = targets_of(batch, self.answers)
+        text, one, other = pairs[:, :3].unbind(1)
+        none = torch.full_like(text, NONE)
+        second = [text, other, none] if self.shown == "first" else [text, none, other]
+        both = torch.stack([torch.stack([text, one, none], 1), torch.stack(second, 1)], 1).flatten(0, 1)
+        matched = batch.matched.repeat_interleave(2)
+        split = replace(batch, pairs=both, matched=matched, answers=None, answer_scores=None)
+        return split, replace(targets, side_by_side=self.attend)
 
 
 class PairedImages(nn.Module):
@@ -75,47 +106,35 @@ class PairedImages(nn.Module):
             raise ValueError("attention_heads needs a model of one stream; leave it out for the pooled vectors")
         if attention_heads is not None and (attention_heads < 1 or model.hidden_size % attention_heads):
             raise ValueError(f"attention_heads={attention_heads} does not divide the model's width {model.hidden_size}")
-        self.answers, self.shown, self.kind = answers, shown, loss
+        self.corrupt = Pairing(answers, shown, attention_heads is not None)
+        self.kind = loss
         self.attention = (
             None if attention_heads is None else PairedAttention(model.hidden_size, attention_heads, dropout)
         )
         size = model.pooled_size if self.attention is None else model.hidden_size
         self.classifier = Classifier(2 * size, answers, head, model.norm_eps, model.initial_std)
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, AnswerTargets]:
-        """A batch of two pairs for each, with the first and with the second image.
+    def logits(self, encoded: Encoded, sequences: Padded | None = None) -> Tensor:
+        """Logits float32 [P, answers] of 2 P sequences, those of a question side by side.
 
-        Raises:
-            ValueError: its texts are not questions, or some have not two images.
+        sequences: their rows side by side; None: it is seen to here.
         """
-        pairs = batch.pairs
-        if pairs.shape[1] < 3 or bool((pairs[:, 1:3] == NONE).any()):
-            raise ValueError(
-                f"paired_images needs two images for each question, and source {batch.source!r} has not; the second is"
-                " named by the samples' fact second_images"
-            )
-        targets = targets_of(batch, self.answers)
-        text, one, other = pairs[:, :3].unbind(1)
-        none = torch.full_like(text, NONE)
-        second = [text, other, none] if self.shown == "first" else [text, none, other]
-        both = torch.stack([torch.stack([text, one, none], 1), torch.stack(second, 1)], 1).flatten(0, 1)
-        matched = batch.matched.repeat_interleave(2)
-        return replace(batch, pairs=both, matched=matched, answers=None, answer_scores=None), targets
-
-    def logits(self, encoded: Encoded) -> Tensor:
-        """Logits float32 [P, answers] of 2 P sequences, those of a question side by side."""
-        pooled = encoded.pooled["pair"] if self.attention is None else self.attention(encoded)
+        if self.attention is None:
+            pooled = encoded.pooled["pair"]
+        else:
+            view = padded(encoded.text.offsets) if sequences is None else sequences
+            pooled = self.attention(encoded.text.values, view)
         return self.classifier(pooled.reshape(len(pooled) // 2, -1))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits to numbers between 0 and 1, each by itself for `binary` and summing to one otherwise."""
         return probabilities_of(logits, self.kind)
 
-    def loss(self, encoded: Encoded, targets: AnswerTargets, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: AnswerTargets | AskedRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `paired_images`. Report: `answer_accuracy`."""
-        asked = targets.asked.nonzero()[:, 0]
-        logits, scores = self.logits(encoded).index_select(0, asked), targets.scores.index_select(0, asked)
-        loss, accuracy = loss_and_accuracy(logits, scores, self.kind)
+        at = targets.locate(encoded.places)
+        logits = self.logits(encoded, at.sequences).index_select(0, at.pairs)
+        loss, accuracy = loss_and_accuracy(logits, at.scores, self.kind)
         return {"paired_images": loss}, {"answer_accuracy": accuracy}
 
 
@@ -138,11 +157,9 @@ class PairedAttention(nn.Module):
         self.weigh = nn.Linear(size, 1)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, encoded: Encoded) -> Tensor:
-        """Pooled vectors [2 P, size] of 2 P sequences of a model of one stream."""
-        stream = encoded.text
-        index, real = padded_index(stream.offsets, int(lengths_of(stream.offsets).max()))
-        rows = stream.values.index_select(0, index.flatten()).view(*index.shape, -1)
+    def forward(self, values: Tensor, sequences: Padded) -> Tensor:
+        """Pooled vectors [2 P, size] of the rows `values` [N, size] of 2 P sequences."""
+        rows, real = sequences.of(values), sequences.real
         one, other, one_real, other_real = rows[0::2], rows[1::2], real[0::2], real[1::2]
         into_one, _ = self.first(one, other, other, key_padding_mask=~other_real, need_weights=False)
         into_other, _ = self.second(other, one, one, key_padding_mask=~one_real, need_weights=False)

@@ -9,16 +9,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
 from vlp.evaluation.regions import RegionEvaluation
 from vlp.interfaces import NONE, Batch
 from vlp.metrics.boxes import RIGHT, overlaps
 from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
-from vlp.nn.ragged import lengths_of, offsets_of, padded_index
+from vlp.nn.ragged import Padded, lengths_of, offsets_of, padded
+from vlp.objectives.masked_region import region_rows
 from vlp.tasks.answer_classification import asked_of
 
 LossKind = Literal["softmax", "ranking", "binary"]
+
+
+@dataclass(frozen=True)
+class RegionRows:
+    """What `RegionTargets` has of the `pairs` int64 [n] that ask something; `regions`: the rows of regions of each pair
+    side by side, of all pairs.
+    """
+
+    pairs: Tensor
+    overlaps: Tensor
+    keys: Tensor
+    hard: Tensor
+    regions: Padded
+
+    def locate(self, places: Places) -> RegionRows:
+        """Itself."""
+        return self
+
+
+def regions_of_pairs(places: Places) -> Padded:
+    """The rows of regions, numbered among themselves, of each pair side by side."""
+    rows = region_rows(places)
+    return padded(offsets_of(torch.bincount(rows.pair, minlength=len(places.visual) - 1)))
 
 
 @dataclass(frozen=True)
@@ -32,6 +56,44 @@ class RegionTargets:
     asked: Tensor
     keys: Tensor
     hard: Tensor
+
+    def locate(self, places: Places) -> RegionRows:
+        """The pairs that ask something, and the regions of all."""
+        pairs = self.asked.nonzero()[:, 0]
+        overlaps, keys, hard = (table.index_select(0, pairs) for table in (self.overlaps, self.keys, self.hard))
+        return RegionRows(pairs, overlaps, keys, hard, regions_of_pairs(places))
+
+
+@dataclass(frozen=True)
+class Referring:
+    """What `RegionChoice` does to a batch, which stays as it is. `hard_share`: see there."""
+
+    hard_share: float
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, RegionTargets]:
+        """The batch as it is.
+
+        Raises:
+            ValueError: its texts are not expressions with boxes.
+        """
+        asked = asked_of(batch)
+        if batch.target_boxes is None:
+            raise ValueError(
+                f"the questions of source {batch.source!r} have no boxes; region_choice needs data whose samples have"
+                " the fact expressions"
+            )
+        image = batch.pairs[:, 1]
+        counts = torch.where(image != NONE, lengths_of(batch.images.offsets).index_select(0, image.clamp(min=0)), 0)
+        starts = batch.images.offsets.index_select(0, image.clamp(min=0))
+        place = torch.arange(int(counts.max()) if len(counts) else 0, device=counts.device)
+        real = place < counts[:, None]
+        index = torch.where(real, starts[:, None] + place, 0)
+        boxes = batch.images.boxes.index_select(0, index.flatten()).view(*index.shape, 4)
+        found = overlaps(boxes, batch.target_boxes[:, None].to(boxes.dtype)).masked_fill(~real, NONE)
+        known = (batch.target_boxes[:, 2:] > batch.target_boxes[:, :2]).all(1)
+        keys = torch.rand(found.shape, generator=generator, device=found.device)
+        draw = torch.rand(len(found), generator=generator, device=found.device)
+        return batch, RegionTargets(found, asked & known & (counts > 0), keys, draw < self.hard_share)
 
 
 class RegionChoice(nn.Module):
@@ -71,62 +133,36 @@ class RegionChoice(nn.Module):
         hard_share: float = 1.0,
     ):
         super().__init__()
-        self.kind, self.margin, self.hard_share = loss, margin, hard_share
+        self.kind, self.margin = loss, margin
+        self.corrupt = Referring(hard_share)
         self.classifier = Classifier(model.visual_size, 1, head, model.norm_eps, model.initial_std)
 
-    def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, RegionTargets]:
-        """The batch as it is.
+    def logits(self, encoded: Encoded, regions: Padded | None = None) -> Tensor:
+        """Scores of regions, float32 [P, most regions], in the order of the images; -inf where there is none.
 
-        Raises:
-            ValueError: its texts are not expressions with boxes.
+        regions: see `regions_of_pairs`; None: it is seen to here.
         """
-        asked = asked_of(batch)
-        if batch.target_boxes is None:
-            raise ValueError(
-                f"the questions of source {batch.source!r} have no boxes; region_choice needs data whose samples have"
-                " the fact expressions"
-            )
-        image = batch.pairs[:, 1]
-        counts = torch.where(image != NONE, lengths_of(batch.images.offsets).index_select(0, image.clamp(min=0)), 0)
-        starts = batch.images.offsets.index_select(0, image.clamp(min=0))
-        place = torch.arange(int(counts.max()) if len(counts) else 0, device=counts.device)
-        real = place < counts[:, None]
-        index = torch.where(real, starts[:, None] + place, 0)
-        boxes = batch.images.boxes.index_select(0, index.flatten()).view(*index.shape, 4)
-        found = overlaps(boxes, batch.target_boxes[:, None].to(boxes.dtype)).masked_fill(~real, NONE)
-        known = (batch.target_boxes[:, 2:] > batch.target_boxes[:, :2]).all(1)
-        keys = torch.rand(found.shape, generator=generator, device=found.device)
-        draw = torch.rand(len(found), generator=generator, device=found.device)
-        return batch, RegionTargets(found, asked & known & (counts > 0), keys, draw < self.hard_share)
-
-    def logits(self, encoded: Encoded) -> Tensor:
-        """Scores of regions, float32 [P, most regions], in the order of the images; -inf where there is none."""
-        assert encoded.regions is not None
-        rows = encoded.regions
+        rows = region_rows(encoded.places)
         scores = self.classifier(encoded.visual.values.index_select(0, rows.row))[:, 0]
-        counts = torch.bincount(rows.pair, minlength=len(encoded.visual.offsets) - 1)
-        if not len(scores):
-            return scores.new_zeros(len(counts), 0)
-        index, real = padded_index(offsets_of(counts), int(counts.max()))
-        table = scores.index_select(0, index.flatten()).view(index.shape)
-        return table.masked_fill(~real, -torch.inf)
+        regions = regions_of_pairs(encoded.places) if regions is None else regions
+        return regions.of(scores).masked_fill(~regions.real, -torch.inf)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Scores to numbers between 0 and 1, which sum to one for `softmax`."""
         return logits.softmax(1) if self.kind == "softmax" else logits.sigmoid()
 
-    def loss(self, encoded: Encoded, targets: RegionTargets, model: Model) -> tuple[Losses, Report]:
+    def loss(self, encoded: Encoded, targets: RegionTargets | RegionRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `region_choice`. Report: `region_accuracy`."""
-        asked = targets.asked.nonzero()[:, 0]
-        scores, found = (table.index_select(0, asked) for table in (self.logits(encoded), targets.overlaps))
-        if not len(asked):
+        at = targets.locate(encoded.places)
+        scores, found = self.logits(encoded, at.regions).index_select(0, at.pairs), at.overlaps
+        if not len(found):
             return {"region_choice": encoded.visual.values.sum() * 0}, {"region_accuracy": found.new_zeros(())}
         right = found.gather(1, scores.detach().argmax(1, keepdim=True)) >= RIGHT
         if self.kind == "binary":
             each = F.binary_cross_entropy_with_logits(
                 scores.masked_fill(found < 0, 0.0), found.masked_fill(found < RIGHT, 0.0), reduction="none"
             )
-            loss = each.masked_fill(found < 0, 0.0).sum() / len(asked)
+            loss = each.masked_fill(found < 0, 0.0).sum() / len(found)
         else:
             best, labels = found.max(1)
             known = best >= RIGHT
@@ -134,8 +170,8 @@ class RegionChoice(nn.Module):
                 labels = torch.where(known, labels, NONE)
                 loss = F.cross_entropy(scores, labels, ignore_index=NONE, reduction="sum") / known.sum().clamp(min=1)
             else:
-                keys, hard = (t.index_select(0, asked) for t in (targets.keys, targets.hard))
-                loss = self._ranking(scores, labels, known, found, torch.where(hard[:, None], scores.detach(), keys))
+                keys = torch.where(at.hard[:, None], scores.detach(), at.keys)
+                loss = self._ranking(scores, labels, known, found, keys)
         return {"region_choice": loss}, {"region_accuracy": right.float().mean()}
 
     def _ranking(self, scores: Tensor, labels: Tensor, known: Tensor, found: Tensor, keys: Tensor) -> Tensor:

@@ -9,14 +9,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import lightning
-import torch
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from vlp.distributed import rank, sum_over_ranks
+from vlp.distributed import rank
 from vlp.interfaces import Batch
 from vlp.run_folder import RunFolder
 from vlp.training.held_out import held_out_losses
@@ -186,6 +185,15 @@ class StepEnd(lightning.Callback):
         sys.stdout.flush()
         os._exit(code)
 
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Any
+    ) -> None:
+        """List what was replaced, and note what the module asks the other processes about along with the losses."""
+        record = cast(TrainingModule, pl_module).record
+        record.asked_to_stop = int(self.signals.asked)
+        if record.replaced:  # before the processes meet: once they have, others may save the step that this one dies in
+            self.folder.quarantine(trainer.global_step + 1, record.replaced)
+
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -198,7 +206,7 @@ class StepEnd(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """At the end of an optimizer step: measure, validate, log, show, save."""
-        if batch.micro_batch + trainer.world_size >= self.micro_batches_per_step:
+        if batch.batch.micro_batch + trainer.world_size >= self.micro_batches_per_step:
             self._step_ended(trainer, pl_module)
         # before each batch Lightning has the processes wait for one another
         self.watch.now(
@@ -252,20 +260,14 @@ class StepEnd(lightning.Callback):
     def _measure(self, step: int, module: TrainingModule) -> tuple[dict[str, Any], bool]:
         """The step's row, and whether a signal to any process asks to stop; the same on all processes."""
         record, module.record = module.record, StepRecord()
-        if record.replaced:  # before the processes meet: once they have, others may save the step that this one dies in
-            self.folder.quarantine(step, record.replaced)
-        names = [] if record.skipped else sorted(record.values)
-        sums = [float(sum(record.values[name])) for name in names]
-        counts = [record.pairs, record.rows, record.computed_rows, len(record.replaced), int(self.signals.asked)]
-        totals = sum_over_ranks(torch.tensor([*sums, *counts], dtype=torch.float64, device=module.device))
-        values = totals.tolist()
-        pairs, rows, computed, replaced, stop = values[len(names) :]
+        pairs, rows, computed, replaced, stop = record.counts
         seconds = time.perf_counter() - self.step_began
         waited, self.waited = self.waited, 0.0
         row: dict[str, Any] = {"step": step, "group": record.group}
-        means = {name: values[n] / self.micro_batches_per_step for n, name in enumerate(names)}
-        row.update(_without_idle(means))
-        if record.skipped:
+        if not record.skipped:
+            means = {name: value / self.micro_batches_per_step for name, value in record.sums.items()}
+            row.update(_without_idle(means))
+        else:
             row["skipped"] = record.skipped
             self._judge_skipped(step, record.skipped)
         row["lr"] = self.lr

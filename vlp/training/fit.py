@@ -72,7 +72,8 @@ def build_module(config: RunConfig, tokenizer: Tokenizer, facts: DataFacts) -> T
     torch.manual_seed(config.seed)
     model, objectives, groups = build_run(config, tokenizer, facts)
     t = config.trainer
-    return TrainingModule(model, objectives, groups, config.optim, t.max_steps, config.seed, t.on_non_finite)
+    module = TrainingModule(model, objectives, groups, config.optim, t.max_steps, config.seed, t.on_non_finite)
+    return module.double() if t.precision == DOUBLE else module
 
 
 def fit(
@@ -103,8 +104,6 @@ def fit(
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
-    if precision == DOUBLE:
-        module.double()
     step_end = StepEnd(
         folder,
         Screen(console, config.trainer.max_steps, is_first(environment)),
@@ -140,7 +139,7 @@ def fit(
             accelerator=accelerator,
             devices=devices,
             num_nodes=config.trainer.num_nodes,
-            # doubles are made by TrainingModule.in_own_precision, for Lightning can't change our batches
+            # doubles are made by vlp.training.prepare, for Lightning can't change our batches
             precision="32-true" if precision == DOUBLE else precision,  # type: ignore[arg-type]
             plugins=[CheckpointFiles(), environment],
             strategy=strategy if processes > 1 else "auto",

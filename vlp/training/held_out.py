@@ -20,6 +20,7 @@ def held_out_losses(module: TrainingModule, batches: Iterable[Batch]) -> dict[st
     Of an objective only the micro-batches count where it had something to predict, its loss being zero otherwise.
     """
     module.eval()
+    preparation = module.preparation
     sums: dict[str, torch.Tensor] = {}
     device = module.device
     # sum and number of micro-batches
@@ -29,12 +30,13 @@ def held_out_losses(module: TrainingModule, batches: Iterable[Batch]) -> dict[st
     for number, batch in enumerate(batches):
         if number % world_size() != rank():
             continue
-        batch = module.in_own_precision(batch.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in str(module.trainer.precision)):
             for place, group in enumerate(module.groups):
                 if not ratio_for(group.sampling_ratio, batch.source):
                     continue
-                total, losses, report, _, _ = module.group_losses(batch, group, module.seed, "validation", number)
+                seed = (module.seed, "validation", number)
+                prepared = preparation.of_group(batch, group, *seed).to(device)
+                total, losses, report, _ = module.losses(prepared, *seed)
                 group_sums[place] += torch.stack([total.double(), one])
                 for name, value in losses.items():
                     sums[name] = sums.get(name, zeros) + torch.stack([value.double(), (value != 0).double()])

@@ -8,10 +8,11 @@ import shutil
 import signal
 import traceback
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from vlp.interfaces import Batch, map_tensors
+from vlp.interfaces import map_tensors
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share; containers often have 64 MiB
 PAGE = 4096  # bytes; a shared tensor takes whole pages
@@ -21,11 +22,11 @@ class LoaderProcessError(RuntimeError):
     """A loader process died, or there is no room for what they send."""
 
 
-def require_shared_memory(batch: Batch, workers: int, prefetch: int, processes: int) -> None:
+def require_shared_memory(batch: Any, workers: int, prefetch: int, processes: int) -> None:
     """Check that there is room for the batches that loader processes have ready, before one waits for it for ever.
 
     Args:
-        batch: one of them; the others are taken to be as large.
+        batch: one of them, as it is handed over; the others are taken to be as large.
         workers: loader processes of each process.
         prefetch: batches that each has ready.
         processes: on this machine.

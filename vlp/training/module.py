@@ -1,4 +1,4 @@
-"""The one LightningModule: draws a group, corrupts the batch, calls the model once, adds up the losses."""
+"""The one LightningModule: calls the model once with a prepared micro-batch, and adds up the losses."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import lightning
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from vlp.build import Group
-from vlp.config import ConfigError, OptimConfig, ratio_for
+from vlp.config import ConfigError, OptimConfig
 from vlp.contracts import Losses, Model, Objective, Report
-from vlp.distributed import derive_seed, generator_for, sum_over_ranks, values_of_ranks
-from vlp.interfaces import Batch, Replacement, map_tensors
+from vlp.distributed import derive_seed, sum_over_ranks, values_of_ranks
+from vlp.interfaces import Replacement
 from vlp.training.optim import build_optimizer, freeze
+from vlp.training.prepare import Preparation, Prepared, preparation_of
 
 
 class NonFiniteError(ArithmeticError):
@@ -39,19 +39,11 @@ class StepRecord:
     # of each micro-batch its number, its image samples and its losses
     parts: list[tuple[int, Tensor, Losses]] = field(default_factory=list)
     skipped: str = ""  # why the optimizer doesn't take the step; the same on all processes
-
-
-def draw_group(groups: list[Group], source: str, *seed: int | str) -> Group:
-    """The group of a step: a pure function of the seed, drawn by the ratios that hold for the source.
-
-    Raises:
-        ConfigError: no group has a positive ratio for the source.
-    """
-    ratios = np.array([ratio_for(group.sampling_ratio, source) for group in groups])
-    if ratios.sum() <= 0:
-        raise ConfigError(f"objectives: no group has a sampling_ratio for the source {source!r}")
-    point = derive_seed("group", *seed) / 2**63 * ratios.sum()
-    return groups[int(np.searchsorted(ratios.cumsum(), point, side="right"))]
+    asked_to_stop: int = 0  # 1 if a signal asks this process to
+    # over all processes, once these have met: the sums of `values`, and pairs, rows, computed rows, replaced samples,
+    # and processes that are asked to stop
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: list[float] = field(default_factory=list)
 
 
 class TrainingModule(lightning.LightningModule):
@@ -59,7 +51,8 @@ class TrainingModule(lightning.LightningModule):
 
     The micro-batch is the atom of randomness: group, corruption and dropout are functions of the seed and the place
     (step, micro-batch) that the batch carries. So accumulation, resuming and the number of processes change nothing.
-    The loss of a step is the mean over its micro-batches.
+    The loss of a step is the mean over its micro-batches. They come prepared (`vlp.training.prepare`): a step is
+    arithmetic on tensors of known sizes, and a device is asked for numbers once a step, before the optimizer.
 
     Args:
         model: a fusion model (`vlp.contracts.AnyModel`).
@@ -100,58 +93,46 @@ class TrainingModule(lightning.LightningModule):
             norm.eval()
         return self
 
-    def group_losses(self, batch: Batch, group: Group, *seed: int | str) -> tuple[Tensor, Losses, Report, int, int]:
-        """Weighted sum, losses, report, rows and computed rows of one group on one micro-batch."""
-        generator = generator_for(batch.pairs.device, "corruption", *seed)
+    @property
+    def preparation(self) -> Preparation:
+        """How micro-batches are prepared for it."""
+        return preparation_of(self.model, self.objectives, self.groups, self.seed, self.dtype == torch.float64)
+
+    def losses(self, prepared: Prepared, *seed: int | str) -> tuple[Tensor, Losses, Report, Any]:
+        """Weighted sum, losses and report of a prepared micro-batch, and what the model gave. seed: of dropout."""
         torch.manual_seed(derive_seed("dropout", *seed))
-        targets: dict[str, Any] = {}
-        objectives = {name: cast(Objective, self.objectives[name]) for name in group.weights}
-        for name, objective in objectives.items():
-            batch, targets[name] = objective.corrupt(batch, generator)
-        encoded = self.model(batch)
+        encoded = self.model(prepared.batch, prepared.planned)
         losses: Losses = {}
         report: Report = {}
-        total = torch.zeros((), device=batch.pairs.device)
-        for name, weight in group.weights.items():
-            own, numbers = objectives[name].loss(encoded, targets[name], cast(Model, self.model))
+        total = torch.zeros((), device=prepared.batch.pairs.device)
+        for name, weight in prepared.group.weights.items():
+            objective = cast(Objective, self.objectives[name])
+            own, numbers = objective.loss(encoded, prepared.targets[name], cast(Model, self.model))
             for key, value in own.items():
                 losses[name if len(own) == 1 else key if key.startswith(name) else f"{name}/{key}"] = value
                 total = total + weight * value
             report.update(numbers)
-        return total, losses, report, encoded.rows, encoded.computed_rows
+        return total, losses, report, encoded
 
-    def in_own_precision(self, batch: Batch) -> Batch:
-        """The batch with numbers of the module's type, where that is float64."""
-        if self.dtype != torch.float64:
-            return batch
-        return map_tensors(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, prepared: Prepared, batch_idx: int) -> Tensor:
         """The loss of one micro-batch.
 
         Raises:
             ConfigError: nothing that is trained has a part in it.
         """
-        batch = self.in_own_precision(batch)
-        group = draw_group(self.groups, batch.source, self.seed, batch.step)
-        total, losses, report, rows, computed = self.group_losses(
-            batch, group, self.seed, batch.step, batch.micro_batch
-        )
+        batch, group, record = prepared.batch, prepared.group, self.record
+        total, losses, report, encoded = self.losses(prepared, self.seed, batch.step, batch.micro_batch)
         if not total.requires_grad:
             raise ConfigError(
                 f"optim.frozen leaves nothing to train of what the objectives of the group {group.name!r} depend on"
             )
-        record = self.record
         record.group, record.step, record.source = group.name, batch.step, batch.source
-        for name, value in {
-            "loss": total,
-            **{f"loss/{k}": v for k, v in losses.items()},
-            **report,
-        }.items():
+        named = {"loss": total, **{f"loss/{name}": value for name, value in losses.items()}, **report}
+        for name, value in named.items():
             record.values.setdefault(name, []).append(value.detach().double())
         record.pairs += len(batch.pairs)
-        record.rows += rows
-        record.computed_rows += computed
+        record.rows += encoded.rows
+        record.computed_rows += encoded.computed_rows
         record.replaced += batch.replaced
         detached = {name: value.detach() for name, value in {"loss": total, **losses}.items()}
         record.parts.append((batch.micro_batch, batch.images.ids, detached))
@@ -166,11 +147,17 @@ class TrainingModule(lightning.LightningModule):
         Raises:
             NonFiniteError: on all processes, if such a step is an error, or if a buffer was spoilt by it.
         """
-        record = self.record
+        record, names = self.record, sorted(self.record.values)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         largest = get_total_norm(gradients, math.inf) if gradients else torch.zeros((), device=self.device)
         finite = torch.stack([largest.double(), *record.values["loss"]]).isfinite().all()
-        if not sum_over_ranks((~finite).double()):
+        counts = [record.pairs, record.rows, record.computed_rows, len(record.replaced), record.asked_to_stop]
+        # one question to the device for all that is asked of a step
+        values = torch.stack([(~finite).double(), *(sum(record.values[name]) for name in names)])  # type: ignore[list-item]
+        both = torch.cat([values, torch.tensor(counts, dtype=values.dtype, device=values.device)])
+        spoilt, *numbers = sum_over_ranks(both).tolist()
+        record.sums, record.counts = dict(zip(names, numbers, strict=False)), numbers[len(names) :]
+        if not spoilt:
             return
         told = "; ".join(dict.fromkeys(text for text in values_of_ranks(self._not_finite()) if text))
         told = f"step {record.step + 1}, group {record.group!r}: {told}"
@@ -179,9 +166,9 @@ class TrainingModule(lightning.LightningModule):
                 f"{told}. Nothing was learned from this step. A lower optim.lr, a longer warm-up or"
                 " trainer.gradient_clip_val may help; trainer.on_non_finite=skip leaves out such steps"
             )
-        spoilt = [name for name, b in self.named_buffers() if b.is_floating_point() and not b.isfinite().all()]
-        if spoilt:
-            raise NonFiniteError(f"{told}. The step can't be left out, for {spoilt[0]} is not finite any more")
+        lost = [name for name, b in self.named_buffers() if b.is_floating_point() and not b.isfinite().all()]
+        if lost:
+            raise NonFiniteError(f"{told}. The step can't be left out, for {lost[0]} is not finite any more")
         for parameter in self.parameters():
             parameter.grad = None
         record.skipped = told

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from vlp.interfaces import Images, Regions
 from vlp.nn.ragged import offsets_of
 from vlp.nn.towers.bert_text import BertSizes
-from vlp.nn.towers.set_head import HeadSizes, SetHead
-from vlp.nn.towers.wenlan_image import WenlanImage, cell_weights, wenlan_image
+from vlp.nn.towers.set_head import HeadSizes, SetHead, plan_sets
+from vlp.nn.towers.wenlan_image import WenlanImage, cell_weights, plan_regions, wenlan_image
 from vlp.nn.towers.wenlan_text import WenlanText
 
 FEATURES, SIZE = 12, 10
@@ -70,8 +70,8 @@ def test_regions_are_what_torch_samples(stretched: bool, points: int) -> None:
     owned = [torch.cat([boxes(3), edge]), boxes(0), boxes(2), boxes(4)]
     given = images(((32, 48), owned[0]), ((32, 32), owned[1]), ((32, 48), owned[2]), ((64, 32), owned[3]))
     model = tower(whole=False, stretched=stretched, points=points)
-    seen = model.regions(given, given.boxes, given.offsets)
-    sides, first, expected = given.sizes.tolist(), 0, []
+    seen = model.regions(given, given.boxes, plan_regions(given, given.offsets))
+    sides, first, expected = given.sizes, 0, []
     for (height, width), own in zip(sides, owned, strict=True):
         pixels = given.pixels[first : first + height * width].view(height, width, 3)
         first += height * width
@@ -156,12 +156,12 @@ def test_a_set_s_embedding_is_what_torch_s_encoder_makes() -> None:
     mean = (states * real[:, :, None]).sum(1) / lengths[:, None]
     expected = head.out(torch.relu(head.hidden(mean)))
     (of_theirs,) = torch.autograd.grad(expected.square().sum(), padded, retain_graph=True)
-    embedded = head(padded[real], offsets_of(lengths))
+    embedded = head(padded[real], plan_sets(offsets_of(lengths)))
     torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=1e-5)
     (of_ours,) = torch.autograd.grad(embedded.square().sum(), padded)
     torch.testing.assert_close(of_ours, of_theirs, atol=1e-5, rtol=1e-4)
     head.train()
-    assert not torch.equal(head(padded[real], offsets_of(lengths)), embedded), "there is dropout in training"
+    assert not torch.equal(head(padded[real], plan_sets(offsets_of(lengths))), embedded), "there is dropout in training"
 
 
 @torch.no_grad()
@@ -178,7 +178,7 @@ def test_padding_of_texts_is_seen_only_where_it_is_asked_for() -> None:
     assert seeing.full_length
     assert not blind.full_length
     everything = seeing.backbone(wide, torch.tensor([8, 8])).view(2, 8, -1)
-    expected = seeing.head(torch.cat([everything[0, :5], everything[1, :3]]), torch.tensor([0, 5, 8]))
+    expected = seeing.head(torch.cat([everything[0, :5], everything[1, :3]]), plan_sets(torch.tensor([0, 5, 8])))
     torch.testing.assert_close(seeing(wide, lengths), expected)
     assert not torch.allclose(expected, blind(wide, lengths), atol=1e-3)
     with pytest.raises(ValueError, match="padded to 5 tokens, not to context_length 8"):

@@ -5,36 +5,66 @@ Letters: h, w height and width of a picture; y, x rows and columns of its grid.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from vlp.interfaces import Images
 from vlp.nn.ragged import offsets_of, owner_of_rows, ranges
 
 
-def by_size(images: Images, mean: Tensor, std: Tensor) -> list[tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class PictureGroup:
+    """Pictures of one size: `numbers` int64 [n] of the images, and `starts` int64 [n], where their pixels begin; None:
+    these are all pictures, in order.
+    """
+
+    height: int
+    width: int
+    numbers: Tensor
+    starts: Tensor | None
+
+
+def group_by_size(images: Images) -> list[PictureGroup]:
+    """The pictures in groups of equal size."""
+    assert images.sizes is not None
+    device = images.ids.device
+    members: dict[tuple[int, int], list[int]] = {}
+    starts = [0, *accumulate(height * width for height, width in images.sizes)]
+    for number, size in enumerate(images.sizes):
+        members.setdefault(size, []).append(number)
+    return [
+        PictureGroup(
+            height,
+            width,
+            torch.tensor(numbers, device=device),
+            torch.tensor([starts[n] for n in numbers], device=device) if len(members) > 1 else None,
+        )
+        for (height, width), numbers in members.items()
+    ]
+
+
+def by_size(
+    images: Images, mean: Tensor, std: Tensor, planned: list[PictureGroup] | None = None
+) -> list[tuple[Tensor, Tensor]]:
     """The pictures in groups of equal size: numbers int64 [n] of the images, and pixels float [n, 3, h, w].
 
     Pixels from 0 to 1, of which `mean` float [3] is subtracted, then divided by `std` float [3].
     """
     assert images.pixels is not None
-    assert images.sizes is not None
-    members: dict[tuple[int, int], list[int]] = {}
-    for number, (height, width) in enumerate(images.sizes.tolist()):
-        members.setdefault((height, width), []).append(number)
-    starts, groups = offsets_of(images.sizes.prod(1)), []
-    for (height, width), chosen in members.items():
-        numbers = torch.tensor(chosen, device=images.pixels.device)
+    groups = []
+    for group in group_by_size(images) if planned is None else planned:
         pixels = images.pixels
-        if len(members) > 1:
-            place = torch.arange(height * width, device=pixels.device)
-            pixels = pixels.index_select(0, (starts.index_select(0, numbers)[:, None] + place).flatten())
-        pixels = pixels.view(-1, height, width, 3)
+        if group.starts is not None:
+            place = torch.arange(group.height * group.width, device=pixels.device)
+            pixels = pixels.index_select(0, (group.starts[:, None] + place).flatten())
+        pixels = pixels.view(-1, group.height, group.width, 3)
         if not pixels.is_floating_point():
             pixels = pixels.to(mean.dtype) / 255
-        groups.append((numbers, ((pixels - mean) / std).permute(0, 3, 1, 2)))
+        groups.append((group.numbers, ((pixels - mean) / std).permute(0, 3, 1, 2)))
     return groups
 
 
@@ -45,37 +75,58 @@ def grid_cells(rows: int, columns: int, like: Tensor) -> Tensor:
     return torch.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], 1)
 
 
-def grid_regions(images: Images, grids: list[tuple[Tensor, Tensor]], most: int | None = None) -> Images:
-    """The images with the cells of their grids as regions, line by line, in place of pixels.
+@dataclass(frozen=True)
+class GridPlan:
+    """Regions that will be made of pictures. `groups`: how these go through the backbone. `index` int64 [R]: the cell
+    that each region is, of all groups' cells end to end. `offsets` and `boxes`: as those of images.
+    """
+
+    groups: list[PictureGroup]
+    index: Tensor
+    offsets: Tensor
+    boxes: Tensor
+
+
+def plan_grid(
+    images: Images, grid: Callable[[int, int], tuple[int, int]], most: int | None, generator: Generator | None
+) -> GridPlan:
+    """The regions of images with pixels: the cells of their grids, line by line.
 
     Args:
-        grids: of each group of `by_size`, the numbers and features float [n, y, x, F].
-        most: of an image with more cells, so many are kept, drawn at random by torch's generator.
+        grid: rows and columns of the grid of a picture of some height and width.
+        most: of an image with more cells, so many are kept, drawn at random; all without a generator.
     """
-    device = images.ids.device
+    device, groups = images.ids.device, group_by_size(images)
     first, count = (torch.zeros(len(images.ids), dtype=torch.int64, device=device) for _ in range(2))
-    features, boxes = [], []
-    total = 0
-    for numbers, grid in grids:
-        pictures, rows, columns, _ = grid.shape
-        first[numbers] = total + rows * columns * torch.arange(pictures, device=device)
-        count[numbers] = rows * columns
-        features.append(grid.flatten(0, 2))
-        boxes.append(grid_cells(rows, columns, grid).repeat(pictures, 1))
-        total += len(features[-1])
+    boxes, total = [], 0
+    for group in groups:
+        rows, columns = grid(group.height, group.width)
+        pictures = len(group.numbers)
+        first[group.numbers] = total + rows * columns * torch.arange(pictures, device=device)
+        count[group.numbers] = rows * columns
+        boxes.append(grid_cells(rows, columns, images.ids).repeat(pictures, 1))
+        total += pictures * rows * columns
     index, _ = ranges(first, count)
-    if most is not None and bool((count > most).any()):
+    if most is not None and generator is not None and bool((count > most).any()):
         owner = owner_of_rows(count)
-        drawn = torch.argsort(owner + torch.rand(total, dtype=torch.float64, device=device))  # at random in each image
+        draw = torch.rand(total, generator=generator, dtype=torch.float64).to(device)
+        drawn = torch.argsort(owner + draw)  # at random in each image
         rank = torch.empty_like(drawn)
         rank[drawn] = torch.arange(total, device=device)
         index = index[rank - offsets_of(count).index_select(0, owner) < most]
         count = count.clamp(max=most)
-    return replace(
-        images,
-        offsets=offsets_of(count),
-        features=torch.cat(features).index_select(0, index),
-        boxes=torch.cat(boxes).index_select(0, index),
-        pixels=None,
-        sizes=None,
-    )
+    return GridPlan(groups, index, offsets_of(count), torch.cat(boxes).index_select(0, index))
+
+
+def grid_regions(images: Images, grids: Sequence[Tensor], planned: GridPlan) -> Images:
+    """The images with the cells of their grids as regions, in place of pixels.
+
+    grids: features float [n, y, x, F] of each group.
+    """
+    features = torch.cat([grid.flatten(0, 2) for grid in grids]).index_select(0, planned.index)
+    return replace(placed(images, planned), features=features)
+
+
+def placed(images: Images, planned: GridPlan) -> Images:
+    """The images with such regions, whose features are not known yet."""
+    return replace(images, offsets=planned.offsets, boxes=planned.boxes, pixels=None, sizes=None)

@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlp.contracts import Start
 from vlp.interfaces import Images
-from vlp.nn.backbones.pixels import by_size, grid_regions
+from vlp.nn.backbones.pixels import GridPlan, by_size, grid_regions, plan_grid
 from vlp.nn.backbones.timm_layers import timm_layers
+
+
+def last_grid(name: str) -> Any:
+    """timm's trunk up to its last grid, with random weights, and what it gives: [n, F, y, x] alone.
+
+    The getter cuts off what follows, and keeps the names of the rest.
+    """
+    import timm  # only here, since it takes seconds
+
+    return timm.create_model(name, pretrained=False, features_only=True, feature_cls="getter", out_indices=(-1,))
+
+
+@cache
+def weightless_grid(name: str) -> Any:
+    """The trunk without numbers, which tells sizes alone."""
+    with torch.device("meta"):
+        return last_grid(name).eval()
+
+
+@cache
+def grid_size(name: str, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a trunk's last grid for a picture of that size."""
+    with torch.device("meta"), torch.no_grad():
+        (grid,) = weightless_grid(name)(torch.empty(1, 3, height, width))
+    return grid.shape[2], grid.shape[3]
+
+
+@dataclass(frozen=True)
+class TrunkPlan:
+    """Which cells pictures become; a backbone's `plan`. `name`, `most`: see `TimmGrid`."""
+
+    name: str
+    most: int | None
+
+    def __call__(self, images: Images, generator: Generator | None = None) -> GridPlan:
+        """See `plan_grid`."""
+        return plan_grid(images, self.grid, self.most, generator)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        return grid_size(self.name, height, width)
 
 
 class TimmGrid(nn.Module):
@@ -50,13 +93,10 @@ class TimmGrid(nn.Module):
 
         if not timm.is_model(name):
             raise ValueError(f"timm has no trunk {name!r}; timm.list_models() gives its names")
-        self.weights, self.most = weights, most
-        # the getter cuts off what follows the last grid, and keeps the names of the rest
-        features: Any = timm.create_model(
-            name, pretrained=False, features_only=True, feature_cls="getter", out_indices=(-1,)
-        )
+        self.weights = weights
+        self.plan = TrunkPlan(name, most)
+        features = last_grid(name)
         self.trunk, self.feature_size = features, features.feature_info.channels()[-1]
-        self.reduction = features.feature_info.reduction()[-1]
         with torch.device("meta"):
             whole = timm.create_model(name, pretrained=False)
         self.left_out = whole.state_dict().keys() - features.model.state_dict().keys()
@@ -79,18 +119,16 @@ class TimmGrid(nn.Module):
         """What the trunk begins with, if a file is named."""
         return None if self.weights is None else Start(self.trunk.model, self.weights, frozenset(self.left_out))
 
-    def cells(self, sizes: Tensor) -> Tensor:
-        """Cells of pictures of these heights and widths, int64 [I, 2] to [I]."""
-        return (sizes // self.reduction).prod(1)
-
     def layer_order(self) -> list[list[str]]:
         """Names of the trunk's parameters by layer, as `vlp.contracts.AnyModel.layer_order`."""
         return timm_layers(self.trunk.model, "trunk.model.")
 
-    def forward(self, images: Images) -> Images:
+    def forward(self, images: Images, planned: GridPlan | None = None) -> Images:
         """The images with the cells of the trunk's last grid as regions, in place of pixels."""
+        if planned is None:
+            planned = self.plan(images, torch.default_generator if self.training else None)
         grids = []
-        for numbers, pixels in by_size(images, self.mean, self.std):
+        for _, pixels in by_size(images, self.mean, self.std, planned.groups):
             (grid,) = self.trunk(pixels)  # [n, F, y, x]
-            grids.append((numbers, grid.permute(0, 2, 3, 1)))
-        return grid_regions(images, grids, self.most if self.training else None)
+            grids.append(grid.permute(0, 2, 3, 1))
+        return grid_regions(images, grids, planned)

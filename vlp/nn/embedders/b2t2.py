@@ -11,8 +11,9 @@ from vlp.interfaces import NONE, Batch
 from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.special_tokens import token_vectors
 from vlp.nn.embedders.text_rows import TextSizes, tied
-from vlp.nn.embedders.whole_image import whole_features
+from vlp.nn.embedders.whole_image import plan_means, whole_features
 from vlp.nn.layout import Sequences
+from vlp.nn.ragged import Padded
 
 
 class B2T2Embedder(nn.Module):
@@ -48,14 +49,22 @@ class B2T2Embedder(nn.Module):
         """See `text_rows.tied`."""
         return tied(name, self.word_table)
 
-    def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
+    @staticmethod
+    def plan(batch: Batch, sequences: Sequences) -> Padded | None:
+        """See `whole_image.plan_means`."""
+        return plan_means(batch.images)
+
+    def forward(self, batch: Batch, sequences: Sequences, planned: Padded | None = None) -> Tensor:
         """The rows [N, H] of all sequences."""
         s, images = sequences, batch.images
+        planned = self.plan(batch, s) if planned is None else planned
         text = token_vectors(self.word_table, self.special_table, s.token_ids)
         text = text + self.position_table(s.positions) + self.type_table(s.text_types)
         text = self.dropout(self.norm(text))
         count, nothing = len(images.features), len(images.features) + len(images.ids)
-        features = torch.cat([images.features, whole_features(images), images.features.new_zeros(1, self.feature_size)])
+        features = torch.cat(
+            [images.features, whole_features(images, planned), images.features.new_zeros(1, self.feature_size)]
+        )
         image = batch.pairs[:, 1].index_select(0, s.text.pair)
         at_image = (s.token_ids == self.offers.special["IMAGE"]) & (image != NONE)
         shown = torch.where(at_image, count + image, nothing)

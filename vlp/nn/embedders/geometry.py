@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+def whole_image(count: int, like: Tensor) -> Tensor:
+    """The box 0 0 1 1 of whole images, [count, 4] of the type and on the device of `like`."""
+    corner = like.new_zeros(count, 2)
+    return torch.cat([corner, corner + 1], 1)
+
+
 def box_geometry(boxes: Tensor) -> Tensor:
     """Seven numbers a box: x1 y1 x2 y2 width height area, all as shares of the image.
 

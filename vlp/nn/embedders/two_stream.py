@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from vlp.interfaces import Batch, Images
 from vlp.needs import EmbedderOffers
-from vlp.nn.embedders.geometry import box_geometry
+from vlp.nn.embedders.geometry import box_geometry, whole_image
 from vlp.nn.embedders.text_rows import TextSizes, text_rows, tied
-from vlp.nn.embedders.whole_image import whole_features
+from vlp.nn.embedders.whole_image import plan_wholes, whole_features
 from vlp.nn.layout import Sequences
-from vlp.nn.ragged import lengths_of, padded_index
+from vlp.nn.ragged import Padded
 
 
 class TwoStreamEmbedder(nn.Module):
@@ -89,7 +89,11 @@ class TwoStreamEmbedder(nn.Module):
         """See `text_rows.tied`."""
         return tied(name, self.word_table, self.feature_projection.weight)
 
-    def forward(self, batch: Batch, text: Sequences, visual: Sequences) -> tuple[Tensor, Tensor]:
+    plan = staticmethod(plan_wholes)
+
+    def forward(
+        self, batch: Batch, text: Sequences, visual: Sequences, planned: Padded | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The rows of the text stream [N, H] and of the visual stream [N, visual H].
 
         Raises:
@@ -103,8 +107,9 @@ class TwoStreamEmbedder(nn.Module):
         # embedded once a region, however many pairs show it
         rows = self._embed(features, images.boxes).index_select(0, visual.regions.source)
         if len(visual.wholes.row):
-            whole = whole_features(images) if self.whole_of_unmasked else _whole(images, features)
-            whole = self._embed(whole, whole.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(whole), 4))
+            planned = self.plan(batch, text, visual) if planned is None else planned
+            whole = whole_features(images, planned) if self.whole_of_unmasked else _whole(images, features, planned)
+            whole = self._embed(whole, whole_image(len(whole), whole))
             rows = torch.cat([rows, whole.index_select(0, visual.wholes.source)])
         return self.dropout(words), self.dropout(rows.index_select(0, visual.order))
 
@@ -131,13 +136,11 @@ class TwoStreamEmbedder(nn.Module):
         return (self.region_norm(projected) + self.box_norm(place)) / 2
 
 
-def _whole(images: Images, features: Tensor) -> Tensor:
+def _whole(images: Images, features: Tensor, regions: Padded | None) -> Tensor:
     """One vector for each image, [I, F]: the given one or the mean of its features."""
     if images.whole is not None:
         return images.whole
-    if not len(features):
-        return features.new_zeros(len(images.ids), features.shape[1])
-    index, real = padded_index(images.offsets, int(lengths_of(images.offsets).max()))
+    assert regions is not None
     # a padded sum, for scattered additions have no fixed order on a GPU
-    padded = features.index_select(0, index.flatten()).view(*index.shape, -1)
-    return padded.masked_fill(~real[:, :, None], 0.0).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+    total = regions.of(features).masked_fill(~regions.real[:, :, None], 0.0).sum(1)
+    return total / regions.real.sum(1, keepdim=True).clamp(min=1)

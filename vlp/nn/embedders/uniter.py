@@ -11,8 +11,9 @@ from vlp.interfaces import Batch
 from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.geometry import box_geometry
 from vlp.nn.embedders.text_rows import TextSizes, text_rows, tied
-from vlp.nn.embedders.whole_image import whole_boxes, whole_features
+from vlp.nn.embedders.whole_image import plan_wholes, whole_boxes, whole_features
 from vlp.nn.layout import Sequences
+from vlp.nn.ragged import Padded
 
 
 class UniterEmbedder(nn.Module):
@@ -61,9 +62,12 @@ class UniterEmbedder(nn.Module):
         """See `text_rows.tied`."""
         return tied(name, self.word_table, self.feature_projection.weight)
 
-    def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
+    plan = staticmethod(plan_wholes)
+
+    def forward(self, batch: Batch, sequences: Sequences, planned: Padded | None = None) -> Tensor:
         """The rows [N, H] of all sequences."""
         s = sequences
+        planned = self.plan(batch, s) if planned is None else planned
         text = text_rows(self, s)
         text = self.dropout(self.text_norm(text))
         if not len(s.regions.row) + len(s.wholes.row):
@@ -77,8 +81,9 @@ class UniterEmbedder(nn.Module):
         regions = self._project(features, images.boxes).index_select(0, s.regions.source)
         types = s.region_types
         if len(s.wholes.row):
-            wholes = self._project(whole_features(images), whole_boxes(images)).index_select(0, s.wholes.source)
-            regions, types = torch.cat([regions, wholes]), torch.cat([types, s.whole_types])
+            wholes = self._project(whole_features(images, planned), whole_boxes(images))
+            regions = torch.cat([regions, wholes.index_select(0, s.wholes.source)])
+            types = torch.cat([types, s.whole_types])
         regions = self.dropout(self.region_norm(regions + self.type_table(types)))
         return torch.cat([text, regions]).index_select(0, s.order)
 

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from vlp.interfaces import NONE, Batch
 from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.text_rows import TextSizes, text_rows, tied
-from vlp.nn.embedders.whole_image import whole_features
+from vlp.nn.embedders.whole_image import plan_wholes, whole_features
 from vlp.nn.layout import Sequences
+from vlp.nn.ragged import Padded
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which tokens refer to which regions: places `token` in `Sequences.text` and `region` in `Sequences.regions`,
+    int64 [n]; `count` int64 [Nr]: how many tokens refer to each region, at least 1. `wholes`: see `plan_wholes`.
+    """
+
+    token: Tensor
+    region: Tensor
+    count: Tensor
+    wholes: Padded | None
+
+
+def align(batch: Batch, sequences: Sequences) -> Alignment:
+    """The alignment of a batch, by `Segment.token_region`."""
+    none = sequences.regions.row.new_zeros(0)
+    token, region = aligned(batch, sequences) if len(sequences.regions.row) else (none, none)
+    count = torch.bincount(region, minlength=len(sequences.regions.row)).clamp(min=1)
+    return Alignment(token, region, count, plan_wholes(batch, sequences))
 
 
 class VisualBertEmbedder(nn.Module):
@@ -46,9 +69,12 @@ class VisualBertEmbedder(nn.Module):
         """See `text_rows.tied`."""
         return tied(name, self.word_table, self.feature_projection.weight)
 
-    def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
+    plan = staticmethod(align)
+
+    def forward(self, batch: Batch, sequences: Sequences, planned: Alignment | None = None) -> Tensor:
         """The rows [N, H] of all sequences."""
         s = sequences
+        planned = self.plan(batch, s) if planned is None else planned
         rows = text_rows(self, s)
         if len(s.regions.row):
             features = batch.images.features
@@ -58,15 +84,14 @@ class VisualBertEmbedder(nn.Module):
             regions = self.feature_projection(features).index_select(0, s.regions.source)
             regions = regions + self.visual_position_table(torch.zeros_like(s.regions.row))
             regions = regions + self.visual_type_table(s.region_types)
-            token, region = aligned(batch, s)
-            if len(token):
-                vectors = self.position_table(s.positions.index_select(0, token))
-                summed = vectors.new_zeros(regions.shape).index_add_(0, region, vectors)
-                count = torch.bincount(region, minlength=len(regions)).clamp(min=1)
-                regions = regions + summed / count[:, None]
+            if len(planned.token):
+                vectors = self.position_table(s.positions.index_select(0, planned.token))
+                summed = vectors.new_zeros(regions.shape).index_add_(0, planned.region, vectors)
+                regions = regions + summed / planned.count[:, None]
             rows = torch.cat([rows, regions])
         if len(s.wholes.row):
-            wholes = self.feature_projection(whole_features(batch.images)).index_select(0, s.wholes.source)
+            wholes = self.feature_projection(whole_features(batch.images, planned.wholes))
+            wholes = wholes.index_select(0, s.wholes.source)
             wholes = wholes + self.visual_position_table(torch.zeros_like(s.wholes.row))
             rows = torch.cat([rows, wholes + self.visual_type_table(s.whole_types)])
         return self.dropout(self.norm(rows.index_select(0, s.order)))
@@ -81,7 +106,7 @@ def aligned(batch: Batch, sequences: Sequences) -> tuple[Tensor, Tensor]:
     place_of_row = torch.empty_like(s.order)
     place_of_row[s.text.row] = torch.arange(len(s.text.row), device=device)
     # each region row has the key (pair, region of the batch); an image shown twice is found in its first slot
-    regions = len(batch.images.features)
+    regions = len(batch.images.boxes)
     keys, by_key = torch.sort(s.regions.pair * regions + s.regions.source, stable=True)
     first_region = batch.images.offsets.index_select(0, batch.pairs[:, 1].clamp(min=0))
     last_region = batch.images.offsets.index_select(0, batch.pairs[:, 1].clamp(min=0) + 1)

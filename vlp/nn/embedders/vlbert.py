@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.geometry import box_waves
 from vlp.nn.embedders.special_tokens import token_vectors
 from vlp.nn.embedders.text_rows import TextSizes, tied
-from vlp.nn.embedders.whole_image import whole_boxes, whole_features
+from vlp.nn.embedders.whole_image import plan_means, whole_boxes, whole_features
 from vlp.nn.layout import Sequences, first_image
+from vlp.nn.ragged import Padded
 
 
 class VisualTerm(nn.Module):
@@ -40,6 +41,25 @@ class VisualTerm(nn.Module):
         """Vectors [n, V] to [n, H]."""
         projected = self.projection(vectors)
         return self.norm(projected) if self.normed else projected * self.scale
+
+
+@dataclass(frozen=True)
+class PlanMeans:
+    """See `whole_image.plan_means`. `text_only`: pairs may be without an image."""
+
+    text_only: bool
+
+    def __call__(self, batch: Batch, sequences: Sequences) -> Padded | None:
+        """The regions of each image side by side.
+
+        Raises:
+            ValueError: a pair has no image, and should have one.
+        """
+        if not self.text_only and bool((batch.pairs[:, 1:] == NONE).all(1).any()):
+            raise ValueError(
+                f"source {batch.source!r} has a pair without an image; set model.embedder.text_only to train on text"
+            )
+        return plan_means(batch.images)
 
 
 class VLBertEmbedder(nn.Module):
@@ -88,6 +108,7 @@ class VLBertEmbedder(nn.Module):
         visual_size = hidden_size if visual_size is None else visual_size
         self.feature_size, self.frequencies = feature_size, frequencies
         self.last_region_is_end = last_region_is_end
+        self.plan = PlanMeans(text_only)
         self.offers = replace(self.offers, special={"END": text.vocab_size})
         self.word_table = nn.Embedding(text.vocab_size, hidden_size)
         self.special_table = nn.Embedding(1, hidden_size)
@@ -107,12 +128,12 @@ class VLBertEmbedder(nn.Module):
         """See `text_rows.tied`."""
         return tied(name, self.word_table)
 
-    def vectors(self, images: Images) -> Tensor:
+    def vectors(self, images: Images, planned: Padded | None = None) -> Tensor:
         """Vectors [R + I, V] of all regions, then of all whole images."""
         features = images.features
         if images.masked is not None:
             features = torch.where(images.masked[:, None], self.mask_vector.to(features.dtype), features)
-        features = torch.cat([features, whole_features(images)])
+        features = torch.cat([features, whole_features(images, planned)])
         waves = box_waves(torch.cat([images.boxes, whole_boxes(images)]), self.frequencies)
         return torch.relu(self.region_projection(self.dropout(torch.cat([waves, features], 1))))
 
@@ -134,22 +155,19 @@ class VLBertEmbedder(nn.Module):
         first, following = (offsets.index_select(0, image.clamp(min=0) + after) for after in (0, 1))
         return torch.where((image != NONE) & (following > first), following - 1, NONE)
 
-    def forward(self, batch: Batch, sequences: Sequences) -> Tensor:
+    def forward(self, batch: Batch, sequences: Sequences, planned: Padded | None = None) -> Tensor:
         """The rows [N, H] of all sequences.
 
         Raises:
             ValueError: a pair has no image, and the embedder was made without `text_only`.
         """
         s, images = sequences, batch.images
-        vectors = self.vectors(images)
+        planned = self.plan(batch, s) if planned is None else planned
+        vectors = self.vectors(images, planned)
         count = len(images.features)
         terms = self.text_visual(vectors)
         if self.text_only_vector is not None:
             terms = torch.cat([terms, self.text_visual(self.text_only_vector.weight)])
-        elif bool((batch.pairs[:, 1:] == NONE).all(1).any()):
-            raise ValueError(
-                f"source {batch.source!r} has a pair without an image; set model.embedder.text_only to train on text"
-            )
         terms = torch.cat([terms, terms.new_zeros(1, terms.shape[1])])
         image = first_image(batch.pairs).index_select(0, s.text.pair)
         seen = torch.where(image == NONE, len(vectors), count + image)

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlp.nn.attention import plan_attention
-from vlp.nn.ragged import mean_of_rows, offsets_of
+from vlp.nn.attention import AttentionPlan, plan_attention
+from vlp.nn.ragged import Padded, mean_of_rows, offsets_of, padded_sets, ranges
 from vlp.nn.transformer import Transformer, initialise
 
 
@@ -28,6 +28,25 @@ class BertSizes:
     norm_eps: float = 1e-12
     initial_std: float = 0.02
     types: int = 2
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """Padded texts without their padding: `rows` int64 [N], where each token is in the flattened ids; `positions` int64
+    [N]; `first` int64 [T], the row of each text's first token.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    first: Tensor
+    attention: AttentionPlan
+
+
+def plan_text(lengths: Tensor, width: int) -> TextPlan:
+    """The plan of texts of `lengths` int64 [T], padded to `width`."""
+    rows, positions = ranges(torch.arange(len(lengths), device=lengths.device) * width, lengths)
+    offsets = offsets_of(lengths)
+    return TextPlan(rows, positions, offsets[:-1], plan_attention(offsets))
 
 
 class BertTrunk(nn.Module):
@@ -72,12 +91,36 @@ class BertTrunk(nn.Module):
         blocks = ([f"encoder.layers.{n}"] for n in range(len(self.encoder.layers)))
         return [["word_table", "position_table", "type_table", "norm"], *blocks]
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, lengths: Tensor, planned: TextPlan | None = None) -> Tensor:
         """States [N, H] of all tokens but padding, text after text; ids int64 [T, L], lengths int64 [T]."""
-        place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        real = place < lengths[:, None]
-        rows = self.word_table(ids[real]) + self.position_table(place[real]) + self.type_table.weight[0]
-        return self.encoder(self.dropout(self.norm(rows)), plan_attention(offsets_of(lengths)))
+        planned = plan_text(lengths, ids.shape[1]) if planned is None else planned
+        words = self.word_table(ids.flatten().index_select(0, planned.rows))
+        rows = words + self.position_table(planned.positions) + self.type_table.weight[0]
+        return self.encoder(self.dropout(self.norm(rows)), planned.attention)
+
+
+@dataclass(frozen=True)
+class PooledPlan:
+    """A text tower's plan: the texts, and each one's tokens side by side where their mean is taken."""
+
+    text: TextPlan
+    sets: Padded | None
+
+
+@dataclass(frozen=True)
+class PooledPlanner:
+    """What of `BertText`'s work needs lengths; a tower's `plan`. `pooling`: see there."""
+
+    pooling: Literal["first", "mean"]
+
+    def __call__(self, lengths: Tensor, width: int) -> PooledPlan:
+        """The plan of texts of `lengths` int64 [T], padded to `width`.
+
+        Raises:
+            ValueError: a text is empty, and has no mean.
+        """
+        sets = padded_sets(offsets_of(lengths)) if self.pooling == "mean" else None
+        return PooledPlan(plan_text(lengths, width), sets)
 
 
 class BertText(nn.Module):
@@ -95,7 +138,7 @@ class BertText(nn.Module):
 
     def __init__(self, bert: BertSizes, pooling: Literal["first", "mean"], embedding_size: int | None = None):
         super().__init__()
-        self.pooling = pooling
+        self.plan = PooledPlanner(pooling)
         self.context_length, self.full_length = bert.positions, False
         self.embedding_size = bert.hidden_size if embedding_size is None else embedding_size
         self.backbone = BertTrunk(bert)
@@ -112,9 +155,9 @@ class BertText(nn.Module):
         """The trunk's layers, as `vlp.contracts.AnyModel.layer_order`."""
         return [[f"backbone.{part}" for part in parts] for parts in self.backbone.layer_order()]
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, lengths: Tensor, planned: PooledPlan | None = None) -> Tensor:
         """Embeddings [T, D], not normalised; ids int64 [T, L] padded at the end, lengths int64 [T]."""
-        states = self.backbone(ids, lengths)
-        offsets = offsets_of(lengths)
-        pooled = states.index_select(0, offsets[:-1]) if self.pooling == "first" else mean_of_rows(states, offsets)
+        planned = self.plan(lengths, ids.shape[1]) if planned is None else planned
+        states, sets = self.backbone(ids, lengths, planned.text), planned.sets
+        pooled = states.index_select(0, planned.text.first) if sets is None else mean_of_rows(states, sets)
         return pooled if self.projection is None else self.projection(pooled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vlp.interfaces import Images
-from vlp.nn.backbones.pixels import by_size
+from vlp.nn.backbones.pixels import PictureGroup, by_size, group_by_size
 from vlp.nn.backbones.timm_layers import timm_layers
 
 # stand-ins for the tower that isn't wanted, so that building one doesn't cost two
@@ -73,6 +74,24 @@ def build(name: str, embedding_size: int, image: dict[str, Any], text: dict[str,
         logging.disable(level)
 
 
+@dataclass(frozen=True)
+class SquaresPlan:
+    """How pictures of side `size` go through a tower; a tower's `plan`."""
+
+    size: int
+
+    def __call__(self, images: Images) -> list[PictureGroup]:
+        """The pictures as one group.
+
+        Raises:
+            ValueError: they are not squares of the tower's size.
+        """
+        groups = group_by_size(images)
+        if any((group.height, group.width) != (self.size, self.size) for group in groups):
+            raise ValueError(f"this tower takes pictures of {self.size} x {self.size} pixels")
+        return groups
+
+
 class OpenClipImage(nn.Module):
     """The image tower of an open_clip model: ViT, CLIP's ResNet, or a timm trunk with its head.
 
@@ -108,6 +127,7 @@ class OpenClipImage(nn.Module):
         self.trunk = build(name, self.embedding_size, vision, NO_TEXT).visual
         size = vision.get("image_size", 224)
         self.picture_size: int = size if isinstance(size, int) else size[0]
+        self.plan = SquaresPlan(self.picture_size)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
@@ -121,16 +141,14 @@ class OpenClipImage(nn.Module):
             return timm_layers(self.trunk.trunk, "trunk.trunk.")
         return _blocks(self.trunk, ("conv1", "class_embedding", "positional_embedding", "ln_pre"))
 
-    def forward(self, images: Images) -> Tensor:
+    def forward(self, images: Images, planned: list[PictureGroup] | None = None) -> Tensor:
         """Embeddings [I, D], not yet of length 1.
 
         Raises:
-            ValueError: the pictures are not squares of the tower's size.
+            ValueError: see `SquaresPlan`.
         """
-        groups = by_size(images, self.mean, self.std)
-        if any(tuple(pixels.shape[2:]) != (self.picture_size, self.picture_size) for _, pixels in groups):
-            raise ValueError(f"this tower takes pictures of {self.picture_size} x {self.picture_size} pixels")
-        embedded: Tensor = self.trunk(groups[0][1])
+        ((_, pixels),) = by_size(images, self.mean, self.std, self.plan(images) if planned is None else planned)
+        embedded: Tensor = self.trunk(pixels)
         return embedded
 
 
@@ -185,7 +203,11 @@ class OpenClipText(nn.Module):
         """
         return _blocks(self.trunk, ("token_embedding", "positional_embedding", "cls_emb"))
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    @staticmethod
+    def plan(lengths: Tensor, width: int) -> None:
+        """Nothing: padding goes through the tower as it is."""
+
+    def forward(self, ids: Tensor, lengths: Tensor, planned: None = None) -> Tensor:
         """Embeddings [T, D], not yet of length 1, of padded texts `ids` int64 [T, L] of `lengths` int64 [T]."""
         mask = self.trunk.attn_mask
         if mask is None or ids.shape[1] == len(mask):

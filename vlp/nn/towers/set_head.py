@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.nn.attention import plan_attention
-from vlp.nn.ragged import mean_of_rows
+from vlp.nn.attention import AttentionPlan, plan_attention
+from vlp.nn.ragged import Padded, mean_of_rows, padded_sets
 from vlp.nn.transformer import Transformer
 
 
@@ -23,6 +23,23 @@ class HeadSizes:
     mlp_size: int
     dropout: float = 0.0
     norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """Sets of vectors laid end to end: how they attend to one another, and side by side."""
+
+    attention: AttentionPlan
+    sets: Padded
+
+
+def plan_sets(offsets: Tensor) -> SetPlan:
+    """The plan of sets with these `offsets` int64 [B + 1].
+
+    Raises:
+        ValueError: a set is empty.
+    """
+    return SetPlan(plan_attention(offsets), padded_sets(offsets))
 
 
 class SetHead(nn.Module):
@@ -57,14 +74,10 @@ class SetHead(nn.Module):
         self.hidden = nn.Linear(feature_size, embedding_size)
         self.out = nn.Linear(embedding_size, embedding_size)
 
-    def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        """Vectors [N, F] of B sets laid end to end to embeddings [B, D].
-
-        Raises:
-            ValueError: a set is empty.
-        """
-        rows = self.encoder(F.normalize(rows, dim=-1), plan_attention(offsets))
-        mean = mean_of_rows(rows, offsets)
+    def forward(self, rows: Tensor, planned: SetPlan) -> Tensor:
+        """Vectors [N, F] of B sets laid end to end to embeddings [B, D]."""
+        rows = self.encoder(F.normalize(rows, dim=-1), planned.attention)
+        mean = mean_of_rows(rows, planned.sets)
         return self.out(F.relu(self.hidden(mean)))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlp.contracts import Start
 from vlp.interfaces import Images
-from vlp.nn.backbones.pixels import by_size
+from vlp.nn.backbones.pixels import PictureGroup, by_size, group_by_size
 from vlp.nn.backbones.timm_layers import timm_layers
 
 
@@ -85,9 +85,10 @@ class TimmImage(nn.Module):
         """Names of the backbone's parameters by layer, as `vlp.contracts.AnyModel.layer_order`."""
         return timm_layers(self.backbone, "backbone.")
 
-    def forward(self, images: Images) -> Tensor:
+    plan = staticmethod(group_by_size)
+
+    def forward(self, images: Images, planned: list[PictureGroup] | None = None) -> Tensor:
         """Embeddings [I, D], not normalised, of images with pixels."""
-        numbers, pooled = zip(
-            *((own, self.backbone(pixels)) for own, pixels in by_size(images, self.mean, self.std)), strict=True
-        )
+        groups = by_size(images, self.mean, self.std, planned)
+        numbers, pooled = zip(*((own, self.backbone(pixels)) for own, pixels in groups), strict=True)
         return self.projection(torch.cat(pooled).index_select(0, torch.cat(numbers).argsort()))

@@ -6,6 +6,7 @@ Letters: R regions, y, x rows and columns of the grid of features, F its channel
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from vlp.contracts import Start
 from vlp.interfaces import Images
-from vlp.nn.backbones.pixels import by_size
+from vlp.nn.backbones.pixels import PictureGroup, by_size, group_by_size
 from vlp.nn.backbones.timm_layers import timm_layers
-from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, padded_index, ranges
-from vlp.nn.towers.set_head import HeadSizes, SetHead, train_only
+from vlp.nn.embedders.geometry import whole_image
+from vlp.nn.ragged import Padded, lengths_of, offsets_of, owner_of_rows, padded, ranges
+from vlp.nn.towers.set_head import HeadSizes, SetHead, SetPlan, plan_sets, train_only
 from vlp.nn.towers.timm_image import timm_backbone
 
 
@@ -36,6 +38,69 @@ def cell_weights(low: Tensor, high: Tensor, cells: int, points: int, stretched: 
         place = place * (cells / (cells - 1))
     lines = torch.arange(cells, device=low.device) + 0.5
     return (1 - (place[:, :, None] - lines).abs()).clamp(min=0).mean(1)
+
+
+@dataclass(frozen=True)
+class RegionGroup:
+    """Regions of pictures of one size: `regions` int64 [n], their numbers; `padded`: those of each picture side by
+    side; `real` int64 [n]: where they are in that view, flattened.
+    """
+
+    regions: Tensor
+    padded: Padded
+    real: Tensor
+
+
+@dataclass(frozen=True)
+class RegionPlan:
+    """Pictures in groups of equal size, the regions of each group, and `order` int64 [R], which finds each region in
+    what the groups give, end to end.
+    """
+
+    pictures: list[PictureGroup]
+    groups: list[RegionGroup]
+    order: Tensor
+
+
+def plan_regions(images: Images, offsets: Tensor) -> RegionPlan:
+    """The plan of images with pixels, whose regions have these `offsets` int64 [I + 1]."""
+    pictures, groups = group_by_size(images), []
+    for group in pictures:
+        starts, counts = offsets[group.numbers], lengths_of(offsets)[group.numbers]
+        view = padded(offsets_of(counts))
+        groups.append(RegionGroup(ranges(starts, counts)[0], view, view.real.flatten().nonzero()[:, 0]))
+    return RegionPlan(pictures, groups, torch.cat([group.regions for group in groups]).argsort())
+
+
+@dataclass(frozen=True)
+class WenlanPlan:
+    """`boxes` int64 [R]: the regions of each image, in the boxes of all and, after those, the boxes of whole pictures;
+    None: these are not among them. `regions`: how they are read. `head`: the set of each image.
+    """
+
+    boxes: Tensor | None
+    regions: RegionPlan
+    head: SetPlan
+
+
+@dataclass(frozen=True)
+class WenlanPlanner:
+    """What of `WenlanImage`'s work needs sizes; a tower's `plan`. `whole`: see there."""
+
+    whole: bool
+
+    def __call__(self, images: Images) -> WenlanPlan:
+        """The plan of images with pixels and boxes.
+
+        Raises:
+            ValueError: an image has no region.
+        """
+        offsets, boxes = images.offsets, None
+        if self.whole:
+            counts = lengths_of(offsets)
+            ends = torch.cat([owner_of_rows(counts), torch.arange(len(counts), device=counts.device)])
+            offsets, boxes = offsets_of(counts + 1), ends.argsort(stable=True)
+        return WenlanPlan(boxes, plan_regions(images, offsets), plan_sets(offsets))
 
 
 class WenlanImage(nn.Module):
@@ -98,40 +163,35 @@ class WenlanImage(nn.Module):
         """Names of the backbone's parameters by layer, as `vlp.contracts.AnyModel.layer_order`."""
         return timm_layers(self.backbone, "backbone.")
 
-    def forward(self, images: Images) -> Tensor:
-        """Embeddings [I, D], not normalised, of images with pixels and boxes."""
-        boxes, offsets = self._boxes(images)
-        return self.head(self.regions(images, boxes, offsets), offsets)
+    @property
+    def plan(self) -> WenlanPlanner:
+        """See `WenlanPlanner`."""
+        return WenlanPlanner(self.whole)
 
-    def regions(self, images: Images, boxes: Tensor, offsets: Tensor) -> Tensor:
+    def forward(self, images: Images, planned: WenlanPlan | None = None) -> Tensor:
+        """Embeddings [I, D], not normalised, of images with pixels and boxes."""
+        planned = self.plan(images) if planned is None else planned
+        boxes = images.boxes
+        if planned.boxes is not None:
+            boxes = torch.cat([boxes, whole_image(len(images.ids), boxes)]).index_select(0, planned.boxes)
+        return self.head(self.regions(images, boxes, planned.regions), planned.head)
+
+    def regions(self, images: Images, boxes: Tensor, planned: RegionPlan) -> Tensor:
         """Vectors [R, F] of regions, whose `boxes` [R, 4] are shares of their image."""
-        parts, rows = [], []
-        for numbers, pixels in by_size(images, self.mean, self.std):
+        parts = []
+        pictures = by_size(images, self.mean, self.std, planned.pictures)
+        for (_, pixels), group in zip(pictures, planned.groups, strict=True):
             grid = self.backbone(pixels)
             if grid.ndim != 4 or grid.shape[1] != self.feature_size:
                 raise ValueError(f"the backbone gives {tuple(grid.shape)}, not a grid [n, {self.feature_size}, y, x]")
-            starts, counts = offsets[numbers], lengths_of(offsets)[numbers]
-            own, _ = ranges(starts, counts)
-            x1, y1, x2, y2 = boxes.index_select(0, own).unbind(1)
+            x1, y1, x2, y2 = boxes.index_select(0, group.regions).unbind(1)
             across = cell_weights(x1, x2, grid.shape[3], self.points, self.stretched)
             down = cell_weights(y1, y2, grid.shape[2], self.points, self.stretched)
             weights = (down[:, :, None] * across[:, None]).flatten(1)  # [regions of the group, y x]
-            index, real = padded_index(offsets_of(counts), int(counts.max()))
-            padded = weights.index_select(0, index.flatten()).view(*index.shape, weights.shape[1])
-            parts.append((padded.to(grid.dtype) @ grid.flatten(2).mT)[real])
-            rows.append(own)
-        pooled = torch.cat(parts).index_select(0, torch.cat(rows).argsort())
+            vectors = group.padded.of(weights).to(grid.dtype) @ grid.flatten(2).mT
+            parts.append(vectors.flatten(0, 1).index_select(0, group.real))
+        pooled = torch.cat(parts).index_select(0, planned.order)
         return F.linear(pooled, self.projection.weight.flatten(1), self.projection.bias)
-
-    def _boxes(self, images: Images) -> tuple[Tensor, Tensor]:
-        """Boxes of each image's regions, the whole picture last, and their offsets."""
-        if not self.whole:
-            return images.boxes, images.offsets
-        counts = lengths_of(images.offsets)
-        ends = torch.cat([owner_of_rows(counts), torch.arange(len(counts), device=counts.device)])
-        everything = images.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(len(counts), 4)
-        boxes = torch.cat([images.boxes, everything]).index_select(0, ends.argsort(stable=True))
-        return boxes, offsets_of(counts + 1)
 
 
 def wenlan_image(

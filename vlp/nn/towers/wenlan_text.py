@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from vlp.nn.ragged import offsets_of
-from vlp.nn.towers.bert_text import BertSizes, BertTrunk
-from vlp.nn.towers.set_head import HeadSizes, SetHead, train_only
+from vlp.nn.ragged import offsets_of, ranges
+from vlp.nn.towers.bert_text import BertSizes, BertTrunk, TextPlan, plan_text
+from vlp.nn.towers.set_head import HeadSizes, SetHead, SetPlan, plan_sets, train_only
+
+
+@dataclass(frozen=True)
+class WenlanTextPlan:
+    """`text`: what BERT sees. `real` int64 [N]: of the states that it gives those of no padding; None: all. `head`: the
+    sets of those.
+    """
+
+    text: TextPlan
+    real: Tensor | None
+    head: SetPlan
+
+
+@dataclass(frozen=True)
+class WenlanTextPlanner:
+    """What of `WenlanText`'s work needs lengths; a tower's `plan`. `context_length`: of texts whose padding is seen;
+    None: it isn't.
+    """
+
+    context_length: int | None
+
+    def __call__(self, lengths: Tensor, width: int) -> WenlanTextPlan:
+        """The plan of texts of `lengths` int64 [T], padded to `width`.
+
+        Raises:
+            ValueError: padding is to be seen, and ids are not padded to `context_length`; or a text is empty.
+        """
+        head = plan_sets(offsets_of(lengths))
+        if self.context_length is None:
+            return WenlanTextPlan(plan_text(lengths, width), None, head)
+        if width != self.context_length:
+            raise ValueError(f"texts are padded to {width} tokens, not to context_length {self.context_length}")
+        real, _ = ranges(torch.arange(len(lengths), device=lengths.device) * width, lengths)
+        return WenlanTextPlan(plan_text(torch.full_like(lengths, width), width), real, head)
 
 
 class WenlanText(nn.Module):
@@ -46,6 +82,7 @@ class WenlanText(nn.Module):
         if context_length > bert.positions:
             raise ValueError(f"context_length is {context_length}, but bert.positions only {bert.positions}")
         self.embedding_size, self.context_length, self.full_length = embedding_size, context_length, see_padding
+        self.plan = WenlanTextPlanner(context_length if see_padding else None)
         self.backbone = BertTrunk(bert, padding=special["PAD"] if see_padding else None)
         if trained is not None:
             train_only(self.backbone, trained)
@@ -60,19 +97,16 @@ class WenlanText(nn.Module):
         """BERT's layers, as `vlp.contracts.AnyModel.layer_order`; the head stands above them."""
         return [[f"backbone.{part}" for part in parts] for parts in self.backbone.layer_order()]
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, lengths: Tensor, planned: WenlanTextPlan | None = None) -> Tensor:
         """Embeddings [T, D], not normalised; ids int64 [T, L] padded at the end, lengths int64 [T].
 
         Raises:
-            ValueError: padding is to be seen, and ids are not padded to `context_length`.
+            ValueError: see `WenlanTextPlanner`.
         """
-        return self.head(self.states(ids, lengths), offsets_of(lengths))
+        planned = self.plan(lengths, ids.shape[1]) if planned is None else planned
+        return self.head(self.states(ids, lengths, planned), planned.head)
 
-    def states(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def states(self, ids: Tensor, lengths: Tensor, planned: WenlanTextPlan) -> Tensor:
         """BERT's states [N, H] of all tokens but padding."""
-        if not self.full_length:
-            return self.backbone(ids, lengths)
-        if ids.shape[1] != self.context_length:
-            raise ValueError(f"texts are padded to {ids.shape[1]} tokens, not to context_length {self.context_length}")
-        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        return self.backbone(ids, torch.full_like(lengths, ids.shape[1]))[real.flatten()]
+        states = self.backbone(ids, lengths, planned.text)
+        return states if planned.real is None else states.index_select(0, planned.real)
