@@ -43,7 +43,8 @@ class Failure:
         """The error that was just raised. One of a library is wrapped, so that it isn't taken for a message of ours."""
         trace = traceback.format_exc()
         folders = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
-        ours = not {"vlp", "data_pipelines"}.isdisjoint(folders) or isinstance(error, OSError)
+        kind = type(error).__module__.partition(".")[0]
+        ours = isinstance(error, OSError) or not {"vlp", "data_pipelines"}.isdisjoint([kind, *folders])
         try:
             copy.copy(error)
         except Exception:  # it can't be made anew, as in another process it would be

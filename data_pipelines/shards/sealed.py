@@ -33,7 +33,7 @@ def read_sealed(path: Path) -> pyarrow.Table:
         facts = table.schema.metadata or {}
         bare = table.replace_schema_metadata({key: value for key, value in facts.items() if key != SEAL})
         damaged = SEAL in facts and facts[SEAL] != _digest(bare)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # texts that are no texts are ValueErrors
+    except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:  # of values that are no texts
         raise DamagedTableError(str(error)) from error
     if damaged:
         raise DamagedTableError("it no longer holds what was written")

@@ -244,16 +244,19 @@ class Source:
         Raises:
             ShardError: so many in a row are broken that the data set itself must be.
         """
-        failures: list[BadSampleError] = []
+        failures: dict[int, BadSampleError] = {}  # by sample: one that is drawn again is no other
         chosen = pair
         for attempt in range(REPLACEMENT_TRIES):
-            try:
-                return self.load(chosen, draw, crop), failures
-            except BadSampleError as error:
-                failures.append(error)
-                chosen = self._replacement(pair, attempt)
+            sample = int(self.sample_of[chosen])
+            if sample not in failures:
+                try:
+                    return self.load(chosen, draw, crop), [*failures.values()]
+                except BadSampleError as error:
+                    failures[sample] = error
+            chosen = self._replacement(pair, attempt)
+        first = next(iter(failures.values()))
         raise ShardError(
-            f"{REPLACEMENT_TRIES} samples of source {self.name!r} in a row cannot be used, the first: {failures[0]};"
+            f"{REPLACEMENT_TRIES} samples of source {self.name!r} in a row cannot be used, the first: {first};"
             f" look at the data with `vlp inspect` {self.reader.folder}"
         )
 

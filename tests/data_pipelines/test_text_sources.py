@@ -99,7 +99,22 @@ def test_an_empty_passage_is_replaced(tmp_path: Path, tokenizer: WordPiece) -> N
     write_manifest(folder, replace(TEXT, samples={"train": write_split(folder, "train", samples)}))
     loaded, failures = Source("books", folder, "train", tokenizer, loads({"caption": 60}, 100)).load_or_replace(1)
     assert loaded.sample == 0
-    assert {str(failure) for failure in failures} == {"sample y: caption 0 is empty"}
+    assert [str(failure) for failure in failures] == ["sample y: caption 0 is empty"]
+
+
+def test_a_broken_sample_is_told_once(tmp_path: Path, tokenizer: WordPiece) -> None:
+    """However often it, or another text of it, is drawn in its own place."""
+    samples = [Sample("x", ["a red circle"]), Sample("y", [" "] * 6)]
+    folder = tmp_path / "d"
+    write_manifest(folder, replace(TEXT, samples={"train": write_split(folder, "train", samples)}))
+    source = Source("books", folder, "train", tokenizer, loads({"caption": 60}, 100))
+    drawn_again = 0
+    for pair in range(1, 7):
+        loaded, failures = source.load_or_replace(pair)
+        assert loaded.sample == 0
+        assert [failure.key for failure in failures] == ["y"]
+        drawn_again += source.sample_of[source._replacement(pair, 0)] == 1
+    assert drawn_again, "else nothing was tried"
 
 
 def test_what_is_no_text_source(tmp_path: Path, tokenizer: WordPiece) -> None:

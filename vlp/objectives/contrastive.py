@@ -16,7 +16,7 @@ from vlp.contracts import DualModel, Embedded, Losses, Report
 from vlp.distributed import gather_rows, rank, world_size
 from vlp.interfaces import Batch
 from vlp.needs import Needs
-from vlp.nn.precision import at_least_float32
+from vlp.nn.precision import at_least_float32, without_autocast
 
 
 def similarities(rows: Tensor, columns: Tensor, scale: Tensor | float, bias: Tensor | None = None) -> Tensor:
@@ -24,7 +24,7 @@ def similarities(rows: Tensor, columns: Tensor, scale: Tensor | float, bias: Ten
 
     It is computed in float32 at least, under autocast too: bfloat16 would round a logit near 100 to a multiple of 0.5.
     """
-    with torch.autocast(rows.device.type, enabled=False):
+    with without_autocast(rows):
         logits = scale * (at_least_float32(rows) @ at_least_float32(columns).T)
         return logits if bias is None else logits + bias
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlp.contracts import Encoded, Losses, Model, Places, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
-from vlp.nn.precision import at_least_float32
+from vlp.nn.precision import at_least_float32, without_autocast
 from vlp.nn.ragged import Padded, offsets_of, padded
 from vlp.objectives.masked_region import region_rows
 
@@ -141,7 +141,7 @@ class WordRegionAlignment(nn.Module):
     def distances(self, encoded: Encoded, at: SideBySide) -> Tensor:
         """Transport distance of each pair, float32 [P]; 0 for a pair that lacks text or regions."""
         words, regions = at.words.of(encoded.text.values), at.regions.of(encoded.visual.values)
-        with torch.autocast(words.device.type, enabled=False):
+        with without_autocast(words):
             complete = at.words.real.any(1) & at.regions.real.any(1)
             # an incomplete pair would divide by its zero words or regions
             distance = transport_distance(
