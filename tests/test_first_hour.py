@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +24,7 @@ from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.format import Manifest, ShardError
 from vlp.commands.command import open_console
 from vlp.commands.main import main
+from vlp.evaluation.retrieval_picture import draw_retrieval
 from vlp.training.plot import plot_losses
 from vlp.training.screen import Screen
 
@@ -174,3 +178,34 @@ def test_every_held_out_loss_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ((low, high),) = seen
     assert low < 0.1
     assert high > 3.0
+
+
+def test_a_misspelt_split_leaves_the_page_alone(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["inspect", str(root / "scenes"), "--split", "val", "--page", str(page)]) == 0
+    before = page.read_bytes()
+    assert main(["inspect", str(root / "scenes"), "--split", "vall", "--page", str(page)]) == 1
+    assert page.read_bytes() == before
+    assert "page of pictures" in capsys.readouterr().out.split("vall")[0]
+
+
+def test_configurations_say_what_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in brackets, and without the commands that they begin with."""
+    monkeypatch.setenv("COLUMNS", "4000")
+    assert main(["list", "--long"]) == 0
+    shown = capsys.readouterr().out
+    assert "pip install 'vlp[captions]'" in shown
+    for line in shown.splitlines():
+        assert not re.match(r"\S+ +vlp ", line), line
+
+
+def test_characters_that_no_font_has_are_told(tmp_path: Path) -> None:
+    picture = np.zeros((4, 4, 3), np.uint8)
+
+    def drawn(caption: str) -> bool:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return draw_retrieval([caption], [[(1, 0)]], [0], {0: picture}, tmp_path / "p.png")
+
+    assert drawn("a red circle")
+    assert not drawn("a red circle \U0010fffd")  # of a private area

@@ -165,6 +165,7 @@ def test_classification_of_a_folder(root: Path, run: Callable[..., Result]) -> N
     """Broken files are named and left out; the predictions are those of the embeddings."""
     (root / "objects" / "red_bar" / "broken.png").write_bytes(b"no picture")
     (root / "objects" / "nothing").mkdir()
+    (root / "objects" / "loose.png").write_bytes((root / "objects" / "red_bar" / "broken.png").read_bytes())
     templates = root / "templates.txt"
     templates.write_text("a picture of a {}\n\ni see a {c}\n")
     result = run("classify", root / "dual", root / "objects", f"templates={templates}")
@@ -174,7 +175,10 @@ def test_classification_of_a_folder(root: Path, run: Callable[..., Result]) -> N
     report = json.loads((root / "dual" / "zero_shot-objects-templates.json").read_text())
     names = ["blue bar", "blue ring", "green bar", "green ring", "nothing", "red bar", "red ring"]
     assert report["classes"] == names
-    assert report["left_out"] == [["red_bar/broken.png", "image is no PNG, JPEG or WebP"]]
+    assert report["left_out"] == [
+        ["loose.png", "lies beside the folders of the classes, so it has none"],
+        ["red_bar/broken.png", "image is no PNG, JPEG or WebP"],
+    ]
     said = lines(root / "dual" / "zero_shot-objects-templates.predictions.jsonl")
     assert len(said) == 12
     model = vlp.load(root / "dual")

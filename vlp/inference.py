@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp.build import loads_of, name_of
+from vlp.build import loads_of, name_of, pixel_size
 from vlp.checkpoints.load import load_strictly, read_weights
 from vlp.config import ConfigError, RunConfig, SourceConfig, ratio_for
 from vlp.contracts import Ability, Prompt, Task
@@ -171,6 +171,7 @@ class TrainedModel(nn.Module):
         Of a task that chooses regions they are the regions: `NUMBER: X1 Y1 X2 Y2`, corners as shares of the image.
         """
         task = self.find("answers")
+        (question,) = texts_of([question], "question")
         shown = [images] if isinstance(images, Given) else images
         return task.evaluation.reply(task, self, Prompt(question, self.make_images(shown))).rows
 
@@ -241,14 +242,19 @@ def load(
     trunk: the weights that regions of pictures are made with, the same file as for the run's data.
 
     Raises:
-        ConfigError: there is no run. FileNotFoundError, ValueError: no weights, or they don't fit.
+        ConfigError: there is no run, the device is not there, or a trunk is named for a model that sees pixels.
+        FileNotFoundError, ValueError: no weights, or they don't fit.
     """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={device}: PyTorch finds no GPU here; take cpu")
     weights = weights_file(Path(path))
     folder = RunFolder(weights.parent)
     config = folder.read_config([])
     facts, tokenizer = folder.read_facts(), folder.tokenizer(config)
     with torch.random.fork_rng(devices=[]):  # building draws weights that are then replaced
         model, objectives, _ = build_run(config, tokenizer, facts)
+    if trunk is not None and pixel_size(config.model) is not None:
+        raise ConfigError("trunk: this run's model sees pixels, and no regions are made for it; leave trunk out")
     trained = TrainedModel(model, objectives, tokenizer, config, facts, group, trunk)
     load_strictly(trained, read_weights(weights), str(weights))
     return trained.eval().to(device)

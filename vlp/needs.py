@@ -90,9 +90,9 @@ def faults(needs: Needs, offers: Offers, facts: FeatureFacts, tokenizer: Tokeniz
     if needs.result != offers.result:
         told.append("is no objective of this model")
     if needs.class_scores and not facts.classes:
-        told.append("needs class scores, and the data's manifest names no classes")
+        told.append("needs class scores, and the data's manifest names no classes, as none of a grid has; leave it out")
     if needs.attributes and not facts.attributes:
-        told.append("needs attributes of regions, and the data's manifest names none")
+        told.append("needs attributes of regions, and the data's manifest names none; leave it out")
     if needs.region_rows and not offers.region_rows:
         told.append("needs region rows, and model.layout has no `regions`")
     if needs.mask_token and "MASK" not in tokenizer.special:

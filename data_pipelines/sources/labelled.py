@@ -96,20 +96,23 @@ def _of_folder(folder: Path, pixels: PixelSize | SquareSize) -> LabelledImages:
             f"{folder} holds neither folders of pictures (CLASS/IMAGE.png), nor a data set (manifest.json), nor tars of"
             " pictures with classnames.txt"
         )
-    files = []
+    files: list[tuple[Path, int]] = []
+    loose = sorted(path.name for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
     for label, name in enumerate(classes):
         for place, folders, names in os.walk(folder / name, followlinks=True):
             folders.sort()
             files += [(Path(place) / n, label) for n in sorted(names) if not n.startswith(".")]
 
     def read() -> Iterator[tuple[str, int, Regions | str]]:
+        for name in loose:
+            yield name, 0, "lies beside the folders of the classes, so it has none"
         for path, label in files:
             try:
                 yield path.relative_to(folder).as_posix(), label, _decode(path.read_bytes(), pixels)
             except OSError as error:
                 yield path.relative_to(folder).as_posix(), label, f"can't be read: {error.strerror}"
 
-    return LabelledImages(classes, len(files), read)
+    return LabelledImages(classes, len(loose) + len(files), read)
 
 
 def _of_shards(reader: ShardReader, loads: Loads, fact: str) -> LabelledImages:

@@ -137,7 +137,7 @@ def test_spice_downloads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_nothing_known() -> None:
     if not LIBRARY:
-        with pytest.raises(ImportError, match="vlp\\[captions\\]"):
+        with pytest.raises(ImportError, match="pip install pycocoevalcap"):
             caption_metrics(WRITTEN)
     else:
         assert caption_metrics(WRITTEN[2:]) == {"images": 1, "known": 0}

@@ -125,10 +125,13 @@ def test_refusals() -> None:
         PairedImages(model, 2).corrupt(asking([[0, 1, NONE]], [{}]), generator())
     with pytest.raises(ValueError, match="no segment `question`"):
         AnswerClassification(model, 2).corrupt(samples.batch([[7]], [1], [[0, 0]]), generator())
-    for images, pair, message in ((1, [0, 1, 2], "about two images"), (2, [0, 1, NONE], "about one image")):
+    for images, pair, message in (
+        (1, [0, 1, 2], "questions about two images"),
+        (2, [0, 1, NONE], "questions about one image"),
+    ):
         with pytest.raises(ValueError, match=message):
             AnswerClassification(of_two, 2, images=images).corrupt(asking([pair], [{}]), generator())
-    with pytest.raises(ValueError, match="about one image"):
+    with pytest.raises(ValueError, match="questions about one image"):
         AnswerClassification(of_two, 2, images=2).corrupt(asking([[0, 1]], [{}]), generator())
     AnswerClassification(model, 2).corrupt(asking([[0, 1, NONE]], [{}]), generator())
 

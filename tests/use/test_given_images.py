@@ -192,7 +192,7 @@ def wrong(root: Path) -> list[tuple[Callable[[TrainedModel], Any], str]]:
         (np.zeros((8, 8), np.uint8), "pixels are uint8"),
         (root / "none.png", r"image 0, .*none\.png: .*No such file"),
         (root / "scenes" / "vocabulary.txt", "image is no PNG, JPEG or WebP"),
-        (7, "image 0 is a int; give a file, a PIL picture, an array or Regions"),
+        (7, "image 0 is of type int; give a file, a PIL picture, an array or Regions"),
     ]
     asked: list[tuple[Callable[[TrainedModel], Any], str]] = []
     for image, told in given:
@@ -203,13 +203,13 @@ def wrong(root: Path) -> list[tuple[Callable[[TrainedModel], Any], str]]:
         (lambda run: run.score("a red circle", [good]), r"captions must be a list, as in \['a red circle'\]"),
         (lambda run: run.score(TEXTS, str(root / "scene.png")), "images must be a list"),
         (lambda run: run.score(TEXTS, Image.new("RGB", (8, 8))), "images must be a list"),
-        (lambda run: run.score(TEXTS, np.zeros((8, 8, 3), np.uint8)), "images must be a list"),
+        (lambda run: run.score(TEXTS, np.zeros((8, 8, 3), np.uint8)), r"images must be a list, as in \[one ndarray\]"),
         (lambda run: run.score(TEXTS, good), "images must be a list"),
         (lambda run: run.embed("a", [good]), "captions must be a list"),
         (lambda run: run.embed(TEXTS, [good]), "2 captions and 1 images"),
-        (lambda run: run.score([3], [good]), "caption 0 is a int, not a text"),
-        (lambda run: run.score(["a", None], [good]), "caption 1 is a NoneType, not a text"),
-        (lambda run: run.embed([b"a"], [good]), "caption 0 is a bytes, not a text"),
+        (lambda run: run.score([3], [good]), "caption 0 is of type int, and no text"),
+        (lambda run: run.score(["a", None], [good]), "caption 1 is of type NoneType, and no text"),
+        (lambda run: run.embed([b"a"], [good]), "caption 0 is of type bytes, and no text"),
     ]
 
 
@@ -226,3 +226,11 @@ def test_what_a_model_of_pixels_refuses(root: Path, pixels: TrainedModel) -> Non
         pixels.embed_texts("a red circle")
     with pytest.raises(ValueError, match="images must be a list"):
         pixels.embed_images(str(root / "scene.png"))
+    with pytest.raises(ConfigError, match="this run's model sees pixels, and no regions are made for it"):
+        vlp.load(root / "pixels", trunk=root / "none.safetensors")
+
+
+def test_a_device_that_is_not_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device=cuda: PyTorch finds no GPU here"):
+        vlp.load(root / "pixels", device="cuda")

@@ -58,7 +58,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
             "features regions --shards data/coco --boxes grid:6x6 --trunk timm:mobilenetv2_100",
         ],
     )
-    parser.add_argument("kind", choices=["regions"], help="what is made: features of boxes")
+    parser.add_argument("regions", choices=["regions"], metavar="regions", help="what is made: features of boxes")
     parser.add_argument("--shards", type=Path, required=True, help="folder of a data set with pictures")
     parser.add_argument(
         "--boxes", type=read_boxes_option, required=True, help="annotations (the samples' own) or grid:ROWSxCOLUMNS"

@@ -72,6 +72,8 @@ def inspect(options: argparse.Namespace, console: Console) -> bool:
         text.stylize("red" if finding.fault else "yellow")
         console.print(text, soft_wrap=True)
     console.print(verdict(report), style="green" if report.sound else "bold red")
+    if not readable_splits(report):
+        return report.sound  # a page of nothing would stand in the place of an earlier one
     page = options.page or options.data / "inspection.html"
     name = options.data.resolve().name
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vlp.commands.command import open_console, options_of, run_command
 from vlp.shipped import config_file, list_configs
@@ -16,6 +17,8 @@ def about(name: str) -> str:
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())
+    while lines and lines[0].startswith("vlp "):  # a second command
+        del lines[0]
     return " ".join(lines)
 
 
@@ -27,7 +30,7 @@ def show(long: bool, console: Console) -> None:
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
     for name in list_configs():
-        table.add_row(name, about(name))
+        table.add_row(name, Text(about(name)))
     console.print(table)
 
 

@@ -202,7 +202,8 @@ def draw(
         except (BadSampleError, ImageError) as error:
             warn(f"picture of sample {reader.key(number)} can't be shown: {error}")
     captions = [gallery.captions[image][n] for image, n in zip(own, chosen, strict=True)]
-    draw_retrieval(captions, shown, own, pictures, path)
+    if not draw_retrieval(captions, shown, own, pictures, path):
+        warn(f"{path}: matplotlib's font lacks some characters of the captions, which are drawn as boxes")
     return True
 
 

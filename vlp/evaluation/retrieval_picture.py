@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -30,8 +31,9 @@ def images_shown(scores: Tensor, own: int) -> list[tuple[int, int]]:
 
 def draw_retrieval(
     captions: list[str], shown: list[list[tuple[int, int]]], own: list[int], pictures: dict[int, np.ndarray], path: Path
-) -> None:
-    """Draw queries, one a row, with their images; a framed picture is the query's own.
+) -> bool:
+    """Draw queries, one a row, with their images; a framed picture is the query's own. Returns whether the fonts of
+    this machine have all characters of the captions; others are drawn as boxes.
 
     Args:
         captions: of the queries.
@@ -65,6 +67,9 @@ def draw_retrieval(
             axis.spines[:].set(color=RIGHT if image == right else WRONG, linewidth=4 if image == right else 1)
             label = f"{rank}  right" if image == right else f"{rank}"
             axis.set_title(label, fontsize=8, color=RIGHT if image == right else "black", pad=5)
-    figure.tight_layout(pad=0.6)
-    figure.savefig(path, dpi=110)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        figure.tight_layout(pad=0.6)
+        figure.savefig(path, dpi=110)
     plt.close(figure)
+    return not any("missing from font" in str(one.message) for one in told)

@@ -16,6 +16,7 @@ from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
 from vlp.nn.ragged import Padded, lengths_of, padded
 
+COUNTED = {1: "one image", 2: "two images"}
 LossKind = Literal["binary", "softmax", "divergence"]
 
 
@@ -68,10 +69,11 @@ class Asking:
         """
         others = batch.pairs[:, 2:] != NONE
         if bool(others.any()) if self.images == 1 else not (others.shape[1] and bool(others[:, 0].all())):
+            taken, there = COUNTED[self.images], COUNTED[3 - self.images]
             raise ValueError(
-                f"questions of source {batch.source!r} are about {'two images' if self.images == 1 else 'one image'};"
-                " either answer_classification with images: 2 and the layout's regions and regions_2 takes two, or"
-                " paired_images"
+                f"this task takes {taken} a question, and there are questions about {there}"
+                f" (source {batch.source!r}); two are for answer_classification with images: 2 and the layout's regions"
+                " and regions_2, or for paired_images"
             )
         return batch, targets_of(batch, self.answers)
 

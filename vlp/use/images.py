@@ -25,7 +25,8 @@ def several(things: Any, what: str) -> list[Any]:
     """
     alone = isinstance(things, np.ndarray) and things.ndim < 4  # one more dimension, and it is a stack of pictures
     if alone or isinstance(things, str | bytes | Path | Image.Image | Regions):
-        raise ValueError(f"{what} must be a list, as in [{str(things)[:40]!r}], not one alone")
+        alone_as = repr(things[:40]) if isinstance(things, str | bytes) else f"one {type(things).__name__}"
+        raise ValueError(f"{what} must be a list, as in [{alone_as}], not one alone")
     return list(things)
 
 
@@ -38,7 +39,7 @@ def texts_of(things: Any, what: str, or_none: bool = False) -> list[Any]:
     texts = several(things, f"{what}s")
     for number, text in enumerate(texts):
         if not isinstance(text, str) and not (or_none and text is None):
-            raise ValueError(f"{what} {number} is a {type(text).__name__}, not a text")
+            raise ValueError(f"{what} {number} is of type {type(text).__name__}, and no text")
     return texts
 
 
@@ -121,7 +122,7 @@ def rgb(image: str | Path | Image.Image | np.ndarray, name: str) -> Image.Image:
         if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
             raise ValueError(f"{name} is {image.dtype} {list(image.shape)}; pixels are uint8 [height, width, 3]")
         return Image.fromarray(image)
-    raise ValueError(f"{name} is a {type(image).__name__}; give a file, a PIL picture, an array or Regions")
+    raise ValueError(f"{name} is of type {type(image).__name__}; give a file, a PIL picture, an array or Regions")
 
 
 def check_regions(regions: Regions, name: str, feature_size: int) -> None:
