@@ -8,8 +8,8 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import made_up
@@ -18,13 +18,13 @@ import torch
 from rich.console import Console
 from test_exact_resume import ROOT, digest, losses, train
 
+from data_pipelines.datamodule import DataModule
 from vlp.checkpoints.digest import digest as digest_of
 from vlp.checkpoints.load import read_facts_of_weights, read_weights, write_weights
 from vlp.commands.train import check_resumed
 from vlp.config import ConfigError
-from vlp.interfaces import Replacement
+from vlp.interfaces import Batch, Replacement
 from vlp.run_folder import RunFolder
-from vlp.training.callbacks import StepEnd
 from vlp.training.checkpoint_files import (
     FORMAT,
     CheckpointError,
@@ -32,9 +32,9 @@ from vlp.training.checkpoint_files import (
     read_training_state,
     write_training_state,
 )
-from vlp.training.module import StepRecord
-from vlp.training.screen import Screen
-from vlp.training.stalls import Watch
+from vlp.training.fit import build_module, fit
+from vlp.training.launch import cluster_environment
+from vlp.training.prepare import PreparedLoader
 
 STORED = Path(__file__).parent / "checkpoint_of_format_0.ckpt"
 EXACT = ["trainer.precision=64-true", "trainer.max_steps=20"]
@@ -228,20 +228,27 @@ def test_quarantined_samples_are_listed_once(tmp_path: Path) -> None:
 
 def test_broken_samples_are_listed_before_the_processes_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else one that dies as they meet lists none of a step that the others save."""
-    folder = RunFolder(tmp_path)
-    step_end = StepEnd(folder, Screen(Console(quiet=True), 5, False), [], 1, 1, 5, 5, 1, Watch(0, 0, dict))
-    record = StepRecord()
-    record.replaced.append(Replacement("a source", "key 3", "a reason"))
+    config = made_up.config(tmp_path, ["data.micro_batches_per_step=1"])
+    tokenizer, folder = made_up.tokenizer(tmp_path), RunFolder(tmp_path / "run")
+    folder.create(config, tokenizer, made_up.FACTS)
+    module = build_module(config, tokenizer, made_up.FACTS)
+
+    def load(step: int, micro_batch: int) -> Batch:
+        told = [Replacement("a source", f"key {step}", "a reason")]
+        return replace(made_up.load(step, micro_batch), replaced=told)
 
     def dying(values: torch.Tensor) -> torch.Tensor:
-        raise KeyboardInterrupt
+        raise RuntimeError("died as the processes met")
 
-    monkeypatch.setattr("vlp.training.callbacks.sum_over_ranks", dying)
-    with pytest.raises(KeyboardInterrupt):
-        step_end._measure(4, SimpleNamespace(record=record, device="cpu"))
-    (row,) = (tmp_path / "quarantine.jsonl").read_text().splitlines()
-    assert json.loads(row)["step"] == 4
-    assert "key 3" in row
+    monkeypatch.setattr("vlp.training.module.sum_over_ranks", dying)
+    data = DataModule(PreparedLoader(load, module.preparation), 1, workers=0)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="died as the processes met"):
+        fit(config, module, folder, data, [], Console(quiet=True), None, 1, cluster_environment(1, 1))
+    torch.use_deterministic_algorithms(deterministic)  # which the trainer sets
+    (row,) = ((tmp_path / "run") / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(row)["step"] == 1
+    assert "key 0" in row
 
 
 def test_what_a_kill_leaves_is_cleared_up(tmp_path: Path) -> None:

@@ -37,9 +37,9 @@ class Packed:
     value: Any
     buffers: dict[torch.dtype, Tensor]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Packed:
-        """The same on a device."""
-        return self._each(lambda buffer: buffer.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> Packed:
+        """The same on a device. From page-locked memory a GPU copies while it computes; nobody waits."""
+        return self._each(lambda buffer: buffer.to(device, non_blocking=buffer.device.type == "cpu"))
 
     def pin_memory(self) -> Packed:
         """The same in page-locked memory; the loader calls it on GPU machines."""
