@@ -27,7 +27,7 @@ from vlp.config import RunConfig, load_config, ratio_for
 from vlp.interfaces import map_tensors
 from vlp.text.choose import open_tokenizer
 from vlp.training.fit import build_module
-from vlp.training.module import TrainingModule
+from vlp.training.module import StepRecord, TrainingModule
 from vlp.training.prepare import Prepared
 
 ROOT = Path(__file__).parent.parent.parent
@@ -152,6 +152,38 @@ def test_a_step_without_numbers(name: str, root: Path) -> None:
         count += 1
     assert chosen_by_scores == (name in CHOOSING_BY_SCORES)
     assert count or chosen_by_scores
+
+
+@pytest.mark.parametrize("name", ["uniter_small", "lxmert_base", "clip_small", "wenlan_base"])
+def test_one_question_a_step(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first micro-batch to what objectives do after the optimizer; the question is answered here."""
+    config = small_config(name, root)
+    tokenizer = open_tokenizer(root / config.data.tokenizer.vocabulary, config.data.tokenizer.lowercase)
+    sources, facts = open_data(config, tokenizer, None)
+    module = build_module(config, tokenizer, facts)
+    prepared = next(steps(module, sources)).to("meta")
+    module = module.to("meta").train()
+    optimizer = module.configure_optimizers()["optimizer"]
+    asked: list[Tensor] = []
+
+    def answer(values: Tensor) -> Tensor:
+        asked.append(values)
+        return torch.zeros(len(values), dtype=values.dtype)
+
+    monkeypatch.setattr("vlp.training.module.sum_over_ranks", answer)
+    for step in range(2):
+        for _ in range(2):
+            module.training_step(prepared, 0).backward()
+        module.on_before_optimizer_step(optimizer)
+        assert len(asked) == step + 1
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        for objective in module.objectives.values():
+            if hasattr(objective, "after_step"):
+                objective.after_step(module.model, True)
+        assert module.record.sums.keys() == module.record.values.keys()
+        assert len(module.record.counts) == 5
+        module.record = StepRecord()
 
 
 @pytest.mark.parametrize(
