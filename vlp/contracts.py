@@ -256,6 +256,13 @@ class DualModel(AnyModel, Protocol):
         """Embeddings float32 [T, D] of length 1."""
 
 
+def located(targets: Any, places: Any) -> Any:
+    """What a head needs of targets: rows and labels, whose number is known. Targets that choose rows have
+    `locate(places)`; others, and what is located, are taken as they are.
+    """
+    return targets.locate(places) if hasattr(targets, "locate") else targets
+
+
 class Corrupt(Protocol):
     """What an objective does to a batch before the model sees it: a function, or a value that can be pickled, since it
     is called where the batch is loaded, in a process that has neither objective nor model.
@@ -281,9 +288,8 @@ class Objective(Protocol):
     def loss(self, encoded: Any, targets: Any, model: Any) -> tuple[Losses, Report]:
         """The losses to add up and the numbers to log, in two dicts.
 
-        An empty set of targets gives a zero that is connected to the graph. Targets that say which rows are read have
-        `locate(places)`, which gives what the head needs: rows and labels, whose number is known. Where a batch is
-        prepared they have been located already, and what is located gives itself when asked once more.
+        An empty set of targets gives a zero that is connected to the graph. Targets may be `located` already, as they
+        are where a batch is prepared; otherwise it is done here.
         """
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Places, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report, located
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.precision import at_least_float32
@@ -22,10 +22,6 @@ class AnswerRows:
 
     pairs: Tensor
     labels: Tensor
-
-    def locate(self, places: Places) -> AnswerRows:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class Answering(nn.Module):
 
     def loss(self, encoded: Encoded, targets: AnswerTargets | AnswerRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `answering`. Report: `answering_accuracy`."""
-        at = targets.locate(encoded.places)
+        at = located(targets, encoded.places)
         labels = at.labels
         logits = self(encoded.pooled["pair"].index_select(0, at.pairs))
         count = max(len(labels), 1)

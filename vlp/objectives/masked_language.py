@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Places, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report, located
 from vlp.interfaces import Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
@@ -23,10 +23,6 @@ class TokenRows:
 
     rows: Tensor
     labels: Tensor
-
-    def locate(self, places: Places) -> TokenRows:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ class MaskedLanguage(nn.Module):
 
     def predict(self, encoded: Encoded, targets: MaskedTokens | TokenRows, model: Model) -> tuple[Tensor, Tensor]:
         """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""
-        at = targets.locate(encoded.places)
+        at = located(targets, encoded.places)
         states = encoded.text.values.index_select(0, at.rows)
         weight = model.tied("word_embeddings") if self.decoder is None else self.decoder.weight
         return F.linear(self.transform(states), weight, self.bias), at.labels

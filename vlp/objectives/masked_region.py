@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Places, Report, Rows
+from vlp.contracts import Encoded, Losses, Model, Places, Report, Rows, located
 from vlp.interfaces import Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
@@ -27,10 +27,6 @@ class RegionRows:
 
     rows: Tensor
     values: Tensor
-
-    def locate(self, places: Places) -> RegionRows:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def mask_some(
 
 def masked_rows(encoded: Encoded, targets: MaskedRegions | RegionRows) -> tuple[Tensor, Tensor]:
     """States [n, H] of the regions to predict, and what to predict [n, ...]."""
-    at = targets.locate(encoded.places)
+    at = located(targets, encoded.places)
     return encoded.visual.values.index_select(0, at.rows), at.values
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Places, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report, located
 from vlp.interfaces import Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
@@ -33,7 +33,7 @@ class ContrastTargets:
 
     def locate(self, places: Places) -> ContrastTargets:
         """The rows that show the regions to predict, with their candidates."""
-        return replace(self, regions=self.regions.locate(places))
+        return replace(self, regions=located(self.regions, places))
 
 
 def draw_negatives(offsets: Tensor, own: int, other: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report, located
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.precision import at_least_float32
@@ -23,10 +23,6 @@ class MatchingRows:
 
     pairs: Tensor
     labels: Tensor
-
-    def locate(self, places: Places) -> MatchingRows:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class Matching(nn.Module):
 
     def loss(self, encoded: Encoded, targets: MatchingTargets | MatchingRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `matching`. Report: `matching_accuracy`."""
-        at = targets.locate(encoded.places)
+        at = located(targets, encoded.places)
         labels = at.labels
         logits = at_least_float32(self.classify(encoded.pooled["pair"].index_select(0, at.pairs)))
         count = max(len(labels), 1)

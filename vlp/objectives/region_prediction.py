@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Places, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report, located
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
@@ -31,10 +31,6 @@ class PredictionRows:
     rows: Tensor
     values: dict[str, Tensor]
     weights: dict[str, Tensor]
-
-    def locate(self, places: Places) -> PredictionRows:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ class RegionPrediction(nn.Module):
 
     def loss(self, encoded: Encoded, targets: RegionTargets | PredictionRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `region_prediction`, the sum. Report: `region_prediction_` and the name of each prediction."""
-        at = targets.locate(encoded.places)
+        at = located(targets, encoded.places)
         count = max(len(at.rows), 1)
         states = self.transform(encoded.visual.values.index_select(0, at.rows))
         losses = {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp.contracts import Encoded, Losses, Model, Places, Report
+from vlp.contracts import Encoded, Losses, Model, Places, Report, located
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.precision import at_least_float32, without_autocast
@@ -74,10 +74,6 @@ class SideBySide:
     words: Padded
     regions: Padded
     matched: Tensor
-
-    def locate(self, places: Places) -> SideBySide:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -151,7 +147,7 @@ class WordRegionAlignment(nn.Module):
 
     def loss(self, encoded: Encoded, targets: AlignmentTargets | SideBySide, model: Model) -> tuple[Losses, Report]:
         """Losses: `word_region_alignment`."""
-        distance = self.distances(encoded, targets.locate(encoded.places))
+        distance = self.distances(encoded, located(targets, encoded.places))
         sign = torch.where(targets.matched, 1.0, -1.0)
         return {"word_region_alignment": (distance * sign).sum() / max(len(distance), 1)}, {}
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report, located
 from vlp.evaluation.answers import AnswerEvaluation
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
@@ -29,10 +29,6 @@ class AskedRows:
     pairs: Tensor
     scores: Tensor
     sequences: Padded | None = None
-
-    def locate(self, places: Places) -> AskedRows:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,7 @@ class AnswerClassification(nn.Module):
 
     def loss(self, encoded: Encoded, targets: AnswerTargets | AskedRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `answer_classification`. Report: `answer_accuracy`, the mean score of the chosen answers."""
-        at = targets.locate(encoded.places)
+        at = located(targets, encoded.places)
         logits = self.logits(encoded).index_select(0, at.pairs)
         loss, accuracy = loss_and_accuracy(logits, at.scores, self.kind)
         return {"answer_classification": loss}, {"answer_accuracy": accuracy}

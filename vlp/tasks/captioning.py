@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report, located
 from vlp.evaluation.captions import CaptionEvaluation
 from vlp.interfaces import NONE, Batch, Segment, Texts
 from vlp.needs import Needs
@@ -29,10 +29,6 @@ class CaptionRows:
     rows: Tensor
     labels: Tensor
     step: int
-
-    def locate(self, places: Places) -> CaptionRows:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -176,7 +172,7 @@ class Captioning(nn.Module):
 
     def predict(self, encoded: Encoded, targets: CaptionTargets | CaptionRows, model: Model) -> tuple[Tensor, Tensor]:
         """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""
-        at = targets.locate(encoded.places)
+        at = located(targets, encoded.places)
         return self.word_logits(encoded.text.values.index_select(0, at.rows), model), at.labels
 
     def loss(self, encoded: Encoded, targets: CaptionTargets | CaptionRows, model: Model) -> tuple[Losses, Report]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report, located
 from vlp.evaluation.choices import ChoiceEvaluation
 from vlp.interfaces import Batch
 from vlp.needs import Needs
@@ -22,10 +22,6 @@ class ChoiceRows:
 
     questions: Tensor
     right: Tensor
-
-    def locate(self, places: Places) -> ChoiceRows:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ class MultipleChoice(nn.Module):
 
     def loss(self, encoded: Encoded, targets: ChoiceTargets | ChoiceRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `multiple_choice`. Report: `choice_accuracy`."""
-        at = targets.locate(encoded.places)
+        at = located(targets, encoded.places)
         outputs, right = self._outputs(encoded).index_select(0, at.questions), at.right
         count = max(len(right), 1)
         if self.kind == "each":

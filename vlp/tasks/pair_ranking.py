@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report, located
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.precision import at_least_float32
@@ -26,10 +26,6 @@ class RankingRows:
     positives: int
     owner: Tensor
     negatives: Padded
-
-    def locate(self, places: Places) -> RankingRows:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ class PairRanking(nn.Module):
 
     def loss(self, encoded: Encoded, targets: RankingTargets | RankingRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `pair_ranking`. Report: `ranking_accuracy`, the share of negatives that are below their pair."""
-        scores, at = self.score(encoded), targets.locate(encoded.places)
+        scores, at = self.score(encoded), located(targets, encoded.places)
         if isinstance(at, RankingRows):
             scores, wrong = scores[: at.positives], scores[at.positives :]
         else:  # which negatives count depends on scores, so here alone sizes are not known before

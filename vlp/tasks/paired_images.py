@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Report, located
 from vlp.evaluation.answers import AnswerEvaluation
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
@@ -132,7 +132,7 @@ class PairedImages(nn.Module):
 
     def loss(self, encoded: Encoded, targets: AnswerTargets | AskedRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `paired_images`. Report: `answer_accuracy`."""
-        at = targets.locate(encoded.places)
+        at = located(targets, encoded.places)
         logits = self.logits(encoded, at.sequences).index_select(0, at.pairs)
         loss, accuracy = loss_and_accuracy(logits, at.scores, self.kind)
         return {"paired_images": loss}, {"answer_accuracy": accuracy}

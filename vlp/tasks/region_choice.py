@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report
+from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report, located
 from vlp.evaluation.regions import RegionEvaluation
 from vlp.interfaces import NONE, Batch
 from vlp.metrics.boxes import RIGHT, overlaps
@@ -33,10 +33,6 @@ class RegionRows:
     keys: Tensor
     hard: Tensor
     regions: Padded
-
-    def locate(self, places: Places) -> RegionRows:
-        """Itself."""
-        return self
 
 
 def regions_of_pairs(places: Places) -> Padded:
@@ -153,7 +149,7 @@ class RegionChoice(nn.Module):
 
     def loss(self, encoded: Encoded, targets: RegionTargets | RegionRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `region_choice`. Report: `region_accuracy`."""
-        at = targets.locate(encoded.places)
+        at = located(targets, encoded.places)
         scores, found = self.logits(encoded, at.regions).index_select(0, at.pairs), at.overlaps
         if not len(found):
             return {"region_choice": encoded.visual.values.sum() * 0}, {"region_accuracy": found.new_zeros(())}
