@@ -89,7 +89,8 @@ def _with_embedder(settings: dict[str, Any], special_tokens: dict[str, int], fac
         backbone = construct("model.backbone", settings["backbone"], BACKBONES)
         facts = replace(facts, feature_size=backbone.feature_size)
         settings = {key: value for key, value in settings.items() if key not in ("pixels", "backbone")}
-    settings = {"regions_share_position": False, "token_region": False, "layout_causal": [], **settings}
+    none: dict[str, Any] = {"regions_take": 0, "token_region": False, "layout_causal": [], "layout_causal_types": []}
+    settings = {**none, **settings}
     parts = {}
     for key, kind in (
         ("embedder", dict[str, Any]),
@@ -97,7 +98,8 @@ def _with_embedder(settings: dict[str, Any], special_tokens: dict[str, int], fac
         ("layout_types", list[int]),
         ("max_tokens", dict[str, int]),
         ("layout_causal", list[str]),
-        ("regions_share_position", bool),
+        ("layout_causal_types", list[int]),
+        ("regions_take", int),
         ("token_region", bool),  # what the data is asked for; the embedder takes it where it comes
     ):
         if key not in settings:
@@ -113,6 +115,8 @@ def _with_embedder(settings: dict[str, Any], special_tokens: dict[str, int], fac
         )
     constructor, sizes = arguments("model", settings, MODELS, ("embedder", "layout", "backbone"))
     shared = {key: sizes[key] for key in ("hidden_size", "visual_hidden_size", "dropout", "norm_eps") if key in sizes}
+    if "classes" in inspect.signature(chosen("model.embedder", parts["embedder"], EMBEDDERS)).parameters:
+        parts["embedder"].setdefault("classes", facts.classes)
     embedder = construct("model.embedder", parts["embedder"], EMBEDDERS, **shared)
     offers: EmbedderOffers = embedder.offers
     if parts["token_region"] and not offers.token_region:
@@ -126,13 +130,14 @@ def _with_embedder(settings: dict[str, Any], special_tokens: dict[str, int], fac
             parts["layout_types"],
             special_tokens | dict(offers.special),  # the tokenizer's, and those the embedder adds
             parts["max_tokens"],
-            parts["regions_share_position"],
+            parts["regions_take"],
             causal=parts["layout_causal"],
             unplaced=offers.unplaced,
+            causal_types=parts["layout_causal_types"],
         )
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
-    types, most = parts["embedder"].get("types"), max(layout.types, default=0)
+    types, most = parts["embedder"].get("types"), max(layout.types + layout.causal_types, default=0)
     if types is not None and most >= types:
         raise ConfigError(f"model.layout_types has {most}, but model.embedder.types is {types}; it must be greater")
     if backbone is not None:

@@ -7,7 +7,20 @@ from typing import Any
 
 from torch import nn
 
-from vlp.checkpoints.importers import bert, brivl, clip, lxmert, oscar, uniter, vilbert, vilt, visualbert, vlbert, volta
+from vlp.checkpoints.importers import (
+    bert,
+    brivl,
+    clip,
+    lxmert,
+    oscar,
+    uniter,
+    vilbert,
+    vilt,
+    visualbert,
+    vlbert,
+    vlp,
+    volta,
+)
 from vlp.checkpoints.key_map import KeyMap
 from vlp.models.dual_encoder import DualEncoder
 from vlp.models.single_stream import SingleStream
@@ -22,6 +35,7 @@ from vlp.nn.embedders.uniter import UniterEmbedder
 from vlp.nn.embedders.vilt import ViltEmbedder
 from vlp.nn.embedders.visualbert import VisualBertEmbedder
 from vlp.nn.embedders.vlbert import VLBertEmbedder
+from vlp.nn.embedders.vlp import VlpEmbedder
 from vlp.nn.towers.bert_text import BertText
 from vlp.nn.towers.open_clip import OpenClipImage, OpenClipText
 from vlp.nn.towers.timm_image import TimmImage
@@ -59,6 +73,7 @@ EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
     "vilt": ViltEmbedder,
     "visualbert": VisualBertEmbedder,
     "vlbert": VLBertEmbedder,
+    "vlp": VlpEmbedder,
 }
 BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches, "timm_grid": TimmGrid}
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
@@ -103,5 +118,6 @@ IMPORTERS: dict[str, KeyMap] = {
     **vilt.LAYOUTS,
     **visualbert.LAYOUTS,
     **vlbert.LAYOUTS,
+    **vlp.LAYOUTS,
     **volta.LAYOUTS,
 }

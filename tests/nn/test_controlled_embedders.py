@@ -23,7 +23,7 @@ def made_model(**embedder: object):
     model = samples.model(
         layout=["CLS", "caption", "SEP", "whole", "regions"],
         layout_types=[0, 0, 0, 2, 1],
-        regions_share_position=True,
+        regions_take=1,
         embedder={**TABLES, **embedder},
     )
     for parameter in model.parameters():

@@ -118,7 +118,7 @@ def test_by_hand() -> None:
     caption = replace(made.texts.segments["caption"], token_region=torch.tensor([1, 2]))
     made = replace(made, texts=Texts({"caption": caption}, made.texts.ids))
     items, types = ["CLS", "caption", "SEP", "whole", "regions", "END"], [0, 0, 0, 2, 2, 2]
-    s = Layout(items, types, SPECIAL | {"END": END}, {"caption": 9}, regions_share_position=True).assemble(made)
+    s = Layout(items, types, SPECIAL | {"END": END}, {"caption": 9}, regions_take=1).assemble(made)
     first, second = rows_of(s)
     assert first == [
         ("text", CLS, NONE, 0, 0, NONE),

@@ -61,7 +61,7 @@ def made_model(**embedder: object):
     made = samples.model(
         layout=["CLS", "caption", "SEP", "whole", "regions", "END"],
         layout_types=[0, 0, 0, 2, 2, 2],
-        regions_share_position=True,
+        regions_take=1,
         embedder={
             "type": "vlbert", "vocab_size": WORDS, "positions": 32, "types": 3, "frequencies": FREQUENCIES, **embedder
         },

@@ -33,7 +33,7 @@ def test_questions(path) -> None:
     }
     embedder = {"type": "vlbert", "frequencies": (weight.shape[1] - width) // 8, "visual_size": c["visual_size"]}
     special = {"CLS": 1, "SEP": 2, "MASK": 3}
-    model = single_stream(c, width, special, layout, embedder, regions_share_position=c["obj_pos_id_relative"])
+    model = single_stream(c, width, special, layout, embedder, regions_take=int(c["obj_pos_id_relative"]))
     answers = len(golden.weights["final_mlp.2.bias"])
     head = HeadShape(hidden_size=len(golden.weights["final_mlp.0.dense.bias"]))
     task = AnswerClassification(model, answers, head, read="MASK")

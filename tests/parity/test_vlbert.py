@@ -37,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def build(c: dict, features: int, frequencies: int, layout: dict, special: dict[str, int], text_only: bool):
     settings = {
         **single_stream_sizes(c),
-        "regions_share_position": c["obj_pos_id_relative"],
+        "regions_take": int(c["obj_pos_id_relative"]),
         **layout,
         "embedder": {
             "type": "vlbert",

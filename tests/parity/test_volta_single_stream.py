@@ -74,7 +74,7 @@ class Controlled(nn.Module):
             "initial_std": c["initializer_range"],
             "layout": ["CLS", *SEGMENTS, "SEP", *shown],
             "layout_types": [0, 0, 1, 1, *len(shown) * [2 if c["image_embeddings"] == "vl-bert" else 1]],
-            "regions_share_position": True,
+            "regions_take": 1,
             "max_tokens": dict.fromkeys(SEGMENTS, c["max_position_embeddings"]),
             "embedder": embedder(c),
         }

@@ -53,22 +53,23 @@ class Layout:
         items: in order, special tokens by name (upper case), segments by name, `regions` (those of the first image
             slot; `regions_2` those of the second, and so on), `whole` (one row for the first image there is).
             `SEP+tags` is a special token that stands only in texts whose segment tags has tokens, `SEP-tags` one that
-            stands only in the others.
+            stands only in the others. `SEP:image` is a special token with a name of its own, by which its row is found.
         types: the type id of each item, as many as there are items.
         special: ids of the special tokens, by name: the tokenizer's, and those that the embedder has vectors for.
         max_tokens: the most tokens that each segment may have; the rest is cut off at the end.
-        regions_share_position: the regions of a sequence, and the whole image, stand at one position, and the text
-            after them at the next (VL-BERT). Otherwise text positions skip them.
+        regions_take: positions that text after the image skips, however many regions there are. The regions of a
+            sequence, and the whole image, stand at the first of them (VL-BERT: 1; VLP, whose regions have none: 100).
         may_be_empty: a pair may have no row at all.
         causal: items that are written from left to right in texts that are `causal`; the positions after such a
             segment are those after its longest, so that they don't tell how long it will be (Oscar, run_captioning.py).
         unplaced: special tokens that take no position: the text after one stands where it would without it.
+        causal_types: the type id of each item where the text is causal, if it is another (VLP).
 
     A pair without text gets no special tokens; a pair without an image no regions; an absent segment is empty.
 
     Raises:
-        ValueError: `types` is not as long as `items`, a special token or image slot is unknown, a segment has no
-            cap, or a causal item is no text of the layout.
+        ValueError: `types` or `causal_types` is not as long as `items`, a special token or image slot is unknown, a
+            segment has no cap, or a causal item is no text of the layout.
     """
 
     def __init__(
@@ -77,15 +78,18 @@ class Layout:
         types: list[int],
         special: dict[str, int],
         max_tokens: dict[str, int],
-        regions_share_position: bool = False,
+        regions_take: int = 0,
         may_be_empty: bool = False,
         causal: Sequence[str] = (),
         unplaced: Collection[str] = (),
+        causal_types: Sequence[int] = (),
     ):
         if len(items) != len(types):
             raise ValueError(f"layout has {len(items)} items but layout_types has {len(types)}: give one type an item")
+        if causal_types and len(items) != len(causal_types):
+            raise ValueError(f"layout has {len(items)} items but layout_causal_types has {len(causal_types)}")
         for item in items:
-            name, beside = _parts(item)
+            name, beside = parts_of(item)
             if name.isupper() and name not in special:
                 raise ValueError(f"layout: no special token {name}; there are {', '.join(special)}")
             if beside and not (name.isupper() and beside in items):
@@ -99,7 +103,8 @@ class Layout:
                 raise ValueError(f"layout_causal: {item} is no text of the layout, which has {', '.join(items)}")
         self.items, self.types, self.special, self.max_tokens = items, types, special, max_tokens
         self.causal, self.unplaced = frozenset(causal), frozenset(unplaced)
-        self.regions_share_position, self.may_be_empty = regions_share_position, may_be_empty
+        self.regions_take, self.may_be_empty = regions_take, may_be_empty
+        self.causal_types = list(causal_types)
 
     @property
     def has_regions(self) -> bool:
@@ -112,7 +117,7 @@ class Layout:
         for visual in (False, True):
             chosen = [k for k, item in enumerate(self.items) if is_visual(item) == visual]
             items, types = [self.items[k] for k in chosen], [self.types[k] for k in chosen]
-            rest = (self.special, self.max_tokens, self.regions_share_position)
+            rest = (self.special, self.max_tokens, self.regions_take)
             parts.append(Layout(items, types, *rest, may_be_empty=True, unplaced=self.unplaced))
         return parts[0], parts[1]
 
@@ -129,7 +134,7 @@ class Layout:
         causal_pair = self._causal_pairs(batch)
         starts, lengths = [], []  # per item: first source index and number of rows of each pair
         for item in self.items:
-            name, beside = _parts(item)
+            name, beside = parts_of(item)
             if name.isupper():
                 start, length = torch.zeros_like(text_row), has_text.long()
                 if beside:
@@ -166,18 +171,20 @@ class Layout:
             pair = owner_of_rows(lengths[k])
             source = starts[k].index_select(0, pair) + within
             item_type = torch.full_like(row, self.types[k])
+            if causal_pair is not None and self.causal_types:
+                item_type = torch.where(causal_pair.index_select(0, pair), self.causal_types[k], item_type)
             if is_visual(item):
                 kind = "whole" if item == "whole" else "regions"
                 visual_parts[kind].append((row, source, pair, item_type, text_before.index_select(0, pair)))
                 after_regions = True
                 continue
             refers = torch.full_like(row, NONE)
-            name, beside = _parts(item)
+            name, beside = parts_of(item)
             if name.isupper():
                 ids = torch.full_like(row, self.special[name])
                 source = torch.full_like(row, NONE)
                 if not beside:  # it has a row of each pair with text
-                    special[name] = Rows(row, source, pair)
+                    special[item] = Rows(row, source, pair)
             elif item in batch.texts.segments:
                 segment = batch.texts.segments[item]
                 ids = segment.tokens.index_select(0, source)
@@ -186,8 +193,8 @@ class Layout:
                     refers = _regions_meant(batch, segment.token_region.index_select(0, source), pair)
             else:
                 continue
-            if after_regions and self.regions_share_position:
-                text_before = text_before + 1
+            if after_regions:
+                text_before = text_before + self.regions_take
             after_regions = False
             position = text_before.index_select(0, pair) + within
             text_parts.append((row, source, pair, ids, position, item_type, refers))
@@ -244,10 +251,12 @@ class Layout:
         return batch.texts.causal.index_select(0, text.clamp(min=0)) & (text != NONE)
 
 
-def _parts(item: str) -> tuple[str, str]:
-    """The name of an item, and the segment beside which alone, or beside which never, it stands; empty if always."""
+def parts_of(item: str) -> tuple[str, str]:
+    """What an item is, a special token, a segment or of the image, and the segment beside which alone, or beside which
+    never, it stands; empty if always.
+    """
     name, _, beside = item.replace("-", "+").partition("+")
-    return name, beside
+    return name.partition(":")[0], beside
 
 
 def check_width(images: Images, feature_size: int) -> None:

@@ -14,6 +14,7 @@ from vlp.evaluation.answers import AnswerEvaluation
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
+from vlp.nn.layout import parts_of
 from vlp.nn.ragged import Padded, lengths_of, padded
 
 COUNTED = {1: "one image", 2: "two images"}
@@ -85,7 +86,8 @@ class AnswerClassification(nn.Module):
         answers: how many answers there are.
         head: what is between the vector and the answers.
         read: `pooled`: the vector is `pooled["pair"]`. The name of a special token of the layout: the state of its row,
-            as of a MASK that stands for the answer (VisualBERT, VL-BERT).
+            as of a MASK that stands for the answer (VisualBERT, VL-BERT); of several, as `CLS*SEP:image`, the product
+            of their states (VLP).
         loss: `binary`: for each answer binary cross entropy with its score, summed over answers (the originals write
             the mean times their number). `softmax`: cross entropy with the best answer. `divergence`: sum of
             s (log s - log softmax) over answers, whose scores s need not sum to one (VisualBERT).
@@ -116,9 +118,11 @@ class AnswerClassification(nn.Module):
         check_answers(answers)
         if read == "pooled" and not model.pooled_size:
             raise ValueError("it reads the pooled vector; set model.pooler=true, or read the name of a special token")
-        if read != "pooled" and read not in filter(str.isupper, model.items):
-            there = ", ".join(filter(str.isupper, model.items)) or "none"
-            raise ValueError(f"it reads the special token {read}, but of those model.layout has only {there}")
+        there = [item for item in model.items if parts_of(item)[0].isupper() and not parts_of(item)[1]]
+        for name in [] if read == "pooled" else read.split("*"):
+            if name not in there:
+                only = ", ".join(there) or "none"
+                raise ValueError(f"it reads the special token {name}, but of those model.layout has only {only}")
         if images == 2:
             check_two_images(model, "images: 2")
         self.read, self.kind = read, loss
@@ -130,7 +134,8 @@ class AnswerClassification(nn.Module):
         """Logits float32 [P, answers]."""
         if self.read == "pooled":
             return self.classifier(encoded.pooled["pair"])
-        return self.classifier(encoded.text.values.index_select(0, encoded.special[self.read].row))
+        states = [encoded.text.values.index_select(0, encoded.special[name].row) for name in self.read.split("*")]
+        return self.classifier(torch.stack(states).prod(0) if len(states) > 1 else states[0])
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits to numbers between 0 and 1, each by itself for `binary` and summing to one otherwise."""

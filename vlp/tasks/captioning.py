@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,14 @@ from vlp.tasks.decoding import Written, beam_search, greedy
 
 @dataclass(frozen=True)
 class CaptionRows:
-    """Tokens to predict: `rows` int64 [n] of the text stream, and `labels` int64 [n]. `step`: of the run."""
+    """Tokens to predict: `rows` int64 [n] of the text stream, `labels` int64 [n], and the `pair` int64 [n] of each, of
+    so many `pairs`. `step`: of the run.
+    """
 
     rows: Tensor
     labels: Tensor
+    pair: Tensor
+    pairs: int
     step: int
 
 
@@ -47,7 +51,8 @@ class CaptionTargets:
         """The rows that show the tokens to predict."""
         where = places.tokens["caption"]
         keep = self.chosen.index_select(0, where.source) & self.matched.index_select(0, where.pair)
-        return CaptionRows(where.row[keep], self.labels.index_select(0, where.source[keep]), self.step)
+        labels = self.labels.index_select(0, where.source[keep])
+        return CaptionRows(where.row[keep], labels, where.pair[keep], len(self.matched), self.step)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class CaptionMasking:
     probability: float
     most_masked: int
     max_tokens: int
+    counted: Literal["all", "words"]
+    causal_share: float
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, CaptionTargets]:
         """End the captions, mask some of their words and make them causal.
@@ -71,10 +78,14 @@ class CaptionMasking:
             raise ValueError(f"the pairs of source {batch.source!r} have no segment `caption`")
         caption = self.ended(batch.texts.segments["caption"])
         tokens = lengths_of(caption.offsets)
-        count = ((tokens + 1) * self.probability).round().long().clamp(1, self.most_masked)
+        beside = 1 if self.counted == "all" else -1
+        count = ((tokens + beside) * self.probability).round().long().clamp(1, self.most_masked)
         chosen = choose_some(caption.offsets, count, generator)
         masked = replace_tokens(caption.tokens, chosen, self.mask_id, self.word_ids, generator)
         texts = causal_texts(batch.texts, replace(caption, tokens=masked))
+        if self.causal_share < 1:
+            draw = torch.rand(len(tokens), generator=generator, device=tokens.device)
+            texts = replace(texts, causal=draw < self.causal_share)
         targets = CaptionTargets(caption.tokens, chosen, batch.matched, batch.step)
         return replace(batch, texts=texts), targets
 
@@ -113,20 +124,29 @@ class Captioning(nn.Module):
     writing puts a mask after what is written so far and predicts that. The decoder is tied to the word embeddings. The
     loss is the divergence of the smoothed label from the prediction, mean over masked words, the worst left out.
 
+    VLP's pretraining is the same with a `causal_share` of 0.75: the other texts are read in both directions, by the
+    same head.
+
     Source: Oscar (Li et al. 2020), oscar/run_captioning.py and BertForImageCaptioning; the masks are UniLM's (Dong et
-    al. 2019), as are those of VLP (Zhou et al. 2020).
+    al. 2019), as are those of VLP (Zhou et al. 2020), vlp/seq2seq_loader.py.
 
     Args:
         model: the model to be trained; its sizes are read.
         mask_id, end_id: ids of the mask token and of what ends a caption.
         word_ids: ids that are written, and from which random replacements are drawn.
-        probability: share of a caption's tokens to mask, at least one; its end and the start before it are counted.
+        probability: share of a caption's tokens to mask, at least one.
         most_masked: but no more than so many.
+        counted: what that is a share of: `all`, its end and the start before it included (Oscar), or `words` (VLP).
+        causal_share: share of the texts that are written from left to right in training.
         most_written: words of a written caption, its end included; None: as many as the model takes.
         label_smoothing: what the other words share of a label.
+        smoothing_skips: a word that gets no share of other labels, as padding (VLP: 0).
         drop_worst: share of the masked words, those of the largest losses, that don't count.
         drop_worst_after: the step of the run after which that is so.
+        drop_worst_of: `words`, or `texts` by the sums of their words' losses (VLP).
 
+    Raises:
+        ValueError: `causal_share` is no share.
     """
 
     unwritten: Tensor
@@ -151,13 +171,22 @@ class Captioning(nn.Module):
         label_smoothing: float = 0.0,
         drop_worst: float = 0.0,
         drop_worst_after: int = 0,
+        counted: Literal["all", "words"] = "all",
+        causal_share: float = 1.0,
+        smoothing_skips: int | None = None,
+        drop_worst_of: Literal["words", "texts"] = "words",
     ):
         super().__init__()
+        if not 0 <= causal_share <= 1:
+            raise ValueError(f"causal_share is {causal_share}, but must be from 0 to 1")
         self.mask_id, self.end_id = mask_id, end_id
         self.max_tokens = model.max_tokens["caption"]  # the end included
         self.most_written = min(most_written or self.max_tokens, self.max_tokens)
         words = torch.tensor(word_ids, device="cpu")
-        self.corrupt = CaptionMasking(mask_id, end_id, words, probability, most_masked, self.max_tokens)
+        self.corrupt = CaptionMasking(
+            mask_id, end_id, words, probability, most_masked, self.max_tokens, counted, causal_share
+        )
+        self.smoothing_skips, self.drop_worst_of = smoothing_skips, drop_worst_of
         self.label_smoothing, self.drop_worst, self.drop_worst_after = label_smoothing, drop_worst, drop_worst_after
         size = len(model.tied("word_embeddings"))
         unwritten = torch.ones(size, dtype=torch.bool).index_fill(0, torch.tensor([*word_ids, end_id]), False)
@@ -177,13 +206,18 @@ class Captioning(nn.Module):
 
     def loss(self, encoded: Encoded, targets: CaptionTargets | CaptionRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `captioning`. Report: `captioning_accuracy`, of the masked words."""
-        logits, labels = self.predict(encoded, targets, model)
-        losses = smoothed_divergence(at_least_float32(logits), labels, self.label_smoothing)
+        at = located(targets, encoded.places)
+        logits, labels = self.predict(encoded, at, model)
+        losses = smoothed_divergence(at_least_float32(logits), labels, self.label_smoothing, self.smoothing_skips)
+        correct = (logits.detach().argmax(1) == labels).sum() / max(len(labels), 1)
+        dropping = bool(self.drop_worst) and at.step >= self.drop_worst_after
+        if dropping and self.drop_worst_of == "texts":
+            loss = mean_of_best_texts(losses, at.pair, at.pairs, self.drop_worst)
+            return {"captioning": loss}, {"captioning_accuracy": correct}
         kept = len(losses)
-        if self.drop_worst and targets.step >= self.drop_worst_after:
+        if dropping:
             kept = max(int(len(losses) * (1 - self.drop_worst)), min(kept, 1))
             losses = losses.topk(kept, largest=False).values
-        correct = (logits.detach().argmax(1) == labels).sum() / max(len(labels), 1)
         return {"captioning": losses.sum() / max(kept, 1)}, {"captioning_accuracy": correct}
 
     @torch.no_grad()
@@ -235,16 +269,30 @@ class Captioning(nn.Module):
         return at_least_float32(logits).log_softmax(1).masked_fill(self.unwritten, -torch.inf)
 
 
-def smoothed_divergence(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+def mean_of_best_texts(losses: Tensor, text: Tensor, texts: int, drop_worst: float) -> Tensor:
+    """The mean of losses float [n] of words of the texts, but for the share of the texts whose losses sum to most.
+
+    Source: VLP, pytorch_pretrained_bert/modeling.py. text: int64 [n], the text of each word, of so many `texts`.
+    """
+    sums = losses.new_zeros(texts).index_add(0, text, losses)
+    best = sums.detach().topk(max(int(texts * (1 - drop_worst)), min(texts, 1)), largest=False).indices
+    kept = torch.zeros_like(sums).index_fill(0, best, 1.0).index_select(0, text)
+    return (losses * kept).sum() / kept.sum().clamp(min=1)
+
+
+def smoothed_divergence(logits: Tensor, labels: Tensor, smoothing: float, skipped: int | None = None) -> Tensor:
     """KL divergence of the prediction from a label of which the other classes share `smoothing`, float [n].
 
-    Source: Oscar, oscar/modeling/modeling_bert.py (BertCaptioningLoss). logits: [n, classes]; labels: int64 [n].
+    Source: Oscar, oscar/modeling/modeling_bert.py (BertCaptioningLoss); with a class `skipped`, which gets no share,
+    VLP, vlp/loss.py. logits: [n, classes]; labels: int64 [n].
     """
     log = logits.log_softmax(1)
     of_label = log.gather(1, labels[:, None])[:, 0]
     if not smoothing:
         return -of_label
-    others = logits.shape[1] - 1
+    others, rest = logits.shape[1] - 1, log.sum(1) - of_label
+    if skipped is not None:
+        others, rest = others - 1, rest - log[:, skipped]
     share = smoothing / others
     entropy = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(share)
-    return entropy - (1 - smoothing) * of_label - share * (log.sum(1) - of_label)
+    return entropy - (1 - smoothing) * of_label - share * rest
