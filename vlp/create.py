@@ -16,12 +16,14 @@ from vlp.text.clip_bpe import ClipBytePairs
 # the same in bert-base-uncased, bert-base-cased and bert-base-chinese
 BERT_TOKENS = {"PAD": 0, "UNK": 100, "CLS": 101, "SEP": 102, "MASK": 103}
 BOTTOM_UP = 2048  # numbers of a region's feature by the detector that the papers use
+CLASSES = 1601  # of the detectors that those features are of
 
 
 def create_model(
     name: str,
     *overrides: str,
     feature_size: int | None = None,
+    classes: int = CLASSES,
     special_tokens: Mapping[str, int] | None = None,
 ) -> nn.Module:
     """The model of a configuration with random weights (of torch's own generator), in training mode.
@@ -30,6 +32,7 @@ def create_model(
         name: a file, or a name of `vlp.list_configs()`.
         overrides: `key.sub=value`, as in `model.layers=6`.
         feature_size: numbers of a region's feature; None: as the configuration says, else 2048 (bottom-up attention).
+        classes: of a region's scores, background included, which some embedders read.
         special_tokens: ids of CLS, SEP, MASK, PAD; None: those of BERT's vocabularies, or of CLIP's where the
             configuration takes its byte pairs.
 
@@ -47,4 +50,4 @@ def create_model(
     size = feature_size or embedder.get("feature_size", BOTTOM_UP)
     if "embedder" in settings and "backbone" not in settings:
         settings = {**settings, "embedder": {**embedder, "feature_size": size}}
-    return build_model(settings, dict(special_tokens), FeatureFacts(size, 0))
+    return build_model(settings, dict(special_tokens), FeatureFacts(size, classes))

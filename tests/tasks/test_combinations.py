@@ -84,6 +84,7 @@ volta_uniter_base     +       +       +       +      +      +      +       +    
 volta_vilbert_base    +       +       +       +      +      stream +       +       +      +       +      +      stream
 volta_visualbert_base +       +       +       +      +      +      +       +       +      +       +      +      +
 volta_vlbert_base     +       +       +       +      +      +      +       +       +      +       +      +      +
+vlp_base              +       +       +       +      +      +      +       +       +      +       +      +      +
 clip_small            dual    dual    dual    dual   dual   dual   dual    dual    dual   dual    dual   dual   dual
 """
 HEADER, *ROWS = (line.split() for line in TABLE.strip().splitlines())
@@ -134,9 +135,12 @@ def for_task(block: dict[str, Any], task: str) -> dict[str, Any]:
             new += [("SEP", kind), ("answer", kind)]
         if task in ("triplet", "own") and item == "regions":
             new.append(("regions_2", kind))
+    if task != "captions":
+        block = {key: value for key, value in block.items() if not key.startswith("layout_causal")}
     if task == "captions":  # a caption brings its own end
-        del new[[item for item, _ in new].index("caption") + 1]
-        block = block | {"layout_causal": ["CLS", "caption"]}
+        end = [item for item, _ in new].index("caption") + 1
+        del new[end : end + 1]
+        block = {"layout_causal": ["CLS", "caption"], **block}
     elif block.get("pooler") is False:
         block = block | {"pooler": True}
     caps = {"tags": 12, "answer": 4}
