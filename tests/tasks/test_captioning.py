@@ -15,7 +15,7 @@ from vlp.interfaces import NONE, Batch
 from vlp.models.single_stream import SingleStream
 from vlp.needs import FeatureFacts, faults
 from vlp.objectives.masked_language import MaskedLanguage
-from vlp.tasks.captioning import Captioning, CaptionTargets, causal_texts, smoothed_divergence
+from vlp.tasks.captioning import Captioning, CaptionTargets, causal_texts, mean_of_best_texts, smoothed_divergence
 
 LAYOUT = {
     "layout": ["CLS", "caption", "tags", "SEP", "regions"],
@@ -116,6 +116,49 @@ def test_loss_written_out() -> None:
     torch.testing.assert_close(
         smoothed_divergence(logits, labels, 0.0), torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     )
+
+
+def test_a_word_that_gets_no_share_of_other_labels() -> None:
+    """Written out: a label of which all but it and the word that is left out share the smoothing."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 7), torch.tensor([1, 2, 3, 6, 1])
+    each = []
+    for row, label in zip(logits.log_softmax(1).tolist(), labels.tolist(), strict=True):
+        truth = {n: 0.8 if n == label else 0.2 / 5 for n in range(1, 7)}
+        each.append(sum(t * (math.log(t) - row[n]) for n, t in truth.items()))
+    assert smoothed_divergence(logits, labels, 0.2, skipped=0).tolist() == pytest.approx(each, rel=1e-5)
+
+
+def test_the_worst_texts_do_not_count() -> None:
+    """Two of the four whose losses sum to least, though one of them has the worst word; one without words is best."""
+    losses = torch.tensor([5.0, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0], requires_grad=True)
+    text = torch.tensor([0, 1, 1, 1, 2, 2, 2])
+    mean = mean_of_best_texts(losses, text, 4, 0.5)  # sums 5, 3, 7 and 0
+    assert float(mean) == pytest.approx(1.0)
+    mean.backward()
+    assert losses.grad.tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0, 0, 0])
+    assert float(mean_of_best_texts(losses, text, 3, 0.5).detach()) == pytest.approx(1.0)
+    assert float(mean_of_best_texts(losses, text, 3, 0.0).detach()) == pytest.approx(15 / 7)
+
+
+def test_some_texts_are_read_in_both_directions() -> None:
+    """By their share; all are masked and ended alike, and the words are a share of the words alone where it is said."""
+    of = model()
+    batch = captions([[7], [7, 8, 9, 10, 11]], [[0, 0], [1, 1]])
+    causal = torch.zeros(2)
+    for seed in range(200):
+        corrupted, targets = task(of, causal_share=0.75, probability=0.3, counted="words").corrupt(
+            batch, generator(seed)
+        )
+        every, same = task(of, probability=0.3, counted="words").corrupt(batch, generator(seed))
+        causal += corrupted.texts.causal
+        assert bool(every.texts.causal.all())
+        assert torch.equal(targets.chosen, same.chosen)
+        assert torch.equal(corrupted.texts.segments["caption"].tokens, every.texts.segments["caption"].tokens)
+        assert [int(targets.chosen[:2].sum()), int(targets.chosen[2:].sum())] == [1, 2]  # of 1 and 5 words, not 3 and 7
+    assert ((causal / 200 - 0.75).abs() < 0.1).all()
+    with pytest.raises(ValueError, match=r"causal_share is 1\.5"):
+        task(of, causal_share=1.5)
 
 
 def test_without_captions_the_loss_is_a_connected_zero() -> None:
