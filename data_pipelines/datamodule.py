@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ class Failure:
         kind = type(error).__module__.partition(".")[0]
         ours = isinstance(error, OSError) or not {"vlp", "data_pipelines"}.isdisjoint([kind, *folders])
         try:
+            ForkingPickler.dumps(error)
             copy.copy(error)
-        except Exception:  # it can't be made anew, as in another process it would be
+        except Exception:  # it can't be sent, or be made anew as in another process it would be
             ours = False
         return cls(error if ours else RuntimeError(f"{type(error).__name__}: {error}"), trace)
 
@@ -188,12 +190,11 @@ class DataModule(lightning.LightningDataModule):
         bounds = [first, last]
         if self.stage is not None:
             bounds = [first, *range((first // self.stage + 1) * self.stage, last, self.stage), last]
-        length = len(self._loader(first, last).sampler)  # type: ignore[arg-type]
-        return Stages(self._loader, bounds, length)
+        return Stages(self._loader, bounds, len(self._sampler(first, last)))
 
-    def _loader(self, first: int, end: int) -> DataLoader:
+    def _sampler(self, first: int, end: int) -> PlaceSampler:
         assert self.trainer is not None
-        sampler = PlaceSampler(
+        return PlaceSampler(
             first,
             self.trainer.max_steps,
             self.micro_batches_per_step,
@@ -201,9 +202,12 @@ class DataModule(lightning.LightningDataModule):
             self.trainer.world_size,
             end,
         )
+
+    def _loader(self, first: int, end: int) -> DataLoader:
+        assert self.trainer is not None
         return DataLoader(
             MicroBatches(self.load),
-            sampler=sampler,
+            sampler=self._sampler(first, end),
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",

@@ -265,7 +265,8 @@ def located(targets: Any, places: Any) -> Any:
 
 class Corrupt(Protocol):
     """What an objective does to a batch before the model sees it: a function, or a value that can be pickled, since it
-    is called where the batch is loaded, in a process that has neither objective nor model.
+    is called where the batch is loaded, in a process that has neither objective nor model. So it knows nothing of what
+    the objective learns or counts, and targets are tensors and plain values in dataclasses, dicts, lists and tuples.
     """
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Any]:

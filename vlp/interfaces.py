@@ -22,7 +22,9 @@ T = TypeVar("T")
 
 
 def map_tensors(value: T, function: Any, kind: type = Tensor) -> T:
-    """The same nested dataclasses, dicts and lists with `function` applied to every tensor, or whatever is a `kind`."""
+    """The same nested dataclasses, dicts, lists and tuples with `function` applied to every tensor, or whatever is a
+    `kind`. What is inside of other things is left alone.
+    """
     if isinstance(value, kind):
         return function(value)
     if is_dataclass(value) and not isinstance(value, type):
@@ -32,6 +34,9 @@ def map_tensors(value: T, function: Any, kind: type = Tensor) -> T:
         return {key: map_tensors(item, function, kind) for key, item in value.items()}  # type: ignore[return-value]
     if isinstance(value, list):
         return [map_tensors(item, function, kind) for item in value]  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        items = [map_tensors(item, function, kind) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)  # type: ignore[return-value]
     return value
 
 

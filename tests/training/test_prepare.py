@@ -7,10 +7,11 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import made_up
 import pytest
@@ -35,6 +36,11 @@ from vlp.training.prepare import PreparedLoader, preparation_of
 ROOT = Path(__file__).parent.parent.parent
 
 
+class Named(NamedTuple):
+    number: int
+    tensor: Tensor
+
+
 @dataclass(frozen=True)
 class Value:
     """Tensors of several types, in everything that can hold them."""
@@ -50,7 +56,13 @@ def value() -> Value:
     return Value(
         shared,
         {"mask": torch.tensor([True, False, True]), "again": shared, "none": None, "empty": torch.zeros(0, 4)},
-        [torch.rand(5, 2), torch.rand(3).double(), torch.tensor(7), [torch.rand(2)[1:]], (1, 2)],
+        [
+            torch.rand(5, 2),
+            torch.rand(3).double(),
+            torch.tensor(7),
+            [torch.rand(2)[1:]],
+            (1, torch.rand(2), Named(1, shared)),
+        ],
     )
 
 
@@ -64,8 +76,8 @@ def equal(one: Any, other: Any) -> bool:
         )
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
     return bool(one == other)
 
 
@@ -81,6 +93,31 @@ def test_what_is_packed_comes_out_as_it_was() -> None:
     assert out.one.data_ptr() == out.more["again"].data_ptr(), "it is sent once"
     for tensor in (out.one, out.more["mask"], *out.rest[:3]):
         assert tensor.data_ptr() % ALIGNMENT == packed.buffers[tensor.dtype].data_ptr() % ALIGNMENT
+
+
+def test_a_change_in_place_is_of_one_tensor_alone() -> None:
+    """Though all lie in one buffer, what another needs for its gradient is not taken to be spoilt."""
+    out = pack([torch.rand(4), torch.rand(4)]).unpack()
+    weight = torch.rand(4, requires_grad=True)
+    loss = (weight * out[0]).sum()
+    out[1].add_(1.0)
+    loss.backward()
+    assert torch.equal(weight.grad, out[0])
+
+
+def test_what_can_not_be_sent_is_refused() -> None:
+    """Here, where it can be told; the thread that hands batches over would only die."""
+    assert not pack([torch.rand(2, requires_grad=True)]).unpack()[0].requires_grad
+    with pytest.raises(TypeError, match=r"can't be handed over to another process: .*lambda"):
+        pack([torch.rand(2), lambda x: x])
+
+
+def test_corruptions_that_can_not_be_sent_are_named(tmp_path: Path) -> None:
+    module = build_module(made_up.config(tmp_path, []), made_up.tokenizer(tmp_path), made_up.FACTS)
+    PreparedLoader(made_up.load, module.preparation).require_sendable()
+    module.objectives["matching"].corrupt = lambda batch, generator: (batch, None)
+    with pytest.raises(ConfigError, match=r"matching: this can't be handed over .* set data\.workers=0"):
+        PreparedLoader(made_up.load, module.preparation).require_sendable()
 
 
 def test_numbers_of_one_type_are_one_tensor(tmp_path: Path) -> None:
@@ -109,7 +146,7 @@ def test_a_method_is_no_corruption() -> None:
         def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, None]:
             return batch, None
 
-    with pytest.raises(TypeError, match="careless: `corrupt` must be a function or a value that can be pickled"):
+    with pytest.raises(ConfigError, match="careless: `corrupt` must be a function or a value that can be pickled"):
         preparation_of(samples.model(), nn.ModuleDict({"careless": Careless()}), [], 0)
 
 
@@ -167,6 +204,11 @@ def raising(error: Exception) -> Callable[[int, int], Any]:
     return load
 
 
+def with_a_lock(error: Exception) -> Exception:
+    error.lock = threading.Lock()  # type: ignore[attr-defined]
+    return error
+
+
 def of_a_library(step: int, micro_batch: int) -> Any:
     return json.loads("{")
 
@@ -178,6 +220,7 @@ def of_a_library(step: int, micro_batch: int) -> Any:
         (raising(ConfigError("objectives: none fits")), ConfigError, "objectives: none fits"),
         (raising(FileNotFoundError(2, "no such file", "x.tar")), FileNotFoundError, "[Errno 2] no such file: 'x.tar'"),
         (raising(BadSampleError("key", "it is cut")), RuntimeError, "BadSampleError: sample key: it is cut"),
+        (raising(with_a_lock(OSError(5, "disk"))), RuntimeError, "OSError: [Errno 5] disk"),
         (of_a_library, RuntimeError, "JSONDecodeError: Expecting property name"),
     ],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,20 @@ def test_a_step_without_numbers(name: str, root: Path) -> None:
         count += 1
     assert chosen_by_scores == (name in CHOOSING_BY_SCORES)
     assert count or chosen_by_scores
+
+
+@pytest.mark.parametrize("name", ["uniter_small", "vilt_base", "uniter_grid", "clip_small"])
+def test_float64(name: str, root: Path) -> None:
+    """Numbers that come from plans, as boxes of patches, are of that type too."""
+    config = small_config(name, root)
+    config = replace(config, trainer=replace(config.trainer, precision="64-true"))
+    tokenizer = open_tokenizer(root / config.data.tokenizer.vocabulary, config.data.tokenizer.lowercase)
+    sources, facts = open_data(config, tokenizer, None)
+    module = build_module(config, tokenizer, facts)
+    for prepared in steps(module, sources):
+        loss = module.training_step(prepared, 0)
+        assert loss.dtype == torch.float64
+        loss.backward()
 
 
 @pytest.mark.parametrize("name", ["uniter_small", "lxmert_base", "clip_small", "wenlan_base"])

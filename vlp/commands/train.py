@@ -245,6 +245,8 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             if launching:
                 console.print(describe(config.init, loaded), soft_wrap=True)
     if launching:
+        if data.workers:
+            prepared.require_sendable()
         require_shared_memory(prepared(0, 0), data.workers, PREFETCH, devices)
         for source in sources:
             left_out = (

@@ -183,7 +183,7 @@ class SingleStream(nn.Module):
         """See `vlp.contracts.AnyModel`."""
         return SingleStreamPlanner(
             self.layout,
-            getattr(self.backbone, "plan", None),
+            None if self.backbone is None else self.backbone.plan,
             getattr(self.embedder, "plan", None),
             (self.pooler is not None) + (self.visual_pooler is not None),
             self.embedder.feature_size,  # type: ignore[arg-type]

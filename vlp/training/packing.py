@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class Packed:
-    """A value of nested dataclasses, dicts and lists, whose tensors lie end to end in a buffer for each type.
+    """A value of nested dataclasses, dicts, lists and tuples, whose tensors lie end to end in a buffer for each type.
 
     A tensor that stands in it several times lies there once.
     """
@@ -47,16 +48,22 @@ class Packed:
 
     def unpack(self) -> Any:
         """The value, whose tensors are views of the buffers."""
-        return map_tensors(
-            self.value, lambda p: self.buffers[p.dtype][p.start : p.start + p.shape.numel()].view(p.shape), _Part
-        )
+        return map_tensors(self.value, self._tensor, _Part)
+
+    def _tensor(self, part: _Part) -> Tensor:
+        view = self.buffers[part.dtype][part.start : part.start + part.shape.numel()].view(part.shape)
+        return view.data  # which counts its changes for itself: one in place isn't taken for one of all others
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Packed:
         return replace(self, buffers={dtype: change(buffer) for dtype, buffer in self.buffers.items()})
 
 
 def pack(value: Any) -> Packed:
-    """Pack a value; its tensors are copied."""
+    """Pack a value; its tensors are copied, without gradients.
+
+    Raises:
+        TypeError: something else in it can't go to another process.
+    """
     places: dict[int, tuple[_Part, Tensor]] = {}  # by identity
     ends: dict[torch.dtype, int] = {}
 
@@ -71,5 +78,18 @@ def pack(value: Any) -> Packed:
     parts = map_tensors(value, place)
     buffers = {dtype: torch.empty(end, dtype=dtype) for dtype, end in ends.items()}
     for part, tensor in places.values():
-        buffers[part.dtype][part.start : part.start + tensor.numel()] = tensor.flatten()
+        buffers[part.dtype][part.start : part.start + tensor.numel()] = tensor.detach().flatten()
+    require_sendable(parts)
     return Packed(parts, buffers)
+
+
+def require_sendable(value: Any) -> None:
+    """Check that a value can go to another process, before one hangs that can't hand it over.
+
+    Raises:
+        TypeError: it can't.
+    """
+    try:
+        ForkingPickler.dumps(value)
+    except Exception as error:  # of any kind
+        raise TypeError(f"this can't be handed over to another process: {error}") from error

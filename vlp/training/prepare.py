@@ -13,14 +13,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlp.build import Group
 from vlp.config import ConfigError, ratio_for
-from vlp.contracts import AnyModel, Corrupt, Objective, Plan
+from vlp.contracts import AnyModel, Corrupt, Objective, Plan, located
 from vlp.distributed import derive_seed, generator_for
 from vlp.interfaces import Batch, map_tensors
-from vlp.training.packing import Packed, pack
+from vlp.training.packing import Packed, pack, require_sendable
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Prepared:
     def to(self, device: torch.device | str) -> Prepared:
         """The same on a device."""
         return map_tensors(self, lambda tensor: tensor.to(device))
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def draw_group(groups: list[Group], source: str, *seed: int | str) -> Group:
@@ -84,13 +88,14 @@ class Preparation:
             choose: what the model chooses at random in training is drawn from it; None: nothing is.
         """
         if self.double:
-            batch = map_tensors(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+            batch = map_tensors(batch, _doubled)
         generator, targets = generator_for("cpu", "corruption", *seed), {}
         for name in group.weights:
             batch, targets[name] = self.corruptions[name](batch, generator)
         planned = self.plan(batch, choose)
-        targets = {name: own.locate(planned.places) if hasattr(own, "locate") else own for name, own in targets.items()}
-        return Prepared(batch, group, planned, targets)
+        found = {name: located(own, planned.places) for name, own in targets.items()}
+        prepared = Prepared(batch, group, planned, found)
+        return map_tensors(prepared, _doubled) if self.double else prepared
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,28 @@ class PreparedLoader:
     prepare: Preparation
 
     def __call__(self, step: int, micro_batch: int) -> Packed:
-        """Load and prepare a micro-batch."""
-        return pack(self.prepare(self.load(step, micro_batch)))
+        """Load and prepare a micro-batch.
+
+        Raises:
+            TypeError: targets hold what can't go to another process.
+        """
+        prepared = self.prepare(self.load(step, micro_batch))
+        try:
+            return pack(prepared)
+        except TypeError as error:
+            raise TypeError(f"group {prepared.group.name!r}: {error}; see vlp.contracts.Corrupt") from error
+
+    def require_sendable(self) -> None:
+        """Check that loader processes can be given what they do.
+
+        Raises:
+            ConfigError: an objective or the model has a part that can't go to another process.
+        """
+        for name, value in {**self.prepare.corruptions, "the model's plan": self.prepare.plan}.items():
+            try:
+                require_sendable(value)
+            except TypeError as error:
+                raise ConfigError(f"{name}: {error}; see vlp.contracts.Corrupt, or set data.workers=0") from error
 
 
 def preparation_of(
@@ -114,12 +139,12 @@ def preparation_of(
     """The preparation of a model's micro-batches.
 
     Raises:
-        TypeError: an objective's `corrupt` is a method of its own, and would take the objective along.
+        ConfigError: an objective's `corrupt` is a method of its own, and would take the objective along.
     """
     corruptions = {name: cast(Objective, objective).corrupt for name, objective in objectives.items()}
     for name, corrupt in corruptions.items():
         if isinstance(getattr(corrupt, "__self__", corrupt), nn.Module):
-            raise TypeError(
+            raise ConfigError(
                 f"{name}: `corrupt` must be a function or a value that can be pickled, and no method or module: it is"
                 " called in processes that have no model (vlp.contracts.Corrupt)"
             )
