@@ -311,8 +311,8 @@ def test_what_is_shown_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     provide()
     failures, done = [], 0
     for page in PAGES:
-        module = types.ModuleType(page)
-        monkeypatch.setitem(sys.modules, page, module)  # where dataclasses look for their module
+        module = types.ModuleType(re.sub(r"\W", "_", page))
+        monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses, and pickle, look for it
         names: dict[str, object] = vars(module)
         for block in [block for block in BLOCKS if block.page == page]:
             began = time.perf_counter()
