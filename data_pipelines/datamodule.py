@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -43,9 +42,9 @@ class Failure:
     def of(cls, error: Exception) -> Failure:
         """The error that was just raised. One of a library is wrapped, so that it isn't taken for a message of ours."""
         trace = traceback.format_exc()
-        folders = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
-        kind = type(error).__module__.partition(".")[0]
-        ours = isinstance(error, OSError) or not {"vlp", "data_pipelines"}.isdisjoint([kind, *folders])
+        *_, (raising, _) = traceback.walk_tb(error.__traceback__)
+        packages = {name.partition(".")[0] for name in (type(error).__module__, raising.f_globals.get("__name__", ""))}
+        ours = isinstance(error, OSError) or not packages.isdisjoint({"vlp", "data_pipelines"})
         try:
             ForkingPickler.dumps(error)
             copy.copy(error)

@@ -39,7 +39,11 @@ VLBERT = [  # the golden's has a pooler and matching, which the configuration an
     *SIZES, "model.layers=2", "model.embedder.frequencies=4",
     "init.may_be_unused=['^model\\.pooler', '^objectives\\.matching']",
 ]  # fmt: skip
-NOT_KEPT = ("answer_head.", "vlbert.pooler.", "vlbert.relationsip_head.", "biOutput.q_dense")
+VLP = [  # the published pretraining has a pooler, which nothing reads
+    *SIZES[:3], "model.layers=2", "model.embedder.vocab_size=120", "model.embedder.positions=117",
+    "model.embedder.feature_size=20", "model.embedder.classes=12", "init.may_be_unused=['^model\\.pooler']",
+]  # fmt: skip
+NOT_KEPT = ("answer_head.", "bert.pooler.", "vlbert.pooler.", "vlbert.relationsip_head.", "biOutput.q_dense")
 VILBERT = [
     *SIZES, *(f"model.{key}={value}" for key, value in {
         "visual_hidden_size": 40, "visual_heads": 4, "visual_mlp_size": 64, "cross_hidden_size": 32, "cross_heads": 4,
@@ -60,6 +64,7 @@ CASES = {
     "vlbert": ("vlbert/pretraining", "vlbert_base", VLBERT),
     "lxmert": ("lxmert/pretraining", "lxmert_base", LXMERT),
     "vilbert": ("vilbert/pretraining_visual_target0", "vilbert_base", VILBERT),
+    "vlp": ("vlp/pretrain_s2s", "vlp_base", VLP),
 }
 
 

@@ -137,9 +137,11 @@ def _with_embedder(settings: dict[str, Any], special_tokens: dict[str, int], fac
         )
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
-    types, most = parts["embedder"].get("types"), max(layout.types + layout.causal_types, default=0)
-    if types is not None and most >= types:
-        raise ConfigError(f"model.layout_types has {most}, but model.embedder.types is {types}; it must be greater")
+    types = parts["embedder"].get("types")
+    for key in ("layout_types", "layout_causal_types"):
+        most = max(parts[key], default=0)
+        if types is not None and most >= types:
+            raise ConfigError(f"model.{key} has {most}, but model.embedder.types is {types}; it must be greater")
     if backbone is not None:
         if "backbone" not in inspect.signature(constructor).parameters:
             raise ConfigError("model.backbone: a model of this type sees no pixels, but regions alone")

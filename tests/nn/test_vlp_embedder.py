@@ -121,8 +121,12 @@ def test_what_does_not_fit_is_refused(model) -> None:
         model(replace(batch, images=replace(batch.images, scores=None)))
     with pytest.raises(ConfigError, match="layout has 4 items but layout_causal_types has 3"):
         build_model({**VLP_BLOCK, "layout_causal_types": [4, 4, 5]}, samples.SPECIAL, FeatureFacts(6, CLASSES))
-    with pytest.raises(ConfigError, match=r"model.layout_types has 6, but model.embedder.types is 6"):
+    with pytest.raises(ConfigError, match=r"model\.layout_causal_types has 6, but model.embedder.types is 6"):
         build_model({**VLP_BLOCK, "layout_causal_types": [4, 4, 4, 6]}, samples.SPECIAL, FeatureFacts(6, CLASSES))
+    with pytest.raises(ConfigError, match="say in layout_causal what these are of"):
+        build_model({**VLP_BLOCK, "layout_causal": []}, samples.SPECIAL, FeatureFacts(6, CLASSES))
+    with pytest.raises(ConfigError, match="regions_take is -1, but must not be negative"):
+        build_model({**VLP_BLOCK, "regions_take": -1}, samples.SPECIAL, FeatureFacts(6, CLASSES))
 
 
 VLP_BLOCK = {

@@ -137,7 +137,12 @@ def load(golden: Golden, model: nn.Module, name: str, head: nn.Module, layout: s
     return parts
 
 
-def check_gradients(golden: Golden, parts: nn.Module, layout: str) -> None:
+def finish(golden: Golden, parts: nn.Module, layout: str, loss: Tensor, others: tuple[str, str]) -> None:
+    """Compare gradients, and see that all was read; the losses of other tasks are zero."""
+    for name in others:
+        assert float(golden.outputs[name]) == 0
+        golden.excuse(f"outputs/{name}", "zero: another task's")
+    loss.backward()
     gradients = {name: p.grad for name, p in parts.named_parameters() if p.grad is not None}
     for name, gradient in export_state(gradients, IMPORTERS[layout]).items():
         if f"grads/{name}" not in golden.checked and name in golden.grads:
@@ -146,6 +151,7 @@ def check_gradients(golden: Golden, parts: nn.Module, layout: str) -> None:
         if float(norm) == -1:
             golden.excuse(f"grads/{name}", "it has no gradient in the original, nor here")
             assert name not in export_state(gradients, IMPORTERS[layout])
+    golden.assert_all_read()
 
 
 def words_that_count(
@@ -206,12 +212,7 @@ def test_pretraining(states) -> None:
     loss = loss * (words / (words + 1e-5))  # as the original divides; where few words count, that is seen
     golden.check("loss", loss, **LOSSES)
     golden.check("masked_lm_loss", loss, **LOSSES)
-    for name in ("vis_pretext_loss", "vqa2_loss"):
-        assert float(golden.outputs[name]) == 0
-        golden.excuse(f"outputs/{name}", "zero: another task's")
-    loss.backward()
-    check_gradients(golden, parts, "vlp")
-    golden.assert_all_read()
+    finish(golden, parts, "vlp", loss, ("vis_pretext_loss", "vqa2_loss"))
 
 
 def test_questions(questions) -> None:
@@ -230,9 +231,4 @@ def test_questions(questions) -> None:
     # the original never answers with class 0, which stands for no answer there
     assert torch.equal(logits[:, 1:].argmax(1) + 1, golden.outputs["answer_idx"])
     golden.excuse("outputs/answer_idx", "compared above")
-    for name in ("masked_lm_loss", "vis_pretext_loss"):
-        assert float(golden.outputs[name]) == 0
-        golden.excuse(f"outputs/{name}", "zero: another task's")
-    loss.backward()
-    check_gradients(golden, parts, "vlp_vqa")
-    golden.assert_all_read()
+    finish(golden, parts, "vlp_vqa", loss, ("masked_lm_loss", "vis_pretext_loss"))

@@ -69,7 +69,8 @@ class Layout:
 
     Raises:
         ValueError: `types` or `causal_types` is not as long as `items`, a special token or image slot is unknown, a
-            segment has no cap, or a causal item is no text of the layout.
+            segment has no cap, a causal item is no text of the layout, there are causal types and no causal item, or
+            `regions_take` is negative.
     """
 
     def __init__(
@@ -88,6 +89,12 @@ class Layout:
             raise ValueError(f"layout has {len(items)} items but layout_types has {len(types)}: give one type an item")
         if causal_types and len(items) != len(causal_types):
             raise ValueError(f"layout has {len(items)} items but layout_causal_types has {len(causal_types)}")
+        if causal_types and not causal:
+            raise ValueError(
+                "layout_causal_types are the types of causal texts; say in layout_causal what these are of"
+            )
+        if regions_take < 0:
+            raise ValueError(f"layout: regions_take is {regions_take}, but must not be negative")
         for item in items:
             name, beside = parts_of(item)
             if name.isupper() and name not in special:

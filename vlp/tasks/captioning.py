@@ -69,7 +69,7 @@ class CaptionMasking:
     causal_share: float
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, CaptionTargets]:
-        """End the captions, mask some of their words and make them causal.
+        """End the captions, mask some of their words and make them, or `causal_share` of them, causal.
 
         Raises:
             ValueError: there is no segment `caption`.
