@@ -22,7 +22,7 @@ from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.files import LeftOut
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.format import Manifest, ShardError
-from vlp.commands.command import open_console
+from vlp.commands.command import can_be_mended, open_console
 from vlp.commands.main import main
 from vlp.evaluation.retrieval_picture import draw_retrieval
 from vlp.training.plot import plot_losses
@@ -132,7 +132,7 @@ def test_lines_stay_whole_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe has no width; tables have room there."""
     monkeypatch.delenv("COLUMNS", raising=False)
     code = (
-        "from vlp.commands.command import open_console; from rich.table import Table\n"
+        "from vlp.commands.command import can_be_mended, open_console; from rich.table import Table\n"
         "console = open_console(); console.print('word ' * 60)\n"
         "table = Table('a' * 60, 'b' * 60); table.add_row('c' * 60, 'd' * 60); console.print(table)"
     )
@@ -209,3 +209,12 @@ def test_characters_that_no_font_has_are_told(tmp_path: Path) -> None:
 
     assert drawn("a red circle")
     assert not drawn("a red circle \U0010fffd")  # of a private area
+
+
+@pytest.mark.parametrize(("module", "mended"), [("vlp.text.made_up", True), ("made_up.decoder", False)])
+def test_whose_error_it_is(module: str, mended: bool) -> None:
+    """A ValueError of a library is none of ours in a checkout either that is called vlp and has it inside."""
+    code = compile("raise ValueError('what')", "/home/somebody/vlp/.venv/lib/made_up.py", "exec")
+    with pytest.raises(ValueError, match="what") as raised:
+        exec(code, {"__name__": module})
+    assert can_be_mended(raised.value) == mended

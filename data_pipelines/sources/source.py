@@ -244,16 +244,14 @@ class Source:
         Raises:
             ShardError: so many in a row are broken that the data set itself must be.
         """
-        failures: dict[int, BadSampleError] = {}  # by sample: one that is drawn again is no other
+        failures: dict[int, BadSampleError] = {}  # by sample, for it may be drawn in its own place
         chosen = pair
         for attempt in range(REPLACEMENT_TRIES):
-            sample = int(self.sample_of[chosen])
-            if sample not in failures:
-                try:
-                    return self.load(chosen, draw, crop), [*failures.values()]
-                except BadSampleError as error:
-                    failures[sample] = error
-            chosen = self._replacement(pair, attempt)
+            try:
+                return self.load(chosen, draw, crop), [*failures.values()]
+            except BadSampleError as error:
+                failures[int(self.sample_of[chosen])] = error
+                chosen = self._replacement(pair, attempt)
         first = next(iter(failures.values()))
         raise ShardError(
             f"{REPLACEMENT_TRIES} samples of source {self.name!r} in a row cannot be used, the first: {first};"

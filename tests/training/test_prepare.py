@@ -25,12 +25,12 @@ from data_pipelines.shards.format import BadSampleError, ShardError
 from vlp.build import Group
 from vlp.config import ConfigError, OptimConfig, ParameterGroupConfig
 from vlp.distributed import generator_for
-from vlp.interfaces import Batch
+from vlp.interfaces import Batch, map_tensors
 from vlp.nn.backbones.patches import Patches
 from vlp.objectives.matching import Matching
 from vlp.training.fit import build_module
 from vlp.training.module import TrainingModule
-from vlp.training.packing import ALIGNMENT, Packed, pack
+from vlp.training.packing import Packed, pack
 from vlp.training.prepare import PreparedLoader, preparation_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -92,7 +92,11 @@ def test_what_is_packed_comes_out_as_it_was() -> None:
     out = packed.unpack()
     assert out.one.data_ptr() == out.more["again"].data_ptr(), "it is sent once"
     for tensor in (out.one, out.more["mask"], *out.rest[:3]):
-        assert tensor.data_ptr() % ALIGNMENT == packed.buffers[tensor.dtype].data_ptr() % ALIGNMENT
+        assert (tensor.data_ptr() - packed.buffers[tensor.dtype].data_ptr()) % 64 == 0, "as PyTorch's own memory"
+    moved: list[Tensor] = []
+    map_tensors(packed.to("meta").unpack(), moved.append)
+    assert len(moved) == 10, "those in tuples too"
+    assert all(tensor.is_meta for tensor in moved)
 
 
 def test_a_change_in_place_is_of_one_tensor_alone() -> None:

@@ -8,7 +8,6 @@ import re
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -129,8 +128,8 @@ def can_be_mended(error: Exception) -> bool:
     """
     if isinstance(error, OSError | UnicodeDecodeError) or type(error).__module__.split(".")[0] in OURS:
         return True
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return isinstance(error, ValueError) and bool(OURS & {folder.name for folder in raised_in.parents})
+    *_, (raising, _) = traceback.walk_tb(error.__traceback__)  # not its file's folders: a checkout may be called vlp
+    return isinstance(error, ValueError) and raising.f_globals.get("__name__", "").partition(".")[0] in OURS
 
 
 def whole_number(text: str) -> int:
