@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from vlp.interfaces import Batch, Images, Ragged, Regions, Texts, Tokenizer, Truth
 from vlp.needs import EmbedderOffers, Offers
+from vlp.writing.settings import Writing
+from vlp.writing.writer import Written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -214,6 +216,16 @@ class Embedder(Protocol):
         """See `Model.tied`."""
 
 
+class WrittenStates(Protocol):
+    """Texts that are being written, as `vlp.writing.writer.Writer`, without a head."""
+
+    def next(self, tokens: Tensor | None) -> Tensor:
+        """States [n, H] in the place of what comes next, after these tokens, int64 [n]; None: at the start."""
+
+    def keep(self, rows: Tensor) -> None:
+        """See `vlp.writing.writer.Writer`."""
+
+
 class Model(AnyModel, Protocol):
     """What objectives may ask of a fusion model, besides."""
 
@@ -228,6 +240,12 @@ class Model(AnyModel, Protocol):
 
     def __call__(self, batch: Batch, planned: Any = None) -> Encoded:
         """Encode the pairs of a (possibly corrupted) batch."""
+
+    def write(self, batch: Batch, segment: str) -> WrittenStates:
+        """Begin to write a segment, one of those that `offers.writes` names, in a model in evaluation mode.
+
+        batch: its segment is causal and has as many placeholders in each pair as words can be written.
+        """
 
     def tied(self, name: str) -> Tensor:
         """A parameter that a head shares with the model, stored once, in the model.
@@ -302,8 +320,8 @@ Ability = Literal["pairs", "answers", "captions", "task"]
 @dataclass(frozen=True)
 class Prompt:
     """What a person asks: `text`, about `images`. `choices`: the answers that can be given, or, with `answer`, the
-    rationales of it. `tags`: names of the image's objects. `beams`: beginnings of a text that are followed. `top`: how
-    many answers to give; None: all.
+    rationales of it. `tags`: names of the image's objects. `begin`: what a text begins with. `settings`: some of the
+    task's own, as `Evaluation.Options` has them. `top`: how many answers to give; None: all.
     """
 
     text: str | None
@@ -311,7 +329,8 @@ class Prompt:
     choices: list[str] = field(default_factory=list)
     answer: str | None = None
     tags: str = ""
-    beams: int = 1
+    begin: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     top: int | None = None
 
 
@@ -416,5 +435,13 @@ class AnsweringTask(Task, Protocol):
 class WritingTask(Task, Protocol):
     """A task that writes texts."""
 
-    def write(self, model: Any, batch: Batch, beams: int = 1, *, keep: int = 1) -> list[list[Any]]:
-        """Texts about the pairs of a clean batch, each with `tokens` and `score`, the best of a pair first."""
+    def write(
+        self, model: Any, batch: Batch, how: Writing = ..., keep: int = 1, begin: Sequence[int] = ()
+    ) -> list[list[Written]]:
+        """Texts about the pairs of a clean batch, the best of a pair first.
+
+        keep: how many of each. begin: ids of the words that each begins with.
+
+        Raises:
+            ValueError: no such text can be written.
+        """

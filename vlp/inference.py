@@ -22,6 +22,7 @@ from vlp.registry import OBJECTIVES
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run, weights_file
 from vlp.use import embeddings, pairs
 from vlp.use.images import Given, ImageMaker, several, texts_of
+from vlp.writing.settings import Writing
 
 WHAT: dict[Ability, str] = {
     "pairs": "scores pairs of texts and images",
@@ -175,19 +176,28 @@ class TrainedModel(nn.Module):
         shown = [images] if isinstance(images, Given) else images
         return task.evaluation.reply(task, self, Prompt(question, self.make_images(shown))).rows
 
-    def caption_batch(self, batch: Batch, beams: int = 1, keep: int = 1) -> list[list[tuple[str, float]]]:
+    def caption_batch(self, batch: Batch, keep: int = 1, **settings: Any) -> list[list[tuple[str, float]]]:
         """Captions of the pairs of a clean batch; see `vlp.evaluation.captions.write`."""
-        return write(self.find("captions"), self, batch, beams, keep)
+        return write(self.find("captions"), self, batch, Writing(**settings), keep)
 
-    def caption(self, image: Given, tags: str = "", beams: int = 1, keep: int = 1) -> list[tuple[str, float]]:
-        """Captions of an image, the best first, each with the mean logarithm of its words' probabilities.
+    def caption(
+        self, image: Given, tags: str = "", beams: int = 1, keep: int = 1, begin: str = "", **settings: Any
+    ) -> list[tuple[str, float]]:
+        """Captions of an image, the best first, each with its score: the mean logarithm of its words' probabilities,
+        unless the settings say otherwise.
 
         Args:
             tags: the names of its objects, for a model that reads them.
-            beams: how many beginnings of a caption are followed. keep: how many captions, of several beams, come back.
+            beams: how many beginnings of a caption are followed, or samples drawn. keep: how many of them come back.
+            begin: what each caption begins with.
+            settings: others of `vlp.writing.settings.Writing`, as `search="sample", top_p=0.9`.
+
+        Raises:
+            ConfigError, ValueError: the run writes no captions, or none as is asked.
         """
         task = self.find("captions")
-        prompt = Prompt(None, self.make_images([image]), tags=tags, beams=beams, top=keep)
+        how = {"beams": beams, **settings}
+        prompt = Prompt(None, self.make_images([image]), tags=tags, begin=begin, settings=how, top=keep)
         return task.evaluation.reply(task, self, prompt).rows
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from slow_writing import next_words
 from torch import Tensor
 
 from vlp.interfaces import Batch
@@ -19,17 +20,27 @@ from vlp.tasks.captioning import Captioning
 
 
 class StaleBeams:
-    """To be called as `vlp.tasks.decoding.NextWords`, once for each place of the captions, by one search."""
+    """A `vlp.writing.writer.Writer`, for one search."""
 
     def __init__(self, task: Captioning, model: SingleStream, batch: Batch):
         self.task, self.model, self.batch = task, model, batch
         self.kept: dict[tuple[int, int], list[Tensor]] = {}  # by pair and place of the beam, for each layer
         self.past: dict[tuple[int, tuple[int, ...]], list[Tensor]] = {}  # by pair and words, the last word's
+        self.chosen = torch.arange(len(batch.pairs))
+        self.written = torch.zeros(len(batch.pairs), 0, dtype=torch.int64)
 
-    def __call__(self, chosen: Tensor, written: Tensor) -> Tensor:
+    def keep(self, rows: Tensor) -> None:
+        self.chosen, self.written = self.chosen[rows], self.written[rows]
+
+    def next(self, tokens: Tensor | None) -> Tensor:
+        if tokens is not None:
+            self.written = torch.cat([self.written, tokens[:, None]], 1)
+        return self.read_all(self.chosen, self.written)
+
+    def read_all(self, chosen: Tensor, written: Tensor) -> Tensor:
         place = written.shape[1]
         if place == 0:
-            return self.task.next_words(self.model, self.batch, chosen, written)
+            return next_words(self.task, self.model, self.batch, chosen, written)
         rows, past, beams = [], {}, {}
         for pair, words in zip(chosen.tolist(), map(tuple, written.tolist()), strict=True):
             beam = beams[pair] = beams.get(pair, -1) + 1
@@ -51,7 +62,7 @@ class StaleBeams:
             for layer in self.model.encoder.layers
         ]
         alone = replace(self.batch, pairs=self.batch.pairs[pair : pair + 1], matched=self.batch.matched[:1])
-        self.task.next_words(self.model, alone, torch.tensor([0]), torch.zeros(1, 0, dtype=torch.int64))
+        next_words(self.task, self.model, alone, torch.tensor([0]), torch.zeros(1, 0, dtype=torch.int64))
         for hook in hooks:
             hook.remove()
         return [torch.cat([rows[:1], rows[2:]]) for rows in inputs]  # of CLS, MASK, tags, SEP, regions

@@ -13,7 +13,8 @@ from vlp.interfaces import Batch, Images, Texts
 from vlp.nn.ragged import offsets_of
 from vlp.registry import IMPORTERS
 from vlp.tasks.captioning import Captioning, CaptionTargets
-from vlp.tasks.decoding import Written, beam_search
+from vlp.writing.searches import beam_search
+from vlp.writing.writer import Written
 
 START, END, MASK, PAD = 1, 2, 3, 0
 LAYOUT = {

@@ -56,7 +56,7 @@ class Vlp(nn.Module):
     def __init__(self, golden: Golden):
         super().__init__()
         c, g = golden.config, golden.inputs
-        self.regions, self.length = c["len_vis_input"], g["input_ids"].shape[1]
+        self.regions, self.length = c["len_vis_input"], g["attention_mask"].shape[1]
         self.first_word = self.regions + 2
         settings = {
             "type": "single_stream",
@@ -96,7 +96,8 @@ class Vlp(nn.Module):
 
     def read(self, golden: Golden, causal: bool) -> Batch:
         g = golden.inputs
-        ids, words = g["input_ids"], self.real[:, self.first_word :]
+        ids = g["input_ids"]
+        words = self.real[:, self.first_word : ids.shape[1]]  # of texts that are to be written there are none
         count = len(ids)
         assert (ids[:, 0] == START).all()
         assert (ids[:, self.first_word - 1] == END).all()

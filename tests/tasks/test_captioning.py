@@ -16,6 +16,7 @@ from vlp.models.single_stream import SingleStream
 from vlp.needs import FeatureFacts, faults
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.tasks.captioning import Captioning, CaptionTargets, causal_texts, mean_of_best_texts, smoothed_divergence
+from vlp.writing.settings import Writing
 
 LAYOUT = {
     "layout": ["CLS", "caption", "tags", "SEP", "regions"],
@@ -183,7 +184,7 @@ def test_what_is_written_is_what_training_predicts(beams: int) -> None:
     of = model().eval()
     own = task(of, most_written=5)
     batch = captions([[7, 8], [9], [12]], [[2, 1], [0, 0]])
-    for pair, (best,) in enumerate(own.write(of, batch, beams)):
+    for pair, (best,) in enumerate(own.write(of, batch, Writing(beams))):
         assert set(best.tokens) <= set(WORD_IDS)
         assert len(best.tokens) < 5
         alone = replace(batch, pairs=batch.pairs[pair : pair + 1])

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from made_up_shards import loads
+from slow_writing import assert_fast_is_slow
 from torch import Tensor
 
 from data_pipelines.batches import collate
@@ -96,6 +97,7 @@ SIZES = {
     **dict.fromkeys(("dropout", "attention_dropout"), 0.0),
     "initial_std": 0.1,
 }
+CAPTIONING = (ROOT / "configs" / "captioning").glob("*.yaml")
 SEEN = 6  # pairs, or questions, of a batch
 STEPS = 12
 
@@ -274,6 +276,26 @@ def test_combination(system: str, task: str, expected: str, batch_of: Callable) 
             logits = objective.logits(encoded)
             assert logits.shape == (SEEN, answers.get(settings["type"], len(next(iter(facts.answers.values())))))
             assert ((objective.probabilities(logits) >= 0) & (objective.probabilities(logits) <= 1)).all()
+
+
+WRITING = [system for system, task, cell in CELLS if task == "captions" and cell == "+"]
+
+
+@pytest.mark.parametrize("system", [*WRITING, *sorted(f"captioning/{path.stem}" for path in CAPTIONING)])
+def test_kept_keys_write_the_same(system: str, batch_of: Callable) -> None:
+    """Of every system that writes, and every configuration of captioning: against reading all anew for each word."""
+    block = small(system)
+    if system in WRITING:
+        block = for_task(block, "captions")
+    if "tags" in block["layout"]:
+        block = block | {"max_tokens": {**block["max_tokens"], "tags": 12}}
+    clean, tokenizer, facts = batch_of(block, "captions")
+    block = block | {"embedder": {k: v for k, v in block["embedder"].items() if k != "feature_size"}}
+    torch.manual_seed(0)
+    model = build_model(block, tokenizer.special, facts).eval()
+    settings = {"type": "captioning", "most_written": 9}
+    objectives, _ = build_objectives([GroupConfig("captions", 1.0, [settings])], model, tokenizer, facts)
+    assert_fast_is_slow(objectives["captioning"].eval(), model, clean)
 
 
 def test_every_fusion_system_is_in_the_table() -> None:

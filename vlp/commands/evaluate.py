@@ -34,6 +34,12 @@ from vlp.inference import TrainedModel
 from vlp.interfaces import Truth
 from vlp.strict_yaml import ConfigError, read_yaml
 
+WRITING = (
+    "Captions are written as these say, each with its default: --beams 1 (beginnings that are followed, or samples"
+    " drawn; `vlp predict`: 5), --search beams (or frames, VLP's search; or sample), --length_penalty 1.0 (of beams),"
+    " --length_bonus 0.0 (of frames), --temperature, --top_k, --top_p and --seed 0 (of samples), --no_repeat (no N"
+    " words in a row twice), --least_length 0 (words)."
+)
 PAIRS = 64  # of a batch, if the run's batches were not of so many pairs
 
 
@@ -52,6 +58,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     own.add_argument(
         "--beams", default=argparse.SUPPRESS, metavar="N", help="of captions; the papers take 5 (default: 1)"
     )
+    parser.add_argument_group("captions", WRITING)
     options, others = parser.parse_known_intermixed_args(parser.spelled(arguments))
     options.settings = {name: vars(options).pop(name) for name in ("form", "beams") if name in options}
     options.settings |= other_settings(parser, others)

@@ -25,6 +25,7 @@ from data_pipelines.sources.images import all_images
 from data_pipelines.sources.segments import region_names
 from vlp.checkpoints.load import read_weights
 from vlp.commands.command import open_console, options_of, run_command
+from vlp.commands.evaluate import WRITING, other_settings, own_settings
 from vlp.config import ConfigError
 from vlp.contracts import Prompt
 from vlp.inference import TrainedModel
@@ -47,13 +48,16 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--choice", action="append", default=[], help="an answer, or a rationale, to choose among")
     parser.add_argument("--answer", help="the answer whose rationales the choices are")
     parser.add_argument("--tags", default="", help="names of the picture's objects, for captions; a sample has its own")
-    parser.add_argument("--beams", type=int, default=5, help="beginnings of a caption that are followed")
+    parser.add_argument("--begin", default="", metavar="WORDS", help="what a caption begins with")
     for name, what in (("image", "a picture"), ("regions", "a file of regions"), ("sample", "SPLIT/KEY")):
         parser.add_argument(f"--{name}", action="append", default=[], help=what)
     parser.add_argument("--task", help="of a run on several tasks, the name of the group to ask")
     parser.add_argument("--weights", type=Path, help="of the trunk that makes regions")
     parser.add_argument("--top", type=int, default=5, help="how many answers to show")
-    return parser.read(arguments)
+    parser.add_argument_group("captions", WRITING)
+    options, others = parser.parse_known_intermixed_args(parser.spelled(arguments))
+    options.settings = other_settings(parser, others)
+    return options
 
 
 def read_images(model: TrainedModel, options: argparse.Namespace) -> list[Regions]:
@@ -117,7 +121,9 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     tags = options.tags
     if options.sample and not tags and "tags" in model.segments:
         tags = _tags(Path(model.config.data.root) / model.source.path, options.sample[0])
-    prompt = Prompt(options.text, images, options.choice, options.answer, tags, options.beams, options.top)
+    settings = own_settings(task, options.settings)
+    given = {name: getattr(settings, name) for name in options.settings}
+    prompt = Prompt(options.text, images, options.choice, options.answer, tags, options.begin, given, options.top)
     reply = task.evaluation.reply(task, model, prompt)
     table = Table(*reply.columns, title=options.text, title_justify="left")
     for text, number in reply.rows:

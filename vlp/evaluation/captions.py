@@ -7,7 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from vlp.contracts import Measured, Prompt, Reply, Run, WritingTask
 from vlp.evaluation.asking import one_image, texts_of
 from vlp.interfaces import Batch, Images, Truth
 from vlp.strict_yaml import ConfigError
+from vlp.writing.settings import Writing
 
 INSTALL = "pip install pycocoevalcap"
 NO_JAVA = "there is no Java that runs"
@@ -176,36 +177,25 @@ def plain_words(text: str) -> str:
     return " ".join(re.findall(r"\w+(?:['-]\w+)*", text.lower()))
 
 
-@dataclass
-class CaptionOptions:
-    """`beams`: beginnings of a caption that are followed; 1 takes the likeliest word each time."""
-
-    beams: int = 1
-
-    def __post_init__(self) -> None:
-        if self.beams < 1:
-            raise ValueError(f"beams is {self.beams}, but must be at least 1")
-
-
 class CaptionEvaluation:
     """Of tasks that write captions; see `vlp.contracts.Evaluation`."""
 
     measured_on: Literal["images"] = "images"
-    Options = CaptionOptions
+    Options = Writing
 
-    def answer(self, task: WritingTask, run: Run, batch: Batch, options: CaptionOptions) -> list[str]:
+    def answer(self, task: WritingTask, run: Run, batch: Batch, options: Writing) -> list[str]:
         """A caption of each image."""
-        return [caption for [(caption, _)] in write(task, run, batch, options.beams)]
+        return [caption for [(caption, _)] in write(task, run, batch, options)]
 
     def record(self, run: Run, truth: Truth, said: list[str]) -> Captioned:
         """The caption beside people's."""
         return Captioned(truth.identifier, said[0], truth.captions)
 
-    def predictions(self, records: Sequence[Captioned], options: CaptionOptions) -> tuple[str, str, str]:
+    def predictions(self, records: Sequence[Captioned], options: Writing) -> tuple[str, str, str]:
         """See `official_captions`."""
         return "captions", "json", official_captions(records)
 
-    def measure(self, run: Run, records: Sequence[Captioned], options: CaptionOptions, title: str) -> Measured:
+    def measure(self, run: Run, records: Sequence[Captioned], options: Writing, title: str) -> Measured:
         """See `caption_metrics`."""
         try:
             found = caption_metrics(records)
@@ -215,15 +205,22 @@ class CaptionEvaluation:
         for metric in METRICS:
             if metric in found:
                 table.add_row(metric, f"{100 * found[metric]:.2f}")
-        notes = [f"{found['known']} images, {options.beams} beams; tokenizer: {found.get('tokenizer')}"]
+        changed = {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
+        how = {"beams": options.beams, **changed}
+        said = ", ".join(f"{name}={value}" for name, value in how.items())
+        notes = [f"{found['known']} images; {said}; tokenizer: {found.get('tokenizer')}"]
         missing = [f"{metric} is left out: {reason}" for metric, reason in found.get("unmeasured", {}).items()]
-        return Measured({"beams": options.beams, **found}, table, notes, missing)
+        return Measured({**how, **found}, table, notes, missing)
 
     def reply(self, task: WritingTask, run: Run, prompt: Prompt) -> Reply:
-        """Captions with the mean logarithm of their words' probabilities."""
+        """Captions with their scores; those of beams and samples are means of the logarithms of the words'
+        probabilities (`vlp.writing.searches`).
+        """
         if prompt.text is not None:
             raise ConfigError("this run was trained to write captions, not to answer: leave --text out")
-        image, beams = one_image(prompt, "a caption"), prompt.beams
+        image = one_image(prompt, "a caption")
+        how = Writing(**{"beams": 5, **prompt.settings})
+        top = how.beams if prompt.top is None else prompt.top
         text = {"caption": "", "tags": prompt.tags} if "tags" in run.segments else {"caption": ""}
         batch = Batch(
             texts=texts_of(run, [text]),
@@ -231,17 +228,20 @@ class CaptionEvaluation:
             pairs=torch.zeros(1, 2, dtype=torch.int64),
             matched=torch.ones(1, dtype=torch.bool),
         )
-        return Reply(("caption", "score"), write(task, run, batch, beams, min(prompt.top or beams, beams))[0])
+        return Reply(("caption", "score"), write(task, run, batch, how, min(top, how.beams), prompt.begin)[0])
 
 
 @torch.no_grad()
-def write(task: WritingTask, run: Run, batch: Batch, beams: int = 1, keep: int = 1) -> list[list[tuple[str, float]]]:
+def write(
+    task: WritingTask, run: Run, batch: Batch, how: Writing, keep: int = 1, begin: str = ""
+) -> list[list[tuple[str, float]]]:
     """Captions of the pairs of a clean batch, whose own are not looked at: the best of each first, with its score.
 
     Args:
         task, run: what was trained.
         batch: clean.
-        beams, keep: see `vlp.contracts.WritingTask.write`.
+        how, keep: see `vlp.contracts.WritingTask.write`.
+        begin: what each caption begins with.
 
     Raises:
         ConfigError: the run's tokenizer can't put words together.
@@ -250,5 +250,6 @@ def write(task: WritingTask, run: Run, batch: Batch, beams: int = 1, keep: int =
         raise ConfigError(f"the tokenizer {run.tokenizer.path} can't make a text of tokens; WordPiece can")
     batch = run.prepared(batch)
     batch = replace(batch, images=run.model.see(batch.images))
-    written = task.write(run.model, batch, beams, keep=keep)
+    (first,) = run.tokenizer.encode([begin])
+    written = task.write(run.model, batch, how, keep=keep, begin=first.ids)
     return [[(run.tokenizer.decode(one.tokens), one.score) for one in best] for best in written]

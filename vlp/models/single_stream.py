@@ -15,6 +15,7 @@ from vlp.nn.attention import AttentionPlan, plan_attention
 from vlp.nn.backbones.pixels import GridPlan, placed
 from vlp.nn.cost import rows_of, transformer_cost
 from vlp.nn.first_rows import FirstRows, first_among, project_first
+from vlp.nn.incremental import Incremental
 from vlp.nn.layout import Layout, Sequences, check_width
 from vlp.nn.transformer import Transformer, initialise
 
@@ -209,6 +210,11 @@ class SingleStream(nn.Module):
         rows = self.encoder(self.embedder(batch, planned.sequences, *embedded), planned.attention)
         stream = Ragged(rows, planned.places.text)
         return Encoded(stream, stream, planned.places, self.pool(rows, planned.first), planned.attention.computed_rows)
+
+    def write(self, batch: Batch, segment: str) -> Incremental:
+        """See `vlp.contracts.Model`."""
+        batch = replace(batch, images=self.see(batch.images))
+        return Incremental(self.embedder, self.encoder, batch, self.layout.assemble(batch), segment)
 
     def pool(self, rows: Tensor, first: list[FirstRows]) -> dict[str, Tensor]:
         """Pooled vectors [P, pooled_size], if there is a pooler."""

@@ -6,10 +6,18 @@ Letters: N rows, B sequences, L longest of a bucket, h heads, d head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Attends(Protocol):
+    """How rows attend to one another."""
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
+        """Queries, keys and values [N, 3 H], side by side, to what each row takes from the others, [N, H]."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,19 @@ class AttentionPlan:
     buckets: list[Bucket]
     inverse: Tensor | None
     computed_rows: int
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
+        """See `Attends`."""
+        mixed = []
+        for bucket in self.buckets:
+            # index_select, since the backward of fancy indexing with repeated rows is not deterministic
+            part = qkv if bucket.index is None else qkv.index_select(0, bucket.index)
+            part = part.view(bucket.sequences, bucket.length, 3, heads, -1)
+            query, key, value = part.permute(2, 0, 3, 1, 4)  # each [B, h, L, d]
+            out = F.scaled_dot_product_attention(query, key, value, bucket.mask, dropout_p=dropout)
+            mixed.append(out.transpose(1, 2).reshape(bucket.sequences * bucket.length, -1))
+        joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed or [qkv[:, : qkv.shape[1] // 3]])  # or: no row at all
+        return joined if self.inverse is None else joined.index_select(0, self.inverse)
 
 
 def plan_attention(offsets: Tensor, slack: float = 0.2, least: int = 4, causal: Tensor | None = None) -> AttentionPlan:
@@ -103,7 +124,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, rows: Tensor, plan: AttentionPlan, scale: Tensor | None = None) -> Tensor:
+    def forward(self, rows: Tensor, plan: Attends, scale: Tensor | None = None) -> Tensor:
         """Attend within each sequence: rows [N, H] to [N, H].
 
         scale: factors [N, 2 H] of each row's query and key.
@@ -112,16 +133,4 @@ class SelfAttention(nn.Module):
         if scale is not None:
             query_key, value = qkv.tensor_split([scale.shape[1]], 1)
             qkv = torch.cat([query_key * scale, value], 1)
-        dropout = self.dropout if self.training else 0.0
-        mixed = []
-        for bucket in plan.buckets:
-            # index_select, since the backward of fancy indexing with repeated rows is not deterministic
-            part = qkv if bucket.index is None else qkv.index_select(0, bucket.index)
-            part = part.view(bucket.sequences, bucket.length, 3, self.heads, -1)
-            query, key, value = part.permute(2, 0, 3, 1, 4)  # each [B, h, L, d]
-            out = F.scaled_dot_product_attention(query, key, value, bucket.mask, dropout_p=dropout)
-            mixed.append(out.transpose(1, 2).reshape(bucket.sequences * bucket.length, -1))
-        joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed or [qkv[:, : rows.shape[1]]])  # or: no row at all
-        if plan.inverse is not None:
-            joined = joined.index_select(0, plan.inverse)
-        return self.out(joined)
+        return self.out(plan.attend(qkv, self.heads, self.dropout if self.training else 0.0))

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.nn.attention import AttentionPlan, SelfAttention
+from vlp.nn.attention import Attends, SelfAttention
 
 
 class Block(nn.Module):
@@ -42,7 +42,13 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, rows: Tensor, plan: AttentionPlan, scale: Tensor | None = None) -> Tensor:
+    def projected(self, rows: Tensor) -> Tensor:
+        """Queries, keys and values [N, 3 H] of rows [N, H], side by side; of a block with self-attention."""
+        assert self.attention is not None
+        assert self.attention_norm is not None
+        return self.attention.qkv(self.attention_norm(rows) if self.norm_first else rows)  # type: ignore[no-any-return]
+
+    def forward(self, rows: Tensor, plan: Attends, scale: Tensor | None = None) -> Tensor:
         """Rows [N, H] of all sequences to rows [N, H]; `scale`: see `SelfAttention.forward`."""
         if self.norm_first:
             if self.attention is not None and self.attention_norm is not None:
@@ -63,7 +69,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(**sizes) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps) if norm_first else nn.Identity()
 
-    def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
+    def forward(self, rows: Tensor, plan: Attends) -> Tensor:
         """Rows [N, H] of all sequences to rows [N, H]."""
         for layer in self.layers:
             rows = layer(rows, plan)

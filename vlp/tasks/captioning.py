@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +20,11 @@ from vlp.nn.precision import at_least_float32
 from vlp.nn.ragged import lengths_of, offsets_of, ranges
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import choose_some, replace_tokens, take_texts
-from vlp.tasks.decoding import Written, beam_search, greedy
+from vlp.writing.filters import Filter, begins
+from vlp.writing.settings import Writing
+from vlp.writing.writer import Written
+
+DEFAULT = Writing()
 
 
 @dataclass(frozen=True)
@@ -222,51 +227,65 @@ class Captioning(nn.Module):
 
     @torch.no_grad()
     def write(
-        self, model: Model, batch: Batch, beams: int = 1, length_penalty: float = 1.0, keep: int = 1
+        self, model: Model, batch: Batch, how: Writing = DEFAULT, keep: int = 1, begin: Sequence[int] = ()
     ) -> list[list[Written]]:
         """Captions of the P pairs of a clean batch, whose own captions are not looked at; the best of a pair first.
 
-        The model reads everything anew for each word.
+        Samples are drawn by the images' ids.
 
         Args:
             model: in evaluation mode.
-            beams: how many beginnings are followed; 1 takes the likeliest word each time.
-            length_penalty, keep: see `beam_search`; of one beam there is one caption.
+            how: which search, and what is allowed.
+            keep: how many captions of each pair.
+            begin: ids of the words that each begins with.
+
+        Raises:
+            ValueError: a caption begins with more words than are written, or with one that never is, or the filters
+                leave no word.
         """
-        count, most, device = len(batch.pairs), self.most_written, batch.pairs.device
+        most, image = self.most_written, batch.pairs[:, 1]
+        if len(begin) >= most:
+            raise ValueError(f"a caption can't begin with {len(begin)} tokens, since this model writes {most - 1}")
+        if any(bool(self.unwritten[token]) for token in begin):
+            raise ValueError("a caption can't begin with a word that the model never writes, as an unknown one")
+        ids = batch.images.ids.tolist()
+        names = [NONE if number == NONE else ids[number] for number in image.tolist()]
+        writer = CaptionWriter(self, model, batch)
+        filters: list[Filter] = [begins(begin)] if begin else []
+        return how.texts(writer, names, most, self.end_id, image.device, keep, filters)
 
-        def next_words(chosen: Tensor, written: Tensor) -> Tensor:
-            return self.next_words(model, batch, chosen, written)
-
-        if beams == 1:
-            return [[one] for one in greedy(next_words, count, most, self.end_id, device)]
-        return beam_search(next_words, count, beams, most, self.end_id, device, length_penalty, keep)
-
-    def next_words(self, model: Model, batch: Batch, chosen: Tensor, written: Tensor) -> Tensor:
-        """Logarithms of the probabilities of the next word, float32 [n, vocabulary]; -inf of what is never written.
-
-        Args:
-            chosen: int64 [n], pairs of the batch. written: int64 [n, length], their captions so far.
-        """
-        count, length = written.shape
-        tokens = torch.cat([written, written.new_full((count, 1), self.mask_id)], 1).flatten()
-        offsets = torch.arange(count + 1, device=tokens.device) * (length + 1)
+    def placeholders(self, batch: Batch) -> Batch:
+        """The batch with causal captions that are masks alone, as many as are written."""
+        count, device = len(batch.pairs), batch.pairs.device
+        tokens = torch.full((count * self.most_written,), self.mask_id, device=device)
+        offsets = torch.arange(count + 1, device=device) * self.most_written
         caption = Segment(tokens, offsets, torch.ones_like(tokens, dtype=torch.bool))
-        pairs = batch.pairs.index_select(0, chosen)
-        segments = {name: take_texts(segment, pairs[:, 0]) for name, segment in batch.texts.segments.items()}
-        numbers = torch.arange(count, device=tokens.device)
-        own = replace(
+        segments = {name: take_texts(segment, batch.pairs[:, 0]) for name, segment in batch.texts.segments.items()}
+        numbers = torch.arange(count, device=device)
+        return replace(
             batch,
             texts=causal_texts(Texts(segments, numbers), caption),
-            pairs=torch.cat([numbers[:, None], pairs[:, 1:]], 1),
-            matched=batch.matched.index_select(0, chosen),
+            pairs=torch.cat([numbers[:, None], batch.pairs[:, 1:]], 1),
             answers=None,
             answer_scores=None,
         )
-        encoded = model(own)
-        last = encoded.tokens["caption"].row.view(count, length + 1)[:, -1]
-        logits = self.word_logits(encoded.text.values.index_select(0, last), model)
-        return at_least_float32(logits).log_softmax(1).masked_fill(self.unwritten, -torch.inf)
+
+
+class CaptionWriter:
+    """Captions that are being written, of the pairs of a batch; see `vlp.writing.writer.Writer`."""
+
+    def __init__(self, task: Captioning, model: Model, batch: Batch):
+        self.task, self.model = task, model
+        self.states = model.write(task.placeholders(batch), "caption")
+
+    def next(self, tokens: Tensor | None) -> Tensor:
+        """See `vlp.writing.writer.Writer`."""
+        logits = self.task.word_logits(self.states.next(tokens), self.model)
+        return at_least_float32(logits).log_softmax(1).masked_fill(self.task.unwritten, -torch.inf)
+
+    def keep(self, rows: Tensor) -> None:
+        """See `vlp.writing.writer.Writer`."""
+        self.states.keep(rows)
 
 
 def mean_of_best_texts(losses: Tensor, text: Tensor, texts: int, drop_worst: float) -> Tensor:
