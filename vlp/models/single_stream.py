@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from vlp.contracts import Cost, Encoded, Places
 from vlp.interfaces import NONE, Batch, Images, PixelSize, Ragged
-from vlp.needs import Offers
+from vlp.needs import EmbedderOffers, Offers
 from vlp.nn.attention import AttentionPlan, plan_attention
 from vlp.nn.backbones.pixels import GridPlan, placed
 from vlp.nn.cost import rows_of, transformer_cost
@@ -125,11 +125,13 @@ class SingleStream(nn.Module):
         self.initial_std = initial_std
         self.layout = layout
         self.items, self.max_tokens, self.streams = layout.items, layout.max_tokens, 1
+        offered: EmbedderOffers = embedder.offers  # type: ignore[assignment]
         self.offers = Offers(
             "encoded",
             region_rows=layout.has_regions,
             pooled=pooler,
             region_features=backbone is None,
+            region_parts=offered.region_parts,
             writes=layout.causal & layout.max_tokens.keys(),
         )
         self.embedder = embedder
@@ -206,9 +208,12 @@ class SingleStream(nn.Module):
             assert self.backbone is not None
             batch = replace(batch, images=self.backbone(batch.images, planned.seen))
         embedded = () if planned.embedded is None else (planned.embedded,)
-        rows = self.encoder(self.embedder(batch, planned.sequences, *embedded), planned.attention)
-        stream = Ragged(rows, planned.places.text)
-        return Encoded(stream, stream, planned.places, self.pool(rows, planned.first), planned.attention.computed_rows)
+        rows, parts = self.embedder(batch, planned.sequences, *embedded), None
+        if self.offers.region_parts:
+            rows, parts = rows
+        rows = self.encoder(rows, planned.attention)
+        stream, pooled = Ragged(rows, planned.places.text), self.pool(rows, planned.first)
+        return Encoded(stream, stream, planned.places, pooled, planned.attention.computed_rows, parts)
 
     def pool(self, rows: Tensor, first: list[FirstRows]) -> dict[str, Tensor]:
         """Pooled vectors [P, pooled_size], if there is a pooler."""
