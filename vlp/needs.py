@@ -106,8 +106,8 @@ def faults(needs: Needs, offers: Offers, facts: FeatureFacts, tokenizer: Tokeniz
         told.append("needs a pooled vector; set model.pooler=true")
     if needs.region_parts and not offers.region_parts:
         told.append(
-            "needs what a region shows apart from where it is, and this model's embedder gives only their sum; choose"
-            " another model.embedder, or leave it out"
+            "needs what a region shows apart from where it is, and this model's embedder gives only both together;"
+            " choose a model.embedder that offers region_parts, or leave it out"
         )
     if needs.region_features and not offers.region_features:
         told.append("needs features of regions, and this model sees pixels")

@@ -13,7 +13,7 @@ from samples import MASK, SEP, WORD_IDS, WORDS
 
 from vlp.build import Group, build_objectives
 from vlp.config import ConfigError, GroupConfig, OptimConfig
-from vlp.contracts import Encoded
+from vlp.contracts import Encoded, Rows
 from vlp.distributed import generator_for
 from vlp.interfaces import NONE, Batch, map_tensors
 from vlp.models.single_stream import SingleStream
@@ -90,6 +90,20 @@ def test_loss_one_region_at_a_time() -> None:
     assert float(report["region_matching_accuracy"]) == pytest.approx(accuracy)
     torch.testing.assert_close(*gradients)
     assert gradients[0]["pooler.weight"].any()
+
+
+def test_rows_in_any_order() -> None:
+    """As those of a second image come after all of the first."""
+    of = model()
+    objective = RegionMatching(of, 0.8)
+    corrupted, targets = objective.corrupt(made(), generator_for("cpu", 0))
+    encoded = of(corrupted)
+    where = encoded.places.regions
+    assert where is not None
+    order = torch.randperm(len(where.row), generator=generator_for("cpu", 1))
+    mixed = replace(encoded.places, regions=Rows(where.row[order], where.source[order], where.pair[order]))
+    found = [objective.loss(encoded, targets.locate(places), of)[0] for places in (encoded.places, mixed)]
+    torch.testing.assert_close(*(losses["region_matching"] for losses in found))
 
 
 def test_regions_that_are_not_masked_do_not_take_part() -> None:
@@ -225,7 +239,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     facts, tokenizer = FeatureFacts(samples.FEATURES, samples.CLASSES), samples.tokenizer(tmp_path)
     group = [GroupConfig("g", 1.0, [{"type": "region_matching", "probability": 0.5}])]
     assert build_objectives(group, model(), tokenizer, facts)[1][0].weights == {"region_matching": 1.0}
-    with pytest.raises(ConfigError, match=r"what a region shows apart from where it is.*choose another model\.embedder"):
+    with pytest.raises(ConfigError, match=r"shows apart from where it is.*choose a model\.embedder"):
         build_objectives(group, samples.model(), tokenizer, facts)
     with pytest.raises(ConfigError, match=r"set model\.pooler=true"):
         build_objectives(group, model(pooler=False), tokenizer, facts)
