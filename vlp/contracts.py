@@ -54,7 +54,7 @@ class Places:
 @dataclass(frozen=True)
 class RegionParts:
     """What the rows of the batch's R regions are made of, before any is masked, [R, H] each: `shown`, what a region
-    shows, and `placed`, where it is. Zero where no pair shows a region.
+    shows, and `placed`, where it is. Zero if no pair shows a region.
     """
 
     shown: Tensor
