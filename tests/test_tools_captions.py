@@ -84,7 +84,7 @@ def test_predict(finished: Path, root: Path, tmp_path: Path, capsys: pytest.Capt
         ("beams=x", "settings of the task: beams must be of type int, not 'x'"),
         ("beams=0", "beams is 0, but must be at least 1"),
         ("most=0", "argument --most: '0' is not a whole number of at least 1"),
-        ("form=vqa", "settings of the task: unknown key 'form'; known keys: beams (`vlp evaluate --help` lists"),
+        ("form=vqa", "settings of the task: unknown key 'form'; known keys: beams, search"),
     ],
 )
 def test_errors(option: str, message: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,12 +54,23 @@ class Places:
 
 
 @dataclass(frozen=True)
+class RegionParts:
+    """What the rows of the batch's R regions are made of, before any is masked, [R, H] each: `shown`, what a region
+    shows, and `placed`, where it is. Zero if no pair shows a region.
+    """
+
+    shown: Tensor
+    placed: Tensor
+
+
+@dataclass(frozen=True)
 class Encoded:
     """What a fusion model returns for P pairs.
 
     `text` and `visual`: the two streams, `values` [N, H of the stream]; the same object in a single stream. `places`:
     what their rows are. `pooled`: named vectors [P, H], absent where a model has none. `computed_rows`: rows that
-    attention worked on, padding included, for the padding share in the log.
+    attention worked on, padding included, for the padding share in the log. `region_parts`: of an embedder that offers
+    them.
     """
 
     text: Ragged
@@ -67,6 +78,7 @@ class Encoded:
     places: Places
     pooled: dict[str, Tensor]
     computed_rows: int
+    region_parts: RegionParts | None = None
 
     @property
     def tokens(self) -> dict[str, Rows]:
@@ -205,6 +217,8 @@ class Embedder(Protocol):
 
     def __call__(self, batch: Batch, *sequences: Any) -> Any:
         """The rows [N, H] of all sequences (`vlp.nn.layout.Sequences`); of two streams, given both, the rows of each.
+
+        One that offers `region_parts` gives the rows and `RegionParts`.
 
         A masked region (`batch.images.masked`) is shown as the embedder's system shows one.
 

@@ -33,7 +33,8 @@ class Needs:
     to write. `truth`: what it learns from: answers of the manifest's list, boxes, or which choice is right. `mined`: it
     looks at mined images (`Batch.hard_images`). `alone`: why no other objective may be in its group; None: others may.
     `spans_step`: it sees the pairs of all micro-batches of a step at once. `rivals`: it compares them with one another,
-    so that one pair is too few and a pair must not come twice.
+    so that one pair is too few and a pair must not come twice. `region_parts`: what a region shows and where it is,
+    each by itself, before they become a row.
     """
 
     result: Result = "encoded"
@@ -42,6 +43,7 @@ class Needs:
     region_features: bool = False
     class_scores: bool = False
     attributes: bool = False
+    region_parts: bool = False
     mask_token: bool = False
     writes: str | None = None
     truth: Literal["answers", "boxes", "choices"] | None = None
@@ -59,6 +61,7 @@ class Offers:
     region_rows: bool = False
     pooled: bool = False
     region_features: bool = False
+    region_parts: bool = False
     writes: frozenset[str] = frozenset()
 
 
@@ -69,7 +72,8 @@ class EmbedderOffers:
     `shows`: items of the image that a layout may have. `token_region`: it looks at the regions that words refer to.
     `special`: ids of special tokens that it has vectors for, besides the tokenizer's. `unplaced`: those that take no
     position. `images`: the kind of images that it reads (`IMAGE_SIDES` of `data_pipelines.sources.images`) where no
-    pixels are asked for.
+    pixels are asked for. `region_parts`: beside the rows it gives what those of regions are made of
+    (`vlp.contracts.RegionParts`).
     """
 
     shows: tuple[str, ...] = ("regions", "whole")
@@ -77,6 +81,7 @@ class EmbedderOffers:
     special: Mapping[str, int] = field(default_factory=dict)
     unplaced: frozenset[str] = frozenset()
     images: str = "regions"
+    region_parts: bool = False
 
 
 def needs_of(objective: Any, settings: Mapping[str, Any]) -> Needs:
@@ -99,6 +104,11 @@ def faults(needs: Needs, offers: Offers, facts: FeatureFacts, tokenizer: Tokeniz
         told.append(f"needs a mask token, and the tokenizer {tokenizer.path} has none")
     if needs.pooled and not offers.pooled:
         told.append("needs a pooled vector; set model.pooler=true")
+    if needs.region_parts and not offers.region_parts:
+        told.append(
+            "needs what a region shows apart from where it is, and this model's embedder gives only both together;"
+            " choose a model.embedder that offers region_parts, or leave it out"
+        )
     if needs.region_features and not offers.region_features:
         told.append("needs features of regions, and this model sees pixels")
     if needs.writes is not None and needs.writes not in offers.writes:

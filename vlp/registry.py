@@ -48,6 +48,7 @@ from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribu
 from vlp.objectives.masked_region_contrast import MaskedRegionContrast
 from vlp.objectives.matching import Matching
 from vlp.objectives.momentum_contrast import MomentumContrast
+from vlp.objectives.region_matching import RegionMatching
 from vlp.objectives.region_prediction import RegionPrediction
 from vlp.objectives.segment_matching import SegmentMatching
 from vlp.objectives.sigmoid_contrastive import SigmoidContrastive
@@ -92,6 +93,7 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "pair_ranking": PairRanking,
     "paired_images": PairedImages,
     "region_choice": RegionChoice,
+    "region_matching": RegionMatching,
     "region_prediction": RegionPrediction,
     "segment_matching": SegmentMatching,
     "sigmoid_contrastive": SigmoidContrastive,

@@ -75,12 +75,15 @@ def test_numbers_of_regions() -> None:
 @pytest.mark.parametrize("causal", [None, [True, False, True]])
 def test_each_row_is_what_the_original_makes(model, causal: list[bool] | None) -> None:
     e, batch = model.embedder, made(causal, [False, True, False, False, True])
-    rows = e(batch, model.layout.assemble(batch))
+    rows, parts = e(batch, model.layout.assemble(batch))
     features, scores = batch.images.features, batch.images.scores
     bounds = [(0, 3), (3, 5)]
     numbers = torch.cat(
         [slow_numbers(batch.images.boxes[a:b], scores[a:b], scores[a:b, 1:].amax(1)) for a, b in bounds]
     )
+    shown = relu(e.feature_projection(relu(e.feature_hidden(features))))
+    placed = relu(e.number_projection(numbers))
+    torch.testing.assert_close((parts.shown, parts.placed), (shown, placed))  # though a region is masked
     words = [[7, 8], [9], [10, 11, 12]]
     expected = []
     for text, image in batch.pairs.tolist():
@@ -92,14 +95,20 @@ def test_each_row_is_what_the_original_makes(model, causal: list[bool] | None) -
         if text != NONE:
             expected.append(word(CLS, 0, 0))
         for region in range(*bounds[image]) if image != NONE else ():
-            feature = features[region] * 0 if batch.images.masked[region] else features[region]
-            shown = relu(e.feature_projection(relu(e.feature_hidden(feature))))
-            placed = relu(e.number_projection(numbers[region]))
-            expected.append(shown + placed + e.type_table.weight[mode])
+            parts_of_region = (shown[region] + placed[region]) * (not batch.images.masked[region])
+            expected.append(parts_of_region + e.type_table.weight[mode])
         if text != NONE:
             expected.append(word(SEP, 11, 0))  # after the first place and ten that the regions take
             expected += [word(token, 12 + n, 1) for n, token in enumerate(words[text])]
     torch.testing.assert_close(rows, e.norm(torch.stack(expected)))
+
+
+def test_texts_alone_have_no_parts_of_regions(model) -> None:
+    batch = replace(made(), pairs=torch.tensor([[0, NONE], [1, NONE], [2, NONE]]))
+    _, parts = model.embedder(batch, model.layout.assemble(batch))
+    assert parts.shown.shape == parts.placed.shape == (5, 8)
+    assert not parts.shown.any()
+    assert not parts.placed.any()
 
 
 def test_named_separators_are_found(model) -> None:

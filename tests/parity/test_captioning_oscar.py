@@ -87,7 +87,8 @@ def test_captioning(path) -> None:
     assert not (chosen & ~caption).any()
     labels = torch.zeros_like(g["input_ids"])
     labels[chosen] = g["masked_ids"][g["masked_ids"] != PAD]
-    targets = CaptionTargets(labels[caption], chosen[caption], batch.matched, step=0)
+    causal = torch.ones(int(caption.sum()), dtype=torch.bool)
+    targets = CaptionTargets(labels[caption], chosen[caption], batch.matched, step=0, causal=causal)
     golden.check("masked_logits", task.predict(encoded, targets, model)[0], **STATES)
     loss = task.loss(encoded, targets, model)[0]["captioning"]
     golden.check("loss", loss, **LOSSES)

@@ -15,7 +15,7 @@ from vlp.interfaces import NONE, Batch
 from vlp.models.single_stream import SingleStream
 from vlp.needs import FeatureFacts, faults
 from vlp.objectives.masked_language import MaskedLanguage
-from vlp.tasks.captioning import Captioning, CaptionTargets, causal_texts, mean_of_best_texts, smoothed_divergence
+from vlp.tasks.captioning import Captioning, causal_texts, mean_of_best_texts, smoothed_divergence
 from vlp.writing.settings import Writing
 
 LAYOUT = {
@@ -166,6 +166,47 @@ def test_some_texts_are_read_in_both_directions() -> None:
         task(of, causal_share=1.5)
 
 
+@pytest.mark.parametrize("transforms", [2, 4])
+def test_causal_texts_have_the_last_of_several_transforms_and_others_the_first(transforms: int) -> None:
+    """Each word's logits written out, and those of what is written; the norm is of all transforms together."""
+    of = model()
+    own = task(of, transforms=transforms, causal_share=0.5, probability=0.5)
+    for parameter in own.parameters():
+        torch.nn.init.normal_(parameter)
+    of_words, h = of.tied("word_embeddings"), of.hidden_size
+    assert own.transform.linear.weight.shape == (transforms * h, h)
+
+    def logits(state: torch.Tensor, causal: bool) -> torch.Tensor:
+        wide = torch.nn.functional.gelu(own.transform.linear.weight @ state + own.transform.linear.bias)
+        normed = (wide - wide.mean()) / (wide.var(correction=0) + of.norm_eps).sqrt()
+        normed = normed * own.transform.norm.weight + own.transform.norm.bias
+        first = (transforms - 1) * h if causal else 0
+        return of_words @ normed[first : first + h] + own.bias
+
+    batch = captions([[7, 8, 9], [10, 11], [12]], [[2, 0], [0, 1], [1, 1]])
+    corrupted, targets = next(
+        (made, targets)
+        for made, targets in (own.corrupt(batch, generator(seed)) for seed in range(50))
+        if made.texts.causal.tolist() == [True, False, True]
+    )
+    assert targets.causal.tolist() == [True] * 4 + [False] * 3 + [True] * 2  # of words, ends included
+    encoded = of(corrupted)
+    at = targets.locate(encoded.places)
+    assert at.causal.tolist() == [int(batch.pairs[pair, 0]) != 1 for pair in at.pair.tolist()]
+    found, _ = own.predict(encoded, targets, of)
+    rows = encoded.text.values[at.rows]
+    expected = [logits(row, causal) for row, causal in zip(rows, at.causal.tolist(), strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+    written = own.word_logits(rows, of)
+    torch.testing.assert_close(written, torch.stack([logits(row, True) for row in rows]), rtol=1e-4, atol=1e-4)
+    assert len(own.write(of.eval(), batch)) == 3
+
+
+def test_without_a_transform_it_is_refused() -> None:
+    with pytest.raises(ValueError, match="transforms is 0, but must be at least 1"):
+        task(model(), transforms=0)
+
+
 def test_without_captions_the_loss_is_a_connected_zero() -> None:
     of = model()
     batch = captions([[], [10]], [[0, 0], [NONE, 1]])
@@ -174,7 +215,7 @@ def test_without_captions_the_loss_is_a_connected_zero() -> None:
     loss = own.loss(of(corrupted), targets, of)[0]["captioning"]
     assert float(loss) == 0.0
     loss.backward()
-    mismatched = CaptionTargets(targets.labels, targets.chosen, torch.zeros(2, dtype=torch.bool), 0)
+    mismatched = replace(targets, matched=torch.zeros(2, dtype=torch.bool))
     assert float(own.loss(of(corrupted), mismatched, of)[0]["captioning"]) == 0.0
 
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from vlp.contracts import Cost, Encoded, Places
+from vlp.contracts import Cost, Encoded, Places, RegionParts
 from vlp.interfaces import NONE, Batch, Images, PixelSize, Ragged
-from vlp.needs import Offers
+from vlp.needs import EmbedderOffers, Offers
 from vlp.nn.attention import AttentionPlan, plan_attention
 from vlp.nn.backbones.pixels import GridPlan, placed
 from vlp.nn.cost import rows_of, transformer_cost
@@ -126,11 +126,13 @@ class SingleStream(nn.Module):
         self.initial_std = initial_std
         self.layout = layout
         self.items, self.max_tokens, self.streams = layout.items, layout.max_tokens, 1
+        offered: EmbedderOffers = embedder.offers  # type: ignore[assignment]
         self.offers = Offers(
             "encoded",
             region_rows=layout.has_regions,
             pooled=pooler,
             region_features=backbone is None,
+            region_parts=offered.region_parts,
             writes=layout.causal & layout.max_tokens.keys(),
         )
         self.embedder = embedder
@@ -195,6 +197,11 @@ class SingleStream(nn.Module):
         """The images with regions made from their pixels, if the model sees pixels and they have them."""
         return images if self.backbone is None or images.pixels is None else self.backbone(images)
 
+    def embed(self, batch: Batch, *sequences: Any) -> tuple[Tensor, RegionParts | None]:
+        """The rows [N, H] of the embedder, and the parts of regions if it offers them."""
+        rows = self.embedder(batch, *sequences)
+        return rows if self.offers.region_parts else (rows, None)
+
     def forward(self, batch: Batch, planned: SingleStreamPlan | None = None) -> Encoded:
         """Encode every pair.
 
@@ -207,14 +214,17 @@ class SingleStream(nn.Module):
             assert self.backbone is not None
             batch = replace(batch, images=self.backbone(batch.images, planned.seen))
         embedded = () if planned.embedded is None else (planned.embedded,)
-        rows = self.encoder(self.embedder(batch, planned.sequences, *embedded), planned.attention)
-        stream = Ragged(rows, planned.places.text)
-        return Encoded(stream, stream, planned.places, self.pool(rows, planned.first), planned.attention.computed_rows)
+        rows, parts = self.embed(batch, planned.sequences, *embedded)
+        rows = self.encoder(rows, planned.attention)
+        stream, pooled = Ragged(rows, planned.places.text), self.pool(rows, planned.first)
+        return Encoded(stream, stream, planned.places, pooled, planned.attention.computed_rows, parts)
 
     def write(self, batch: Batch, segment: str) -> Incremental:
         """See `vlp.contracts.Model`."""
         batch = replace(batch, images=self.see(batch.images))
-        return Incremental(self.embedder, self.encoder, batch, self.layout.assemble(batch), segment)
+        return Incremental(
+            lambda *given: self.embed(*given)[0], self.encoder, batch, self.layout.assemble(batch), segment
+        )
 
     def pool(self, rows: Tensor, first: list[FirstRows]) -> dict[str, Tensor]:
         """Pooled vectors [P, pooled_size], if there is a pooler."""

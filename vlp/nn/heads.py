@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -14,16 +15,28 @@ from vlp.nn.transformer import initialise
 
 
 class Transform(nn.Module):
-    """Linear, exact GELU, norm: what stands before BERT's word decoder. [n, H] to [n, H]. Without `norm` the last."""
+    """Linear, exact GELU, norm: what stands before BERT's word decoder. [n, H] to [n, H]. Without `norm` the last.
 
-    def __init__(self, hidden_size: int, norm_eps: float, norm: bool = True):
+    With several `modes` all three are so many times as wide, and a state's mode says which H of them are taken: UniLM's
+    (Dong et al. 2019) `relax_projection`. The norm is of them all.
+    """
+
+    def __init__(self, hidden_size: int, norm_eps: float, norm: bool = True, modes: int = 1):
         super().__init__()
-        self.linear = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=norm_eps) if norm else nn.Identity()
+        self.modes = modes
+        self.linear = nn.Linear(hidden_size, modes * hidden_size)
+        self.norm = nn.LayerNorm(modes * hidden_size, eps=norm_eps) if norm else nn.Identity()
 
-    def forward(self, states: Tensor) -> Tensor:
-        """States [n, H] to [n, H]."""
-        return self.norm(F.gelu(self.linear(states)))
+    def forward(self, states: Tensor, mode: Tensor | None = None) -> Tensor:
+        """States [n, H] to [n, H]. mode: int64 [n], of each; None: all are of the last."""
+        transformed = self.norm(F.gelu(self.linear(states)))
+        if self.modes == 1:
+            return transformed
+        parts = transformed.unflatten(-1, (self.modes, states.shape[-1]))
+        if mode is None:
+            return parts[..., -1, :]
+        first = torch.arange(len(mode), device=mode.device) * self.modes
+        return parts.flatten(0, 1).index_select(0, first + mode)
 
 
 @dataclass(frozen=True)

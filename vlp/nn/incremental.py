@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlp.contracts import Rows
 from vlp.interfaces import NONE, Batch
@@ -14,6 +15,8 @@ from vlp.nn.kept_keys import KeptKeys, Recording
 from vlp.nn.layout import Sequences
 from vlp.nn.ragged import lengths_of, offsets_of, padded
 from vlp.nn.transformer import Transformer
+
+Embed = Callable[[Batch, Sequences], Tensor]
 
 
 class Incremental:
@@ -24,7 +27,7 @@ class Incremental:
     blocks: the last word and a placeholder, whose keys and values are dropped again.
 
     Args:
-        embedder, encoder: of the model, in evaluation mode.
+        embed: gives the rows of sequences of a batch. encoder: takes them; both in evaluation mode.
         batch: P pairs, whose `segment` has equally many tokens each, all placeholders: so many words can be written.
         sequences: the batch, laid out.
         segment: what is written, causal.
@@ -34,8 +37,8 @@ class Incremental:
     """
 
     @torch.no_grad()
-    def __init__(self, embedder: nn.Module, encoder: Transformer, batch: Batch, sequences: Sequences, segment: str):
-        self.embedder, self.encoder, self.batch, self.sequences = embedder, encoder, batch, sequences
+    def __init__(self, embed: Embed, encoder: Transformer, batch: Batch, sequences: Sequences, segment: str):
+        self.embed, self.encoder, self.batch, self.sequences = embed, encoder, batch, sequences
         pairs, where = len(batch.pairs), sequences.tokens[segment]
         self.most = len(where.row) // max(pairs, 1)
         self.index = torch.arange(pairs, device=where.pair.device)  # the pair of each text
@@ -43,7 +46,7 @@ class Incremental:
         causal = sequences.causal
         if not torch.equal(where.pair, even) or causal is None or not bool(causal.index_select(0, where.row).all()):
             raise ValueError(f"the placeholders of {segment} must be causal, and as many in each pair")
-        rows = embedder(batch, sequences)
+        rows = embed(batch, sequences)
         self.placeholders = rows.index_select(0, where.row).view(pairs, self.most, -1)
         lengths = lengths_of(sequences.offsets)
         written = torch.zeros_like(causal).index_fill(0, where.row, True)
@@ -118,7 +121,7 @@ class Incremental:
             order=numbers,
             causal=None,
         )
-        return self.embedder(self.batch, alone)  # type: ignore[no-any-return]
+        return self.embed(self.batch, alone)
 
     def keep(self, rows: Tensor) -> None:
         """See `vlp.writing.writer.Writer`."""

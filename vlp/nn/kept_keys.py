@@ -28,7 +28,7 @@ class KeptKeys:
     """Keys and values of one layer: of what stands, and of the words of each text.
 
     n texts in G groups side by side, equally many each, that share what stands; L rows of the longest of these; h heads
-    of size d. With one text in each group when the first word comes, both are kept in one place; beams share the former.
+    of size d. With one text in each group when the first word comes, both are kept in one place.
 
     Args:
         qkv: [G, L, 3 H], queries, keys and values of what stands, padded.

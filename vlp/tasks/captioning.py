@@ -17,7 +17,7 @@ from vlp.interfaces import NONE, Batch, Segment, Texts
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.precision import at_least_float32
-from vlp.nn.ragged import lengths_of, offsets_of, ranges
+from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, ranges
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import choose_some, replace_tokens, take_texts
 from vlp.writing.filters import Filter, begins
@@ -30,7 +30,7 @@ DEFAULT = Writing()
 @dataclass(frozen=True)
 class CaptionRows:
     """Tokens to predict: `rows` int64 [n] of the text stream, `labels` int64 [n], and the `pair` int64 [n] of each, of
-    so many `pairs`. `step`: of the run.
+    so many `pairs`. `step`: of the run. `causal` bool [n]: those of causal texts.
     """
 
     rows: Tensor
@@ -38,26 +38,28 @@ class CaptionRows:
     pair: Tensor
     pairs: int
     step: int
+    causal: Tensor
 
 
 @dataclass(frozen=True)
 class CaptionTargets:
     """`labels` int64 [n]: the original tokens of all captions; `chosen` bool [n]: those to predict.
 
-    `matched` bool [P]: pairs whose tokens count. `step`: of the run.
+    `matched` bool [P]: pairs whose tokens count. `step`: of the run. `causal` bool [n]: tokens of causal texts.
     """
 
     labels: Tensor
     chosen: Tensor
     matched: Tensor
     step: int
+    causal: Tensor
 
     def locate(self, places: Places) -> CaptionRows:
         """The rows that show the tokens to predict."""
         where = places.tokens["caption"]
         keep = self.chosen.index_select(0, where.source) & self.matched.index_select(0, where.pair)
-        labels = self.labels.index_select(0, where.source[keep])
-        return CaptionRows(where.row[keep], labels, where.pair[keep], len(self.matched), self.step)
+        labels, causal = (part.index_select(0, where.source[keep]) for part in (self.labels, self.causal))
+        return CaptionRows(where.row[keep], labels, where.pair[keep], len(self.matched), self.step, causal)
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,12 @@ class CaptionMasking:
         chosen = choose_some(caption.offsets, count, generator)
         masked = replace_tokens(caption.tokens, chosen, self.mask_id, self.word_ids, generator)
         texts = causal_texts(batch.texts, replace(caption, tokens=masked))
+        causal = torch.ones_like(tokens, dtype=torch.bool)
         if self.causal_share < 1:
-            draw = torch.rand(len(tokens), generator=generator, device=tokens.device)
-            texts = replace(texts, causal=draw < self.causal_share)
-        targets = CaptionTargets(caption.tokens, chosen, batch.matched, batch.step)
+            causal = torch.rand(len(tokens), generator=generator, device=tokens.device) < self.causal_share
+            texts = replace(texts, causal=causal)
+        of_tokens = causal.index_select(0, owner_of_rows(tokens))
+        targets = CaptionTargets(caption.tokens, chosen, batch.matched, batch.step, of_tokens)
         return replace(batch, texts=texts), targets
 
     def ended(self, caption: Segment) -> Segment:
@@ -130,7 +134,7 @@ class Captioning(nn.Module):
     loss is the divergence of the smoothed label from the prediction, mean over masked words, the worst left out.
 
     VLP's pretraining is the same with a `causal_share` of 0.75: the other texts are read in both directions, by the
-    same head.
+    same head, or by one that differs in its transform.
 
     Source: Oscar (Li et al. 2020), oscar/run_captioning.py and BertForImageCaptioning; the masks are UniLM's (Dong et
     al. 2019), as are those of VLP (Zhou et al. 2020), vlp/seq2seq_loader.py.
@@ -149,9 +153,11 @@ class Captioning(nn.Module):
         drop_worst: share of the masked words, those of the largest losses, that don't count.
         drop_worst_after: the step of the run after which that is so.
         drop_worst_of: `words`, or `texts` by the sums of their words' losses (VLP).
+        transforms: of the head; of several, causal texts have the last and others the first (VLP's `relax_projection`
+            has 4, of which two are for modes of UniLM's alone).
 
     Raises:
-        ValueError: `causal_share` is no share.
+        ValueError: `causal_share` is no share, or there is no transform.
     """
 
     unwritten: Tensor
@@ -180,10 +186,13 @@ class Captioning(nn.Module):
         causal_share: float = 1.0,
         smoothing_skips: int | None = None,
         drop_worst_of: Literal["words", "texts"] = "words",
+        transforms: int = 1,
     ):
         super().__init__()
         if not 0 <= causal_share <= 1:
             raise ValueError(f"causal_share is {causal_share}, but must be from 0 to 1")
+        if transforms < 1:
+            raise ValueError(f"transforms is {transforms}, but must be at least 1")
         self.mask_id, self.end_id = mask_id, end_id
         self.max_tokens = model.max_tokens["caption"]  # the end included
         self.most_written = min(most_written or self.max_tokens, self.max_tokens)
@@ -196,18 +205,19 @@ class Captioning(nn.Module):
         size = len(model.tied("word_embeddings"))
         unwritten = torch.ones(size, dtype=torch.bool).index_fill(0, torch.tensor([*word_ids, end_id]), False)
         self.register_buffer("unwritten", unwritten, persistent=False)
-        self.transform = Transform(model.hidden_size, model.norm_eps)
+        self.transform = Transform(model.hidden_size, model.norm_eps, modes=transforms)
         self.bias = nn.Parameter(torch.zeros(size))
         initialise(self, model.initial_std)
 
-    def word_logits(self, states: Tensor, model: Model) -> Tensor:
-        """States [n, H] to logits [n, vocabulary]."""
-        return F.linear(self.transform(states), model.tied("word_embeddings"), self.bias)
+    def word_logits(self, states: Tensor, model: Model, causal: Tensor | None = None) -> Tensor:
+        """States [n, H] to logits [n, vocabulary]. causal: bool [n], those of causal texts; None: all are."""
+        mode = None if causal is None else causal * (self.transform.modes - 1)
+        return F.linear(self.transform(states, mode), model.tied("word_embeddings"), self.bias)
 
     def predict(self, encoded: Encoded, targets: CaptionTargets | CaptionRows, model: Model) -> tuple[Tensor, Tensor]:
         """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""
         at = located(targets, encoded.places)
-        return self.word_logits(encoded.text.values.index_select(0, at.rows), model), at.labels
+        return self.word_logits(encoded.text.values.index_select(0, at.rows), model, at.causal), at.labels
 
     def loss(self, encoded: Encoded, targets: CaptionTargets | CaptionRows, model: Model) -> tuple[Losses, Report]:
         """Losses: `captioning`. Report: `captioning_accuracy`, of the masked words."""

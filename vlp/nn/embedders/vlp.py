@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp.contracts import RegionParts
 from vlp.interfaces import Batch, Images
 from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.text_rows import TextSizes, text_rows, tied
@@ -67,8 +68,10 @@ class VlpEmbedder(nn.Module):
     """Every row is norm(what + where + type). Text: word and position. A region: relu(W relu(W feature)) and
     relu(W numbers), the numbers being those of its box and its class scores.
 
-    A masked region's feature is zero. The confidence of the detector is the largest score but that of the background
-    (class 0). Source: VLP (Zhou et al. 2020), pytorch_pretrained_bert/modeling.py.
+    Both parts of a masked region are zero, so that its row tells its type alone. The confidence of the detector is the
+    largest score but that of the background (class 0).
+
+    Source: VLP (Zhou et al. 2020), pytorch_pretrained_bert/modeling.py.
 
     Args:
         hidden_size: H.
@@ -82,7 +85,7 @@ class VlpEmbedder(nn.Module):
         ValueError: there are no class scores.
     """
 
-    offers = EmbedderOffers(shows=("regions",))
+    offers = EmbedderOffers(shows=("regions",), region_parts=True)
 
     def __init__(
         self, hidden_size: int, text: TextSizes, feature_size: int, classes: int, dropout: float, norm_eps: float
@@ -111,22 +114,26 @@ class VlpEmbedder(nn.Module):
         confidence = scores[:, 1:].amax(1) if scores.shape[1] > 1 else scores[:, 0]
         return region_numbers(images.boxes, scores, confidence, planned)
 
-    def region_parts(self, images: Images, planned: RegionsOfImages) -> tuple[Tensor, Tensor]:
-        """What regions show and where they are, [R, H] each: in the place of a word's vector and of its position's."""
-        features = images.features
-        if images.masked is not None:
-            features = features.masked_fill(images.masked[:, None], 0.0)
-        shown = F.relu(self.feature_projection(F.relu(self.feature_hidden(features))))
+    def region_parts(self, images: Images, planned: RegionsOfImages) -> RegionParts:
+        """What stands in the place of a word's vector and of its position's, masked or not."""
+        shown = F.relu(self.feature_projection(F.relu(self.feature_hidden(images.features))))
         placed = F.relu(self.number_projection(self.numbers(images, planned)))
-        return self.dropout(shown), self.dropout(placed)
+        return RegionParts(self.dropout(shown), self.dropout(placed))
 
-    def forward(self, batch: Batch, sequences: Sequences, planned: RegionsOfImages | None = None) -> Tensor:
-        """The rows [N, H] of all sequences."""
-        s = sequences
+    def forward(
+        self, batch: Batch, sequences: Sequences, planned: RegionsOfImages | None = None
+    ) -> tuple[Tensor, RegionParts]:
+        """The rows [N, H] of all sequences, and the parts of regions."""
+        s, images = sequences, batch.images
         rows = text_rows(self, s)
         if len(s.regions.row):
-            shown, placed = self.region_parts(batch.images, self.plan(batch, s) if planned is None else planned)
+            parts = self.region_parts(images, self.plan(batch, s) if planned is None else planned)
+            both = parts.shown + parts.placed
+            if images.masked is not None:
+                both = both.masked_fill(images.masked[:, None], 0.0)
             # made once a region, however many pairs show it
-            regions = (shown + placed).index_select(0, s.regions.source) + self.type_table(s.region_types)
-            rows = torch.cat([rows, regions])
-        return self.dropout(self.norm(rows.index_select(0, s.order)))
+            rows = torch.cat([rows, both.index_select(0, s.regions.source) + self.type_table(s.region_types)])
+        else:
+            nothing = rows.new_zeros(len(images.features), rows.shape[1])
+            parts = RegionParts(nothing, nothing)
+        return self.dropout(self.norm(rows.index_select(0, s.order))), parts
