@@ -44,14 +44,14 @@ def official_captions(captioned: Sequence[Captioned]) -> str:
     return json.dumps([{"image_id": one.identifier, "caption": one.caption} for one in captioned], ensure_ascii=False)
 
 
-def caption_metrics(captioned: Sequence[Captioned]) -> dict[str, Any]:
+def caption_metrics(captioned: Sequence[Captioned], slow: bool = True) -> dict[str, Any]:
     """BLEU-1 to BLEU-4, ROUGE-L, CIDEr-D, METEOR and SPICE of images with captions by people.
 
     They are those of COCO's evaluation server (Chen et al. 2015), computed by pycocoevalcap. Texts are split into words
     by the Penn Treebank tokenizer, which needs Java; without Java a plain rule stands in for it (`tokenizer` says
     which), and the numbers compare with one another but not with published ones. METEOR and SPICE need Java, and SPICE
     models that pycocoevalcap comes without and that are not downloaded here; those of the two that could not be
-    measured stand in `unmeasured`, a dict of reasons.
+    measured stand in `unmeasured`, a dict of reasons. Without `slow` both are left out.
 
     Raises:
         ImportError: pycocoevalcap is not installed.
@@ -82,7 +82,7 @@ def caption_metrics(captioned: Sequence[Captioned]) -> dict[str, Any]:
     found["ROUGE-L"] = float(Rouge().compute_score(by_people, written)[0])
     found["CIDEr"] = float(Cider().compute_score(by_people, written)[0])
     unmeasured: dict[str, str] = {}
-    for name, measure in (("METEOR", meteor), ("SPICE", spice)):
+    for name, measure in (("METEOR", meteor), ("SPICE", spice)) if slow else ():
         try:
             if not java:
                 raise UnmeasuredError(NO_JAVA)
