@@ -27,9 +27,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from slow_writing import SlowWriter
 
@@ -40,6 +39,7 @@ from vlp.needs import FeatureFacts
 from vlp.tasks.captioning import Captioning, CaptionWriter
 from vlp.writing.settings import Writing
 
+ROOT = Path(__file__).resolve().parent.parent
 WORDS = 20
 SPECIAL = {"PAD": 0, "UNK": 1, "CLS": 2, "SEP": 3, "MASK": 4}
 KEPT, ANEW, GPT2 = "vlp", "all anew", "GPT-2, generate"

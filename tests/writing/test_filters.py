@@ -159,7 +159,7 @@ def test_a_text_is_drawn_by_its_name_alone() -> None:
     """Whatever is written beside it, in whatever order, however many candidates; and the score is the model's own."""
     log = logs()[:3]
     cpu = torch.device("cpu")
-    filters = [top_k(8)]
+    filters = [temperature(0.7), top_k(8)]
     three = sample(Dice(log), ["a", "b", "c"], 4, 9, END, cpu, 5, filters)
     for order in ([0], [2], [2, 0, 1]):
         names = ["abc"[k] for k in order]

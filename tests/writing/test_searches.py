@@ -125,6 +125,13 @@ def test_frames_of_few_beams_written_out() -> None:
         assert best.tokens == list(words[:-1] if words[-1] == END else words)
 
 
+def test_no_text_comes_back_twice() -> None:
+    """Where there are fewer texts than beams."""
+    for words, count in (([END], 1), ([END, 2], MOST)):
+        for texts in beam_search(Language(), COUNT, 8, MOST, END, CPU, keep=9, filters=[only(words)]):
+            assert len({tuple(one.tokens) for one in texts}) == len(texts) == count
+
+
 @pytest.mark.parametrize("search", [greedy, lambda *a, **k: [b[0] for b in beam_search(*a[:2], 3, *a[2:], **k)]])
 def test_filters_are_kept_to(search) -> None:
     filters = [least_length(2, END), no_repeat(1), only([0, 2, 3])]

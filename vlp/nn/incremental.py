@@ -130,8 +130,7 @@ class Incremental:
         after = groups_of(self.index.tolist())
         groups = None
         if after != before:
-            # numbers of groups: the first of each pair's, which may have several
-            number = {pair: n for n, pair in reversed([*enumerate(before)])}
+            number = {pair: n for n, pair in enumerate(before)}  # one of a pair's groups, which are all alike
             groups = torch.tensor([number[pair] for pair in after], dtype=torch.int64, device=rows.device)
         for kept in self.kept:
             kept.keep(rows, groups)

@@ -62,7 +62,6 @@ def top_p(share: float) -> Filter:
         ordered, order = log.sort(dim=1, descending=True, stable=True)
         chances = ordered.softmax(1)
         needed = chances.cumsum(1) - chances < share  # what is likelier does not suffice
-        needed[:, 0] = True
         return log.masked_fill(~torch.zeros_like(needed).scatter(1, order, needed), -torch.inf)
 
     return nucleus

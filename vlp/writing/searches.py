@@ -73,6 +73,10 @@ def greedy(
     return word_by_word(writer, count, most, end, device, likeliest)
 
 
+def _worse(text: Written) -> float:
+    return -text.score
+
+
 class _Finished:
     """The `keep` best texts about one thing."""
 
@@ -82,9 +86,12 @@ class _Finished:
 
     def add(self, tokens: list[int], total: float) -> None:
         if total == -float("inf"):
-            return  # words that the filters forbid
-        self.texts.append(Written(tokens, total / (len(tokens) + 1) ** self.length_penalty))
-        self.texts = sorted(self.texts, key=lambda text: -text.score)[: self.keep]
+            return  # what the filters forbid, or what another beginning says too
+        found = sorted([*self.texts, Written(tokens, total / (len(tokens) + 1) ** self.length_penalty)], key=_worse)
+        # at the last place texts may differ in the word that is lost
+        self.texts = [t for n, t in enumerate(found) if all(t.tokens != better.tokens for better in found[:n])][
+            : self.keep
+        ]
 
     def can_improve(self, best: float) -> bool:
         """Whether a beginning with the sum `best` could still become one of the best, were it to stay so likely."""
@@ -118,7 +125,7 @@ def beam_search(
     finished = [_Finished(keep, most, length_penalty) for _ in range(count)]
     live = list(range(count))
     written = torch.zeros((count, beams, 0), dtype=torch.int64, device=device)
-    totals = torch.full((count, beams), -1e9, device=device)  # all beginnings are the same at first: one counts
+    totals = torch.full((count, beams), -torch.inf, device=device)  # all beginnings are the same at first: one counts
     totals[:, 0] = 0.0
     writer.keep(torch.arange(count, device=device).repeat_interleave(beams))
     word = None
@@ -230,15 +237,13 @@ def frame_search(
     """
     found: list[Frame] = []
     running = torch.ones(count, dtype=torch.bool, device=device)
-    last = torch.zeros(count, dtype=torch.int64, device=device)
-    for place, frame in enumerate(frames(writer, count, beams, most, end, device, filters)):
+    for frame in frames(writer, count, beams, most, end, device, filters):
         found.append(frame)
-        last[running] = place
         running = running & ~(frame.words == end).all(1)
         if not bool(running.any()):
             break
     scores, words, parents = (torch.stack(part, 1).tolist() for part in zip(*map(_parts, found), strict=True))
-    return [_best(*own, end, length_bonus, n) for *own, n in zip(scores, words, parents, last.tolist(), strict=True)]
+    return [_best(*own, end, length_bonus) for own in zip(scores, words, parents, strict=True)]
 
 
 def _parts(frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,10 +256,9 @@ def _best(
     parents: list[list[int]],
     end: int,
     length_bonus: float,
-    last: int,
 ) -> Written:
-    """Of the frames of one text, up to the `last`, the best beginning that ended or stands there, traced back."""
-    best, place, beam = -float("inf"), 0, 0
+    """Of the frames of one text the best beginning that ended or stands in the last, traced back."""
+    best, place, beam, last = -float("inf"), 0, 0, len(scores) - 1
     for n in range(last + 1):
         for k, (score, word) in enumerate(zip(scores[n], words[n], strict=True)):
             total = score + length_bonus * (n + 1)
