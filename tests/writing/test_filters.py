@@ -84,6 +84,7 @@ def test_what_is_allowed() -> None:
     [
         [only([END]), least_length(1, END)],
         [only([4]), begins([5])],
+        [only([END]), least_length(1, END), temperature(0.5)],
         [only([END]), least_length(1, END), temperature(0.5), top_k(3), top_p(0.9)],
     ],
 )
@@ -158,6 +159,8 @@ def test_candidates_are_drawn_independently() -> None:
 def test_a_text_is_drawn_by_its_name_alone() -> None:
     """Whatever is written beside it, in whatever order, however many candidates; and the score is the model's own."""
     log = logs()[:3]
+    log[:, END] = -1.0
+    log, ended = log.log_softmax(1), 0
     cpu = torch.device("cpu")
     filters = [temperature(0.7), top_k(8)]
     three = sample(Dice(log), ["a", "b", "c"], 4, 9, END, cpu, 5, filters)
@@ -174,6 +177,8 @@ def test_a_text_is_drawn_by_its_name_alone() -> None:
             assert set(one.tokens) <= allowed
             if len(one.tokens) < 8:  # it ended by itself
                 assert one.score == pytest.approx(float(log[name, [*one.tokens, END]].mean()), abs=1e-5)
+                ended += 1
+    assert ended > 3
 
 
 def test_ended_texts_are_not_asked_about() -> None:
