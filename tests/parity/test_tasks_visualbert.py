@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from golden import LOSSES, STATES, Golden
 from tasks import batch_of, check_task, finish, hard, load, parametrize, segment, single_stream, soft
 from torch import Tensor
 
-from vlp.interfaces import Images, Segment
+from vlp.interfaces import Images, Phrases, Segment
 from vlp.nn.ragged import offsets_of
+from vlp.objectives.masked_language import MaskedLanguage
+from vlp.objectives.segment_matching import SegmentMatching
 from vlp.registry import IMPORTERS
 from vlp.tasks.answer_classification import AnswerClassification
 from vlp.tasks.multiple_choice import ChoiceTargets, MultipleChoice
+from vlp.tasks.phrase_grounding import PhraseGrounding
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -96,5 +101,48 @@ def test_choices(path) -> None:
     golden.check("logits", task.logits(encoded), **STATES)
     scores = hard(golden.inputs["label"], choices).scores
     loss = task.loss(encoded, ChoiceTargets(scores, scores.any(1)), model)[0]["multiple_choice"]
+    golden.check("loss", loss, **LOSSES)
+    finish(golden, parts, key_map, loss)
+
+
+def test_phrases(path) -> None:
+    """Theirs pads phrases, by a place of -1, at which it looks at the first row, and regions, by -10000. The boxes are
+    made up: those of a phrase are those of the regions that are right.
+    """
+    golden = Golden.read(path)
+    g, c = golden.inputs, golden.config
+    ids, words = g["input_ids"], g["input_mask"].bool()
+    texts, layout = two_parts(ids, words, g["token_type_ids"])
+    model = single_stream(c, c["visual_embedding_dim"], {"CLS": 1, "SEP": 2}, layout, {"type": "visualbert"})
+    task = PhraseGrounding(model, c["hidden_size"] // c["num_attention_heads"])
+    pretraining = {
+        "masked_language": MaskedLanguage(model, 3, list(range(4, c["vocab_size"])), 0.15, ["question"]),
+        "segment_matching": SegmentMatching(model, {"second": 0.5, "matched": 0.5}),
+    }
+    key_map = IMPORTERS["visualbert_grounding"]
+    parts = load(golden, model, {"phrase_grounding": task, **pretraining}, key_map)
+
+    place, regions = g["flickr_position"], g["image_mask"].bool()
+    assert ((place >= 1) | (place == -1)).all()
+    assert not g["label"][place == -1].any()
+    assert (place < 1 + texts["question"].offsets.diff()[:, None]).all()
+    pair = torch.arange(len(ids))[:, None].expand_as(place)[place > 0]
+    corner = torch.arange(regions.shape[1])[:, None].expand(-1, 2) * 0.1
+    apart = torch.cat([corner, corner + 0.1], 1)  # of each region of an image, with nothing in common
+    of_regions = apart.expand(len(regions), -1, -1)[regions]
+    pictures = replace(pictures_of(g["visual_embeddings"], regions), boxes=of_regions)
+    right = g["label"][place > 0] > 0
+    token = texts["question"].offsets[pair] + place[place > 0] - 1
+    phrases = Phrases(pair, token, apart.expand(len(right), -1, -1)[right], offsets_of(right.sum(1)))
+    number = torch.arange(len(ids))
+    given = replace(batch_of(texts, pictures, torch.stack([number, number], 1)), phrases=phrases)
+    batch, targets = task.corrupt(given, torch.Generator())
+    assert torch.equal(targets.right, right)
+    encoded = model(batch)
+    there = (place > 0)[:, :, None] & regions[:, None]
+    scores = task.logits(encoded)[phrases.token]
+    golden.check("attention_scores", scores[regions[pair]], there, **STATES)
+    assert (golden.outputs["attention_scores"][~regions[:, None].expand_as(there)] < -9990).all()
+    loss = task.loss(encoded, targets, model)[0]["phrase_grounding"]
     golden.check("loss", loss, **LOSSES)
     finish(golden, parts, key_map, loss)
