@@ -120,8 +120,8 @@ class PhraseEvaluation:
         said: list[list[torch.Tensor]] = [[] for _ in batch.pairs]
         if batch.phrases is None:
             return said
-        order = likelihoods(task, run, batch).cpu().index_select(0, batch.phrases.token)
-        order = order.argsort(1, descending=True, stable=True)
+        likely = likelihoods(task, run, batch).cpu().index_select(0, batch.phrases.token)
+        order = likely.argsort(dim=1, descending=True, stable=True)
         offsets = batch.images.offsets.tolist()
         for pair, own in zip(batch.phrases.pair.tolist(), order, strict=True):
             image = int(batch.pairs[pair, 1])
