@@ -271,9 +271,11 @@ def test_combination(system: str, task: str, expected: str, batch_of: Callable) 
         elif isinstance(objective, PairRanking):
             assert objective.score(encoded).shape == (len(corrupted.pairs),)
         else:
-            answers = {"region_choice": int(batch.images.offsets.diff().max()), "multiple_choice": 4}
+            kind, regions = settings["type"], int(batch.images.offsets.diff().max())
+            answers = {"region_choice": regions, "phrase_grounding": regions, "multiple_choice": 4}
+            asked = len(batch.texts.segments["question"].tokens) if kind == "phrase_grounding" else SEEN
             logits = objective.logits(encoded)
-            assert logits.shape == (SEEN, answers.get(settings["type"], len(next(iter(facts.answers.values())))))
+            assert logits.shape == (asked, answers.get(kind, len(next(iter(facts.answers.values())))))
             assert ((objective.probabilities(logits) >= 0) & (objective.probabilities(logits) <= 1)).all()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 
 from vlp.interfaces import Tokenizer
 
@@ -32,12 +33,11 @@ def last_tokens(text: str, words: Sequence[int], tokenizer: Tokenizer) -> list[i
 
     Punctuation at the end of a word is not looked at, unless it is all there is.
     """
-    pieces = tokenizer.encode(text.split())
-    starts = [0]
-    for piece in pieces:
-        starts.append(starts[-1] + len(piece.ids))
-    places = []
-    for word in words:
-        spelled = [n for n, i in enumerate(pieces[word].ids) if any(map(str.isalnum, tokenizer.tokens[i]))]
-        places.append(starts[word] + spelled[-1] if spelled else max(starts[word + 1] - 1, 0))
-    return places
+    every = text.split()
+    pieces = tokenizer.encode(every)
+    named = tokenizer.encode([re.sub(r"\W+$", "", every[word]) or every[word] for word in words])
+    starts = [0, *accumulate(len(piece.ids) for piece in pieces)]
+    return [
+        max(starts[word] + min(len(name.ids), len(pieces[word].ids)) - 1, 0)
+        for word, name in zip(words, named, strict=True)
+    ]
