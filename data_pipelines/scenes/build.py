@@ -139,9 +139,7 @@ def make_expressions(scene: Scene, boxes: np.ndarray, key: str, rng: np.random.G
     ]
 
 
-def make_phrases(
-    scene: Scene, boxes: np.ndarray, key: str, captions: Sequence[Caption]
-) -> list[dict[str, object]]:
+def make_phrases(scene: Scene, boxes: np.ndarray, key: str, captions: Sequence[Caption]) -> list[dict[str, object]]:
     """Captions of a scene with the phrases that mean one object alone, as the fact of its sample; without captions that
     have none.
     """

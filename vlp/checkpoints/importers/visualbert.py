@@ -41,9 +41,14 @@ ANSWERS = KeyMap([*_MODEL, *linear_head("answer_classification", "classifier")])
 CHOICES = KeyMap([*_MODEL, *linear_head("multiple_choice", "classifier")])
 _GROUNDING = "objectives.phrase_grounding"
 GROUNDING = KeyMap(  # which keeps the heads of pretraining too
-    [*KEY_MAP.rules, *(r for part in ("query", "key") for r in both(f"{_GROUNDING}.{part}", f"flickr_attention.{part}"))],
+    [
+        *KEY_MAP.rules,
+        *(r for part in ("query", "key") for r in both(f"{_GROUNDING}.{part}", f"flickr_attention.{part}")),
+    ],
     ties=KEY_MAP.ties,
-    unused={r"(bert\.)?flickr_attention\.value\..*": "attention's values, which the original computes and never looks at"},
+    unused={
+        r"(bert\.)?flickr_attention\.value\..*": "attention's values, which the original computes and never looks at"
+    },
 )
 
 
