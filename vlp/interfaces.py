@@ -275,8 +275,9 @@ class Loads:
 
 @dataclass(frozen=True)
 class Phrase:
-    """Words `first` to `last` (included) of a text, where words stand between blanks, and the `boxes` of what they mean,
-    corners as shares of the image; none: they are not known. `kinds`: types of things that the benchmark tells apart.
+    """Words `first` to `last` (included) of a text, where words stand between blanks, and the `boxes` of what they
+    mean, corners as shares of the image; none: they are not known. `kinds`: types of things that the benchmark tells
+    apart.
     """
 
     first: int
@@ -347,9 +348,9 @@ class AnswerScores:
 
 @dataclass(frozen=True)
 class Phrases:
-    """The n phrases of the questions of pairs, in the order of the pairs: `pair` int64 [n], the pair; `token` int64 [n],
-    the last token of the phrase, by its place among all tokens of the segment `question`. `boxes` float [B, 4]: what
-    they mean, end to end, corners as shares of the pair's image; `offsets` int64 [n + 1] into them.
+    """The n phrases of the questions of pairs, in the order of the pairs. `pair` int64 [n]: the pair; `token` int64
+    [n]: the last token of the phrase, by its place among all tokens of the segment `question`. `boxes` float [B, 4]:
+    what they mean, end to end, corners as shares of the pair's image; `offsets` int64 [n + 1] into them.
     """
 
     pair: Tensor

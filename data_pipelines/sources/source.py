@@ -31,9 +31,9 @@ class LoadedPair:
 
     A text without an image has no region. `answers`: how right those answers of the manifest's list are that are known
     for its question, by number, the best first. `second`: the other image that it is about, with its sample. `box`:
-    what its question speaks of, corners as shares of the image. `phrases`: see `TextItem`. `more`: the segments of the other choices of a question
-    with choices, each of which is a pair; `answers` then says which choice is right. `hard`: other images that are
-    easily taken for its own.
+    what its question speaks of, corners as shares of the image. `phrases`: see `TextItem`. `more`: the segments of the
+    other choices of a question with choices, each of which is a pair; `answers` then says which choice is right.
+    `hard`: other images that are easily taken for its own.
     """
 
     sample: int

@@ -135,16 +135,14 @@ class PhraseEvaluation:
         nothing = [torch.zeros(0, 4)] * (len(truth.phrases) - len(said[0]))
         for phrase, chosen in zip(truth.phrases, [*said[0], *nothing], strict=True):
             boxes = torch.tensor(phrase.boxes).view(-1, 4)
-            ranks = (None, None)
-            if len(boxes):
-                ranks = (first_right(chosen, boxes), first_right(chosen, merged(boxes)))
+            asked = [boxes, merged(boxes)] if len(boxes) else [boxes, boxes]
             found.append(
                 Grounded(
                     identifier=truth.identifier,
                     words=(phrase.first, phrase.last),
                     text=" ".join(words[phrase.first : phrase.last + 1]),
                     box=tuple(chosen[0].tolist()) if len(chosen) else None,
-                    ranks=ranks,
+                    ranks=tuple(first_right(chosen, right) for right in asked),
                     known=bool(phrase.boxes),
                     kinds=phrase.kinds,
                     size=truth.size,
@@ -169,8 +167,8 @@ class PhraseEvaluation:
         return Measured(found, table_of(found, title), warnings=[f"{notes[0]} regions"] if unread else [])
 
     def reply(self, task: AnsweringTask, run: Run, prompt: Prompt) -> Reply:
-        """For each phrase, in brackets (without any the whole text is one), the regions with their likelihoods: `NUMBER:
-        X1 Y1 X2 Y2`, corners as shares of the image, and before it the phrase, if there are several.
+        """For each phrase, in brackets (without any the whole text is one), the regions with their likelihoods:
+        `NUMBER: X1 Y1 X2 Y2`, corners as shares of the image, and before it the phrase, if there are several.
         """
         text, marks = bracketed(prompt.text or "", MARK)
         words = text.split()

@@ -36,8 +36,9 @@ class PhraseRows:
 
 @dataclass(frozen=True)
 class PhraseTargets:
-    """Of each phrase: `pair` and `token` int64 [n], as in `Phrases`; `right` bool [n, most regions]: the region overlaps
-    by half or more with one of the boxes that it means. `asked` bool [n]: its pair asks something and has regions.
+    """Of each phrase: `pair` and `token` int64 [n], as in `Phrases`; `right` bool [n, most regions]: the region
+    overlaps by half or more with one of the boxes that it means. `asked` bool [n]: its pair asks something and has
+    regions.
     """
 
     pair: Tensor

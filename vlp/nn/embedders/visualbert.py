@@ -39,9 +39,10 @@ def align(batch: Batch, sequences: Sequences) -> Alignment:
 class VisualBertEmbedder(nn.Module):
     """Text as BERT's; a region as W feature + visual position 0 + visual type, and one norm for words and regions.
 
-    Boxes are not looked at, unless `boxes` says so. Where words say which region they refer to (`Segment.token_region`), the region gets the
-    mean of their position vectors too. The layout's type of `regions` (of `regions_2` ...) is the row of the visual
-    type table: 0 in the original, 1 in Hugging Face's. A masked region's feature is zero.
+    Boxes are not looked at, unless `boxes` says so. Where words say which region they refer to
+    (`Segment.token_region`), the region gets the mean of their position vectors too. The layout's type of `regions` (of
+    `regions_2` ...) is the row of the visual type table: 0 in the original, 1 in Hugging Face's. A masked region's
+    feature is zero.
     The row of a whole image is made as a region's (`vlp.nn.embedders.whole_image`).
     Source: VisualBERT (Li et al. 2019), visualbert/pytorch_pretrained_bert/modeling.py.
 
