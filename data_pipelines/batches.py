@@ -111,14 +111,14 @@ def _choices(pair: LoadedPair) -> list[LoadedPair]:
 
 
 def _phrases(loaded: list[LoadedPair]) -> Phrases | None:
-    """The phrases of pairs; None where no pair has any."""
-    every = [(n, token, boxes) for n, pair in enumerate(loaded) for token, boxes in pair.phrases]
-    if not every:
+    """The phrases of pairs; None where no pair has any, not even such as are cut off."""
+    if all(pair.phrases is None for pair in loaded):
         return None
+    every = [(n, token, boxes) for n, pair in enumerate(loaded) for token, boxes in pair.phrases or ()]
     starts = [0, *accumulate(len(pair.segments["question"].ids) for pair in loaded)]
     return Phrases(
-        pair=torch.tensor([pair for pair, _, _ in every]),
-        token=torch.tensor([starts[pair] + token for pair, token, _ in every]),
+        pair=torch.tensor([pair for pair, _, _ in every], dtype=torch.int64),
+        token=torch.tensor([starts[pair] + token for pair, token, _ in every], dtype=torch.int64),
         boxes=torch.tensor([box for _, _, boxes in every for box in boxes], dtype=torch.float32).view(-1, 4),
         offsets=torch.tensor([0, *(len(boxes) for _, _, boxes in every)]).cumsum(0),
     )

@@ -192,10 +192,10 @@ class QuestionTexts:
             phrases=self._last_tokens(question, segments),
         )
 
-    def _last_tokens(self, question: Question, segments: Mapping[str, Tokens]) -> tuple[tuple[int, Boxes], ...]:
-        """For each phrase that isn't cut off the place of its last token, and its boxes."""
+    def _last_tokens(self, question: Question, segments: Mapping[str, Tokens]) -> tuple[tuple[int, Boxes], ...] | None:
+        """For each phrase that isn't cut off the place of its last token, and its boxes; None if there is no phrase."""
         if not question.phrases:
-            return ()
+            return None
         places = last_tokens(question.text, [phrase.last for phrase in question.phrases], self.filler.tokenizer)
         there = len(segments["question"].ids)
         return tuple((n, phrase.boxes) for n, phrase in zip(places, question.phrases, strict=True) if n < there)

@@ -43,7 +43,7 @@ class LoadedPair:
     answers: dict[int, float] = field(default_factory=dict)
     second: tuple[int, Regions] | None = None
     box: tuple[float, ...] | None = None
-    phrases: tuple[tuple[int, tuple[tuple[float, ...], ...]], ...] = ()
+    phrases: tuple[tuple[int, tuple[tuple[float, ...], ...]], ...] | None = None
     more: tuple[dict[str, Tokens], ...] = ()
     hard: list[tuple[int, Regions]] = field(default_factory=list)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from made_up_shards import loads
 from test_scene_expressions import KINDS
 
@@ -16,7 +17,9 @@ from data_pipelines.shards.format import BadSampleError
 from data_pipelines.shards.reader import ShardReader
 from data_pipelines.sources.questions import question_of
 from data_pipelines.sources.source import Source
+from vlp.evaluation.phrases import PhraseEvaluation
 from vlp.interfaces import Phrase
+from vlp.tasks.phrase_grounding import phrase_targets
 from vlp.text.wordpiece import WordPiece
 
 NAMES = {*COLOURS, *SHAPES, *SIZES, *TEXTURES}
@@ -74,6 +77,19 @@ def test_a_source_loads_phrases(tmp_path: Path) -> None:
     assert next(found, None) is None
     assert cut > 3
     assert source.known_truths() == (len(told), len(told))
+
+
+def test_texts_that_are_cut_before_their_phrases(tmp_path: Path) -> None:
+    """A batch of nothing but such says that there are phrases, of which the model reads none."""
+    build_scenes(tmp_path / "scenes", 6, 4, 0, lambda text: None, processes=1, asks="phrases")
+    tokenizer = WordPiece(tmp_path / "scenes" / "vocabulary.txt", lowercase=True)
+    source = Source("made_up", tmp_path / "scenes", "train", tokenizer, loads({"question": 1}, 100))
+    batch = collate([source.load(pair) for pair in range(4)], "made_up", 0, 0, [])
+    assert batch.phrases is not None
+    assert batch.phrases.pair.tolist() == batch.phrases.token.tolist() == []
+    _, targets = phrase_targets(batch, torch.Generator())
+    assert targets.right.shape == (0, int(batch.images.offsets.diff().max()))
+    assert PhraseEvaluation().answer(None, None, batch, None) == [[]] * 4
 
 
 def test_phrases_come_in_the_order_of_their_last_words() -> None:

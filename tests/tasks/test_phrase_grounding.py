@@ -114,6 +114,9 @@ def test_no_phrase_is_a_connected_zero_and_data_without_is_refused() -> None:
     loss = task.loss(model(batch), targets, model)[0]["phrase_grounding"]
     loss.backward()
     assert loss.item() == 0.0
+    none = Phrases(*(torch.zeros(0, dtype=torch.int64) for _ in "ab"), torch.zeros(0, 4), torch.zeros(1).long())
+    batch, targets = task.corrupt(captioned(none), generator())  # all are cut off
+    assert task.loss(model(batch), targets, model)[0]["phrase_grounding"].item() == 0.0
     with pytest.raises(ValueError, match=r"source 'made_up' have no phrases; phrase_grounding needs data whose"):
         task.corrupt(captioned(None), generator())
     with pytest.raises(ValueError, match="head_size=0 must be positive"):

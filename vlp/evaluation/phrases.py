@@ -118,7 +118,7 @@ class PhraseEvaluation:
     def answer(self, task: AnsweringTask, run: Run, batch: Batch, options: NoOptions) -> list[list[torch.Tensor]]:
         """For each text, and each of its phrases that the model has read, all boxes [n, 4], the likeliest first."""
         said: list[list[torch.Tensor]] = [[] for _ in batch.pairs]
-        if batch.phrases is None:
+        if batch.phrases is None or not len(batch.phrases.pair):
             return said
         likely = likelihoods(task, run, batch).cpu().index_select(0, batch.phrases.token)
         order = likely.argsort(dim=1, descending=True, stable=True)
