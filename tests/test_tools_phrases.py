@@ -11,8 +11,10 @@ from test_tools_choices import train
 from test_tools_train import run
 
 import vlp
+from data_pipelines.batches import collate
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.reader import ShardReader
+from vlp.commands.evaluate import open_source
 from vlp.config import ConfigError
 from vlp.interfaces import Regions
 from vlp.text.wordpiece import WordPiece
@@ -61,6 +63,35 @@ def test_evaluation(finished: Path) -> None:
     assert report["any_box"] == report["merged_boxes"]
     # scenes have no more than five objects
     assert report["any_box"]["R@5"] == report["any_box"]["upper_bound"] == pytest.approx(1 - sum(cut) / len(told))
+
+
+def test_the_evaluation_and_a_person_are_told_the_same(finished: Path) -> None:
+    """And it is what the model makes of the phrase's last word, and of each region."""
+    trained = vlp.load(finished)
+    source = open_source(trained, None, "val")
+    task, checked = trained.task(), 0
+    for place in range(0, 40, 3):
+        truth, (pair,) = source.ask(place, "questions")
+        batch = trained.prepared(collate([pair], source.name, 0, 0, []))
+        (said,) = task.evaluation.answer(task, trained, batch, None)
+        words = truth.text.split()
+        for phrase, boxes in zip(truth.phrases, said, strict=False):
+            before, own, after = words[: phrase.first], words[phrase.first : phrase.last + 1], words[phrase.last + 1 :]
+            end = own[-1].rstrip(",.")
+            marked = " ".join([*before, "[", *own[:-1], end, "]", own[-1][len(end) :], *after])
+            rows = trained.answer(marked, pair.regions)
+            assert [text.partition(": ")[2] for text, _ in rows] == [
+                " ".join(f"{side:.3f}" for side in box) for box in boxes.tolist()
+            ]
+            read = trained.tokenizer.encode([" ".join([*before, *own[:-1], end])])[0].ids
+            with torch.no_grad():
+                encoded = trained.model(batch)
+                query = task.query(encoded.text.values[len(read)])  # after CLS
+                keys = task.key(encoded.visual.values[encoded.regions.row])
+            scores = (keys @ query / len(query) ** 0.5).softmax(0)
+            torch.testing.assert_close(torch.tensor([number for _, number in rows]), scores.sort(descending=True)[0])
+            checked += 1
+    assert checked > 20
 
 
 def test_a_persons_phrases(finished: Path) -> None:

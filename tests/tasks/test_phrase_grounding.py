@@ -43,7 +43,7 @@ def captioned(known: Phrases | None) -> Batch:
 
 
 ALL = [
-    (0, 0, [[0.0, 0, 0.5, 0.4]]),  # the first region of the first image
+    (0, 0, [[0.0, 0, 0.5, 0.25]]),  # the first region of the first image, by just a half
     (0, 2, [[0.5, 0.5, 1, 0.9], [0, 0, 0.4, 0.5]]),  # either, for it has two boxes
     (2, 4, [[0.0, 0, 0.5, 0.5]]),  # both regions of the third image overlap enough
     (2, 3, [[0.9, 0.9, 1, 1]]),  # no region does
@@ -105,6 +105,21 @@ def test_mismatched_pairs_ask_nothing() -> None:
     located = targets.locate(model(batch).places)
     assert located.pairs.tolist() == [2, 2, 3]
     assert located.questions == 2
+
+
+def test_a_text_beside_two_images() -> None:
+    """Each pair has rows of its own for the same token."""
+    model = samples.model(**QUESTIONS)
+    task = PhraseGrounding(model)
+    known = phrases((2, 4, [BOXES[0].tolist()]), (4, 4, [BOXES[0].tolist()]))
+    given = captioned(known)
+    given.pairs[4, 1] = 0
+    batch, targets = task.corrupt(given, generator())
+    encoded = model(batch)
+    located = targets.locate(encoded.places)
+    assert located.pairs.tolist() == [2, 4]
+    starts = encoded.text.offsets[located.pairs]
+    assert (located.words - starts).tolist() == [2, 2]  # after CLS and another
 
 
 def test_no_phrase_is_a_connected_zero_and_data_without_is_refused() -> None:
