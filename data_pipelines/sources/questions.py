@@ -207,7 +207,7 @@ class QuestionTexts:
             *(q.identifier, q.answers, q.kind, q.answer_kind, q.box, q.size),
             boxed=q.boxed,
             phrases=q.phrases,
-            text=q.text,
+            text=q.text if q.phrases else "",
         )
 
     def knows(self, truth: Truth) -> bool | None:
