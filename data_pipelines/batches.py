@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import LoadedPair, Source
 from vlp.distributed import derive_seed
-from vlp.interfaces import NONE, AnswerScores, Batch, Images, Regions, Replacement, Segment, Texts
+from vlp.interfaces import NONE, AnswerScores, Batch, Images, Phrases, Regions, Replacement, Segment, Texts
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
         answers=torch.tensor([pair.answer for pair in questions]) if asked else None,
         answer_scores=AnswerScores.from_dicts([pair.answers for pair in questions]) if asked else None,
         target_boxes=torch.tensor([pair.box or (0.0,) * 4 for pair in loaded]) if boxes else None,
+        phrases=_phrases(loaded),
         hard_images=torch.tensor(hard) if most else None,
         source=source,
         step=step,
@@ -106,3 +108,17 @@ def _choices(pair: LoadedPair) -> list[LoadedPair]:
         replace(pair, segments=segments, text=pair.text * len(every) + number, more=())
         for number, segments in enumerate(every)
     ]
+
+
+def _phrases(loaded: list[LoadedPair]) -> Phrases | None:
+    """The phrases of pairs; None where no pair has any, not even such as are cut off."""
+    if all(pair.phrases is None for pair in loaded):
+        return None
+    every = [(n, token, boxes) for n, pair in enumerate(loaded) for token, boxes in pair.phrases or ()]
+    starts = [0, *accumulate(len(pair.segments["question"].ids) for pair in loaded)]
+    return Phrases(
+        pair=torch.tensor([pair for pair, _, _ in every], dtype=torch.int64),
+        token=torch.tensor([starts[pair] + token for pair, token, _ in every], dtype=torch.int64),
+        boxes=torch.tensor([box for _, _, boxes in every for box in boxes], dtype=torch.float32).view(-1, 4),
+        offsets=torch.tensor([0, *(len(boxes) for _, _, boxes in every)]).cumsum(0),
+    )

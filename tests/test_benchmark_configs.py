@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import test_flickr30k_entities
 import test_gqa
 import test_karpathy
 import test_nlvr2
@@ -96,6 +97,11 @@ def flickr30k(folder: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
     return ["--images", str(folder / "images"), "--file", str(file)], [("train", []), ("val", [])]
 
 
+def entities(folder: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    files = test_flickr30k_entities.Files(folder)
+    return ["--images", str(files.images), "--entities", str(folder)], [("train", []), ("val", [])]
+
+
 def coco(folder: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
     parts = {
         n: ("val", "val2014") if n > 8 else ("restval", "val2014") if n > 6 else ("train", "train2014") for n in NUMBERS
@@ -116,6 +122,7 @@ BENCHMARKS: dict[str, tuple[str, Files, str, list[str]]] = {
     "vcr/vcr_uniter_base": ("vcr", vcr, "annotations", [HEAD]),
     "refcoco/refcoco_plus_uniter_base": ("refcoco", refcoco, "annotations", [HEAD]),
     "retrieval/flickr30k_uniter_base": ("karpathy", flickr30k, "grid:2x2", ["data.micro_batch=4"]),
+    "grounding/flickr30k_visualbert_base": ("flickr30k_entities", entities, "annotations", ["data.micro_batch=2"]),
     "captioning/coco_oscar_base": ("karpathy", coco, "grid:2x2", ["data.micro_batch=4"]),
 }
 

@@ -61,6 +61,7 @@ NOT_RUN = {
     "vlp data conceptual_captions": FILES,
     "vlp data vcr": FILES,
     "vlp data refcoco": FILES,
+    "vlp data flickr30k_entities": FILES,
     "vlp convert-refcoco": "RefCOCO's pickles can't be shipped; tests/test_tools_convert.py converts made-up ones",
     "vlp learn": "takes minutes for each system, or nothing is learned; tests/test_learn.py",
     "vlp compare studies/pretraining_helps": "takes an hour and a half; tests/test_compare.py runs a tiny study",

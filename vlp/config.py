@@ -35,14 +35,14 @@ class GroupConfig:
 @dataclass
 class ScenesConfig:
     """Embedded scenes to be made at first use: numbers of images a split, and the seed. `asks`: what is to be answered;
-    `questions`, `hypotheses`, `expressions` (that refer to objects) and `choices` (questions with four answers and four
-    rationales) are about one scene, `statements` about two.
+    `questions`, `hypotheses`, `expressions` (that refer to objects), `phrases` (of captions, that do so) and `choices`
+    (questions with four answers and four rationales) are about one scene, `statements` about two.
     """
 
     train: int
     val: int
     seed: int
-    asks: Literal["questions", "statements", "hypotheses", "expressions", "choices"] = "questions"
+    asks: Literal["questions", "statements", "hypotheses", "expressions", "phrases", "choices"] = "questions"
 
 
 @dataclass

@@ -161,15 +161,18 @@ class TrainedModel(nn.Module):
     def answer_batch(self, batch: Batch) -> Tensor:
         """How likely each answer of `answer_names` is, float32 [questions, answers], of a clean batch.
 
-        Of a task that chooses regions, how likely each region of the image is, float32 [questions, most regions]; of
-        questions with choices, each choice, float32 [questions, choices].
+        Of a task that chooses regions, how likely each region of the image is, float32 [questions, most regions]; one
+        that does so for phrases has a row for each token of the questions, of which a phrase takes that of its last. Of
+        questions with choices, how likely each choice is, float32 [questions, choices].
         """
         return likelihoods(self.find("answers"), self, batch)
 
     def answer(self, question: str, images: Given | Sequence[Given]) -> list[tuple[str, float]]:
         """All answers to a question about one image or two, the likeliest first, with how likely each is.
 
-        Of a task that chooses regions they are the regions: `NUMBER: X1 Y1 X2 Y2`, corners as shares of the image.
+        Of a task that chooses regions they are the regions: `NUMBER: X1 Y1 X2 Y2`, corners as shares of the image. If
+        it does so for phrases, these are put in brackets, as in "[a dog] on [the grass]"; the answers to each follow
+        one another, and begin with it.
         """
         task = self.find("answers")
         (question,) = texts_of([question], "question")

@@ -274,13 +274,27 @@ class Loads:
 
 
 @dataclass(frozen=True)
+class Phrase:
+    """Words `first` to `last` (included) of a text, where words stand between blanks, and the `boxes` of what they
+    mean, corners as shares of the image; none: they are not known. `kinds`: types of things that the benchmark tells
+    apart.
+    """
+
+    first: int
+    last: int
+    boxes: tuple[tuple[float, ...], ...]
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Truth:
     """What is known of a question or an image that a model is asked about; empty or None: it is not known.
 
     `identifier`: the benchmark's, or `KEY/NUMBER`. `answers`: as people gave them, one or several. `kind`,
     `answer_kind`: types that the benchmark tells apart. `box`: what an expression refers to, corners as shares of the
     image. `size`: width and height of the image in pixels. `labels`: the right answer and the right rationale of a
-    question with choices. `captions`: of the image. `boxed`: the answer is a box.
+    question with choices. `captions`: of the image. `boxed`: the answer is a box, or one for each of the `phrases` of
+    the question, which is `text` then.
     """
 
     identifier: int | str
@@ -292,6 +306,8 @@ class Truth:
     labels: tuple[int, int] | None = None
     captions: list[str] = field(default_factory=list)
     boxed: bool = False
+    phrases: tuple[Phrase, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -331,6 +347,19 @@ class AnswerScores:
 
 
 @dataclass(frozen=True)
+class Phrases:
+    """The n phrases of the questions of pairs, in the order of the pairs. `pair` int64 [n]: the pair; `token` int64
+    [n]: the last token of the phrase, by its place among all tokens of the segment `question`. `boxes` float [B, 4]:
+    what they mean, end to end, corners as shares of the pair's image; `offsets` int64 [n + 1] into them.
+    """
+
+    pair: Tensor
+    token: Tensor
+    boxes: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch. As the loader makes it, it is clean: no objective has touched it.
 
@@ -339,9 +368,10 @@ class Batch:
     label of the best answer to the pair's question, NONE where there is none; `answer_scores`: how right it and
     others are. Of questions with choices, which are pairs side by side, both have one entry a question: the number of
     its right choice. `target_boxes` float [P, 4]: the box that the pair's question speaks of, as those of regions;
-    zeros where there is none. `source` names the data set; (`step`, `micro_batch`) is the place in the run, from which
-    all randomness of the micro-batch is derived. `replaced`: broken samples that others stand in for. `hard_images`
-    int64 [P, n]: images that are easily taken for the pair's own, or NONE; mined before training.
+    zeros where there is none. `phrases`: those of the questions, and what they mean. `source` names the data set;
+    (`step`, `micro_batch`) is the place in the run, from which all randomness of the micro-batch is derived.
+    `replaced`: broken samples that others stand in for. `hard_images` int64 [P, n]: images that are easily taken for
+    the pair's own, or NONE; mined before training.
     """
 
     texts: Texts
@@ -351,6 +381,7 @@ class Batch:
     answers: Tensor | None = None
     answer_scores: AnswerScores | None = None
     target_boxes: Tensor | None = None
+    phrases: Phrases | None = None
     hard_images: Tensor | None = None
     source: str = ""
     step: int = 0

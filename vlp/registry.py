@@ -58,6 +58,7 @@ from vlp.tasks.captioning import Captioning
 from vlp.tasks.multiple_choice import MultipleChoice
 from vlp.tasks.pair_ranking import PairRanking
 from vlp.tasks.paired_images import PairedImages
+from vlp.tasks.phrase_grounding import PhraseGrounding
 from vlp.tasks.region_choice import RegionChoice
 
 MODELS: dict[str, Any] = {
@@ -92,6 +93,7 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "multiple_choice": MultipleChoice,
     "pair_ranking": PairRanking,
     "paired_images": PairedImages,
+    "phrase_grounding": PhraseGrounding,
     "region_choice": RegionChoice,
     "region_matching": RegionMatching,
     "region_prediction": RegionPrediction,

@@ -132,4 +132,4 @@ def check_shape(size: tuple[int, int], listed: tuple[int, int]) -> None:
     """
     (width, height), (listed_width, listed_height) = size, listed
     if abs(width * listed_height - height * listed_width) > max(*size, *listed):
-        raise ImageError("image has another shape than the JSON says")
+        raise ImageError("image has another shape than its annotations say")

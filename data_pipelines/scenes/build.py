@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import cache
@@ -29,26 +29,28 @@ from data_pipelines.scenes.expressions import refer
 from data_pipelines.scenes.features import RegionFeatures
 from data_pipelines.scenes.hypotheses import ANSWERS as LABELS
 from data_pipelines.scenes.hypotheses import suppose
-from data_pipelines.scenes.language import describe, vocabulary
+from data_pipelines.scenes.language import Caption, describe, vocabulary
 from data_pipelines.scenes.objects import COLOURS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
 from data_pipelines.scenes.placing import FAMILY, SIDE, make_scene, scene_rng
 from data_pipelines.scenes.questions import ANSWERS, WORDS, ask
-from data_pipelines.scenes.references import word_regions
+from data_pipelines.scenes.references import phrases_meant, word_regions
 from data_pipelines.scenes.rendering import render, shape_mask
 from data_pipelines.scenes.statements import ANSWERS as TRUTHS
 from data_pipelines.scenes.statements import WORDS as STATEMENT_WORDS
 from data_pipelines.scenes.statements import pairs_of, state
 from data_pipelines.shards.format import Manifest, RegionArrays, Sample, write_bytes, write_manifest
 from data_pipelines.shards.index import write_split
+from vlp.interfaces import NONE
 
 CLASS_NAMES = ["background", *SHAPES]
 ATTRIBUTE_NAMES = [*COLOURS, *SIZES, *TEXTURES]
-Asked = Literal["questions", "statements", "hypotheses", "expressions", "choices"]
+Asked = Literal["questions", "statements", "hypotheses", "expressions", "phrases", "choices"]
 ANSWERS_TO: dict[Asked, list[str]] = {
     "questions": ANSWERS,
     "statements": TRUTHS,
     "hypotheses": LABELS,
     "expressions": [],
+    "phrases": [],
     "choices": [],
 }
 CHUNK = 250  # scenes that a process makes at a time
@@ -137,13 +139,33 @@ def make_expressions(scene: Scene, boxes: np.ndarray, key: str, rng: np.random.G
     ]
 
 
+def make_phrases(scene: Scene, boxes: np.ndarray, key: str, captions: Sequence[Caption]) -> list[dict[str, object]]:
+    """Captions of a scene with the phrases that mean one object alone, as the fact of its sample; without captions that
+    have none.
+    """
+    found: list[dict[str, object]] = []
+    for number, caption in enumerate(captions):
+        phrases = [
+            {
+                "words": [phrase.first, phrase.last],
+                "boxes": [[float(share) for share in boxes[object_]]],
+                "kinds": [scene.objects[object_].shape],
+            }
+            for phrase, object_ in phrases_meant(caption, scene)
+            if object_ != NONE
+        ]
+        if phrases:
+            found.append({"sent_id": f"{key}/{number}", "text": caption.text, "phrases": phrases})
+    return found
+
+
 def make_samples(
     seed: int, split: str, numbers: range, asks: Asked = "questions", among: int | None = None
 ) -> list[Sample]:
     """Samples of scenes, complete with picture, captions and region features.
 
     asks: what there is to be answered: questions or hypotheses about a scene, or statements about two; or expressions
-        that refer to objects, or questions with choices.
+        that refer to objects, captions with phrases that do so, or questions with choices.
     among: how many scenes the split has, which statements need.
     """
     scores = class_scores()
@@ -184,11 +206,13 @@ def make_samples(
         }
         if asks == "statements":
             facts |= make_statements(seed, split, number, numbers.stop if among is None else among)
-        if asks in ("expressions", "choices"):
+        if asks in ("expressions", "phrases", "choices"):
             facts = {k: v for k, v in facts.items() if k not in ("questions", "answers", "question_types")}
             rng, key = scene_rng(seed, split, number, asks), sample_key(split, number)
             if asks == "expressions":
                 facts["expressions"] = make_expressions(scene, boxes, key, rng)
+            elif asks == "phrases":
+                facts["expressions"] = make_phrases(scene, boxes, key, language)
             else:
                 facts["vcr"] = choose(scene, key, rng)
         samples.append(
@@ -239,8 +263,8 @@ def build_scenes(
     """Make the data set: splits `train`, `val` and `unseen` (as large as `val`), vocabulary and manifest.
 
     asks: what there is to be answered: questions about a scene, statements about two (by True or False), or hypotheses
-    about one (by entailment, neutral or contradiction); expressions that refer to objects, or questions with choices,
-    take their place.
+    about one (by entailment, neutral or contradiction); expressions that refer to objects, captions whose phrases do
+    so, or questions with choices, take their place.
 
     It is built in a hidden folder beside `folder` and renamed at the end, so `folder` is whole or absent. A build that
     is killed leaves the hidden folder behind; it may be removed.

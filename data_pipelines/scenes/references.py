@@ -65,18 +65,27 @@ def objects_meant(meaning: Meaning, scene: Scene) -> list[int]:
     return [next(iter(numbers)) if len(numbers) == 1 else NONE for numbers in possible]
 
 
+def phrases_meant(caption: Caption, scene: Scene) -> list[tuple[Phrase, int]]:
+    """The phrases of a caption, in order, each with the number of the only object that it can mean, or NONE."""
+    meant, entities = objects_meant(caption.meaning, scene), caption.meaning.entities
+    return [
+        (phrase, meant[entities.index(phrase.entity)] if entities.count(phrase.entity) == 1 else NONE)
+        for phrase in phrases(caption.text)
+    ]
+
+
 def word_regions(caption: Caption, scene: Scene) -> tuple[list[int], list[int]]:
     """For each word of a caption, and of its foil, the number of the object that it speaks of, or NONE.
 
     A foil speaks of the same objects as its caption, saying something false of one: its first phrase is about what the
     caption's first phrase is about, and so on. So it can't be told by words that refer to nothing.
     """
-    meant, entities = objects_meant(caption.meaning, scene), caption.meaning.entities
-    named, also = phrases(caption.text), phrases(caption.foil)
-    numbers = [meant[entities.index(p.entity)] if entities.count(p.entity) == 1 else NONE for p in named]
+    named, also = phrases_meant(caption, scene), phrases(caption.foil)
+    numbers = [number for _, number in named]
     if len(also) != len(named):
         also = []
-    return _by_word(caption.text, named, numbers), _by_word(caption.foil, also, numbers if also else [])
+    of_caption = _by_word(caption.text, [phrase for phrase, _ in named], numbers)
+    return of_caption, _by_word(caption.foil, also, numbers if also else [])
 
 
 def _by_word(text: str, named: list[Phrase], numbers: list[int]) -> list[int]:

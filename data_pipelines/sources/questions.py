@@ -13,8 +13,11 @@ from data_pipelines.shards.format import BadSampleError, ShardError
 from data_pipelines.sources.choices import parts_of
 from data_pipelines.sources.segments import SEGMENTS, Filler, TextMaterial, asked_texts, foils
 from data_pipelines.sources.sides import Item, Split, TextItem
-from vlp.interfaces import NONE, Truth
+from vlp.interfaces import NONE, Phrase, Tokens, Truth
 from vlp.text.answers import answer_scores, normalise_answer
+from vlp.text.phrases import last_tokens
+
+Boxes = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Question:
     none where they are not known. `kind`, `answer_kind`: types that the benchmark tells apart, or empty.
     `second_image`: the key of the sample whose image is asked about beside the sample's own. `box`: what an expression
     refers to, corners as shares of the image. `size`: width and height of the image in pixels, where they are known.
-    `boxed`: it is an expression, whose answer is a box.
+    `boxed`: it is an expression, whose answer is a box; or one for each of its `phrases`, which come in the order of
+    their last words.
     """
 
     text: str
@@ -35,6 +39,7 @@ class Question:
     box: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
     boxed: bool = False
+    phrases: tuple[Phrase, ...] = ()
 
     def scores(self, numbers: Mapping[str, int]) -> dict[int, float]:
         """How right the answers are that a model can choose from, by their numbers; the best comes first."""
@@ -57,7 +62,7 @@ def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
 
     Raises:
         BadSampleError: the fact `answers` holds neither texts nor lists of texts, a fact beside `questions` is not as
-            long as those, or the box of an expression is none.
+            long as those, the box of an expression is none, or its phrases are not among its words.
     """
     questions = asked_texts(facts)
     if number >= len(questions):
@@ -86,18 +91,40 @@ def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
 def _expression(facts: dict[str, Any], key: str, number: int) -> Question:
     expression = facts["expressions"][number]
     box, size = expression.get("box"), (facts.get("width"), facts.get("height"))
-    numbers = [v for v in box if isinstance(v, int | float)] if isinstance(box, list) else []
-    if box is not None and not (len(numbers) == 4 and 0 <= numbers[0] < numbers[2] and 0 <= numbers[1] < numbers[3]):
-        raise BadSampleError(key, "expression whose box is not x1 y1 x2 y2 as shares of the image")
     return Question(
         text=expression["text"],
         identifier=expression.get("sent_id", f"{key}/{number}"),
         answers=[],
         kind=str(expression.get("kind", "")),
-        box=tuple(map(float, numbers)) or None,
+        box=None if box is None else _box(key, box),
         size=size if all(isinstance(side, int) for side in size) else None,  # type: ignore[arg-type]
         boxed=True,
+        phrases=_phrases(expression, key),
     )
+
+
+def _box(key: str, box: Any) -> tuple[float, ...]:
+    numbers = [float(v) for v in box if isinstance(v, int | float)] if isinstance(box, list) else []
+    if len(numbers) != 4 or not (0 <= numbers[0] < numbers[2] and 0 <= numbers[1] < numbers[3]):
+        raise BadSampleError(key, "expression whose box is not x1 y1 x2 y2 as shares of the image")
+    return tuple(numbers)
+
+
+def _phrases(expression: dict[str, Any], key: str) -> tuple[Phrase, ...]:
+    """The fact `phrases` of an expression: objects with `words` (first and last), `boxes`, and maybe `kinds`."""
+    count, found = len(expression["text"].split()), []
+    try:
+        for phrase in expression.get("phrases", []):
+            first, last = phrase["words"]
+            if not (type(first) is type(last) is int and 0 <= first <= last < count):
+                raise ValueError("words")
+            boxes = tuple(_box(key, box) for box in phrase["boxes"])
+            found.append(Phrase(first, last, boxes, tuple(map(str, phrase.get("kinds", [])))))
+    except BadSampleError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadSampleError(key, "phrases that don't fit the words of their expression") from error
+    return tuple(sorted(found, key=lambda phrase: phrase.last))
 
 
 def _beside(facts: dict[str, Any], key: str, name: str, number: int, questions: int) -> Any:
@@ -157,15 +184,36 @@ class QuestionTexts:
             raise BadSampleError(key, f"question {item.number} is empty")
         material = TextMaterial(facts["captions"], NONE, foils(facts), item.names, item.draw, question.text)
         segments = self.filler.fill(item.sample, facts, material)
-        return TextItem(segments, question.scores(self.numbers), question.second_image, question.box)
+        return TextItem(
+            segments,
+            question.scores(self.numbers),
+            question.second_image,
+            question.box,
+            phrases=self._last_tokens(question, segments),
+        )
+
+    def _last_tokens(self, question: Question, segments: Mapping[str, Tokens]) -> tuple[tuple[int, Boxes], ...] | None:
+        """For each phrase that isn't cut off the place of its last token, and its boxes; None if there is no phrase."""
+        if not question.phrases:
+            return None
+        places = last_tokens(question.text, [phrase.last for phrase in question.phrases], self.filler.tokenizer)
+        there = len(segments["question"].ids)
+        return tuple((n, phrase.boxes) for n, phrase in zip(places, question.phrases, strict=True) if n < there)
 
     def truth(self, sample: int, number: int, facts: dict[str, Any]) -> Truth | None:
         """See `TextSide`."""
         q = question_of(facts, self.reader.key(sample), number)
-        return Truth(q.identifier, q.answers, q.kind, q.answer_kind, q.box, q.size, boxed=q.boxed)
+        return Truth(
+            *(q.identifier, q.answers, q.kind, q.answer_kind, q.box, q.size),
+            boxed=q.boxed,
+            phrases=q.phrases,
+            text=q.text if q.phrases else "",
+        )
 
     def knows(self, truth: Truth) -> bool | None:
-        """See `TextSide`: whether one of the manifest's answers is right, or the box that an expression refers to."""
+        """See `TextSide`: whether one of the manifest's answers is right, or what an expression, or one of its phrases,
+        refers to.
+        """
         if truth.boxed:
-            return truth.box is not None
+            return truth.box is not None or any(phrase.boxes for phrase in truth.phrases)
         return bool(known_scores(truth.answers, self.numbers)) if self.numbers else None

@@ -31,9 +31,9 @@ class LoadedPair:
 
     A text without an image has no region. `answers`: how right those answers of the manifest's list are that are known
     for its question, by number, the best first. `second`: the other image that it is about, with its sample. `box`:
-    what its question speaks of, corners as shares of the image. `more`: the segments of the other choices of a question
-    with choices, each of which is a pair; `answers` then says which choice is right. `hard`: other images that are
-    easily taken for its own.
+    what its question speaks of, corners as shares of the image. `phrases`: see `TextItem`. `more`: the segments of the
+    other choices of a question with choices, each of which is a pair; `answers` then says which choice is right.
+    `hard`: other images that are easily taken for its own.
     """
 
     sample: int
@@ -43,6 +43,7 @@ class LoadedPair:
     answers: dict[int, float] = field(default_factory=dict)
     second: tuple[int, Regions] | None = None
     box: tuple[float, ...] | None = None
+    phrases: tuple[tuple[int, tuple[tuple[float, ...], ...]], ...] | None = None
     more: tuple[dict[str, Tokens], ...] = ()
     hard: list[tuple[int, Regions]] = field(default_factory=list)
 
@@ -179,6 +180,7 @@ class Source:
             text.answers,
             None if text.second is None else self._second(sample, text.second, crop),
             text.box,
+            text.phrases,
             text.more,
             self._hard(sample, pair, draw, crop) if side.mined else [],
         )
@@ -209,7 +211,7 @@ class Source:
 
     def known_truths(self, most: int = 500) -> tuple[int, int]:
         """How many questions were looked at, `most` of the pairs evenly spread, and of how many the answer is in the
-        manifest's list, the box that an expression refers to, or the right one of a question's choices is known.
+        manifest's list, what an expression or its phrases refer to, or the right one of a question's choices is known.
         """
         asked = known = 0
         for pair in np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64)).tolist():

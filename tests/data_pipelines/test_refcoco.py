@@ -133,7 +133,7 @@ def test_a_turned_picture_is_left_out(tmp_path: Path) -> None:
     write_pictures(files.images, "COCO_train2014_000000000001.jpg", width=20, height=40)
     annotations = files.read("train", "testA")
     assert list(samples_of(annotations, files.images)) == ["coco-000000000002"]
-    assert left_out(annotations)[0][1] == "image has another shape than the JSON says"
+    assert left_out(annotations)[0][1] == "image has another shape than its annotations say"
 
 
 def test_what_is_not_this_layout_is_refused(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_oddities(tmp_path: Path) -> None:
         ("question train-23", lost),
         (f"{film}4.jpg", "file is missing"),
         ("question train-24", lost),
-        (f"{film}5.jpg", "image has another shape than the JSON says"),
+        (f"{film}5.jpg", "image has another shape than its annotations say"),
         ("question train-25", lost),
         (f"{film}6.jpg", "metadata's file name leads out of the folder"),
         ("question train-26", lost),

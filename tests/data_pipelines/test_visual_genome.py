@@ -87,7 +87,7 @@ def test_oddities(tmp_path: Path) -> None:
         ("3.jpg", "image that image_data.json does not list"),
         ("2.jpg", "file is missing"),
         ("caption 20 of 2.jpg", lost),
-        ("4.jpg", "image has another shape than the JSON says"),
+        ("4.jpg", "image has another shape than its annotations say"),
         ("caption 40 of 4.jpg", lost),
     ]
 

@@ -80,21 +80,24 @@ def test_uniter_with_a_whole_image_five_numbers_and_no_mask_vector() -> None:
     torch.testing.assert_close(embed(model, batch), torch.stack(expected), rtol=1e-9, atol=1e-10)
 
 
-def test_visualbert_with_a_whole_image() -> None:
-    model = made_model(type="visualbert")
+@pytest.mark.parametrize("boxes", [False, True])
+def test_visualbert_with_a_whole_image(boxes: bool) -> None:
+    model = made_model(type="visualbert", boxes=boxes)
     e, batch = model.embedder, made([[1, 0], [NONE, 1]])
 
     def text(token: int, place: int) -> Tensor:
         return norm(e.word_table.weight[token] + e.position_table.weight[place] + e.type_table.weight[0], e.norm)
 
-    def region(feature: Tensor, kind: int) -> Tensor:
-        total = linear(e.feature_projection, feature) + e.visual_position_table.weight[0]
+    def region(feature: Tensor, box: Tensor, kind: int) -> Tensor:
+        numbers = torch.cat([feature, box, box[2:] - box[:2]]) if boxes else feature
+        total = linear(e.feature_projection, numbers) + e.visual_position_table.weight[0]
         return norm(total + e.visual_type_table.weight[kind], e.norm)
 
     shown = batch.images.features * ~batch.images.masked[:, None]
-    expected = [text(CLS, 0), text(9, 1), text(SEP, 2), region(mean_of_first(batch), 2)]
-    expected += [region(shown[n], 1) for n in range(3)]
-    expected += [region(torch.zeros_like(shown[0]), 2)]  # an image without regions is a whole all the same
+    everything = shown.new_tensor([0, 0, 1, 1])
+    expected = [text(CLS, 0), text(9, 1), text(SEP, 2), region(mean_of_first(batch), everything, 2)]
+    expected += [region(shown[n], batch.images.boxes[n], 1) for n in range(3)]
+    expected += [region(torch.zeros_like(shown[0]), everything, 2)]  # an image without regions is a whole all the same
     torch.testing.assert_close(embed(model, batch), torch.stack(expected), rtol=1e-9, atol=1e-10)
 
 

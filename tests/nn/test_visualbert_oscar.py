@@ -18,12 +18,17 @@ from vlp.nn.layout import Layout
 from vlp.registry import EMBEDDERS
 
 ITEMS, TYPES = ["CLS", "caption", "SEP", "regions", "regions_2"], [0, 0, 1, 0, 1]
-KINDS = {"visualbert": {}, "oscar": {"region_norm": False}, "oscar_plus": {"region_norm": True}}
+KINDS = {
+    "visualbert": {},
+    "visualbert_boxes": {"boxes": True},
+    "oscar": {"region_norm": False},
+    "oscar_plus": {"region_norm": True},
+}
 
 
 def embedder(kind: str) -> nn.Module:
     """In float64 and with random weights everywhere."""
-    made = EMBEDDERS[kind.removesuffix("_plus")](
+    made = EMBEDDERS[kind.removesuffix("_plus").removesuffix("_boxes")](
         8, TextSizes(samples.WORDS, 32, 2), FEATURES, dropout=0.0, norm_eps=1e-12, **KINDS[kind]
     )
     for parameter in made.parameters():
@@ -74,9 +79,12 @@ def expected(text_row, region_row) -> Tensor:
 
 
 @pytest.mark.parametrize("token_region", [None, [2, 2, 0], [NONE, 1, NONE]])
-def test_visualbert_row_by_row(token_region: list[int] | None) -> None:
-    """Region: W f + visual position 0 + visual type of its slot + mean of its words' positions; one norm for all."""
-    e = embedder("visualbert")
+@pytest.mark.parametrize("kind", ["visualbert", "visualbert_boxes"])
+def test_visualbert_row_by_row(kind: str, token_region: list[int] | None) -> None:
+    """Region: W f + visual position 0 + visual type of its slot + mean of its words' positions; one norm for all. With
+    boxes, W (f, x1, y1, x2, y2, w, h).
+    """
+    e = embedder(kind)
     batch = made([False, True, False, False, True], token_region)
     positions = {0: [], 1: [], 2: []}
     for pair, words in ((0, token_region[:2]), (1, token_region[2:])) if token_region else ():
@@ -84,6 +92,9 @@ def test_visualbert_row_by_row(token_region: list[int] | None) -> None:
 
     def region(number: int, slot: int, pair: int) -> Tensor:
         feature = torch.zeros(FEATURES).double() if batch.images.masked[number] else batch.images.features[number]
+        if kind == "visualbert_boxes":
+            x1, y1, x2, y2 = batch.images.boxes[number]
+            feature = torch.cat([feature, torch.stack([x1, y1, x2, y2, x2 - x1, y2 - y1])])
         row = e.feature_projection.weight @ feature + e.feature_projection.bias
         row = row + e.visual_position_table.weight[0] + e.visual_type_table.weight[slot]
         words = [vector for aligned_region, vector in positions[pair] if slot == 0 and aligned_region == number]

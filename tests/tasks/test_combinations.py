@@ -37,8 +37,8 @@ from vlp.text.choose import open_tokenizer
 ROOT = Path(__file__).parent.parent.parent
 # name: what the scenes' data asks, the task's settings, and what it is called in the docs
 TASKS: dict[str, tuple[Asked, dict[str, Any], str]] = {
-    "answers": ("questions", {"type": "answer_classification"}, "VQA, GQA"),
-    "entails": ("hypotheses", {"type": "answer_classification", "loss": "softmax"}, "entailment"),
+    "answer": ("questions", {"type": "answer_classification"}, "VQA, GQA"),
+    "entail": ("hypotheses", {"type": "answer_classification", "loss": "softmax"}, "entailment"),
     "triplet": ("statements", {"type": "answer_classification", "loss": "softmax", "images": 2}, "NLVR2, triplet"),
     "first": ("statements", {"type": "paired_images"}, "NLVR2, pair (first)"),
     "own": ("statements", {"type": "paired_images", "shown": "own"}, "NLVR2, pair (own)"),
@@ -46,6 +46,7 @@ TASKS: dict[str, tuple[Asked, dict[str, Any], str]] = {
     "softmax": ("expressions", {"type": "region_choice"}, "RefCOCO, softmax"),
     "ranking": ("expressions", {"type": "region_choice", "loss": "ranking"}, "RefCOCO, ranking"),
     "binary": ("expressions", {"type": "region_choice", "loss": "binary"}, "RefCOCO, binary"),
+    "phrase": ("phrases", {"type": "phrase_grounding", "head_size": 8}, "Flickr30k Entities"),
     "choices": ("questions", {"type": "multiple_choice"}, "multiple choice"),
     "pairs": ("questions", {"type": "pair_ranking", "negatives": 2}, "retrieval"),
     "mined": (
@@ -58,35 +59,35 @@ TASKS: dict[str, tuple[Asked, dict[str, Any], str]] = {
 ASKING = [name for name in TASKS if name not in ("pairs", "mined", "captions")]
 REFUSED = {  # what stands in the table, and the words of the error
     "two": r"shows the second image as regions_2, which model\.layout has not",
-    "rows": r"region_choice needs region rows, and model\.layout has no `regions`",
-    "pixels": "region_choice needs features of regions, and this model sees pixels",
+    "rows": r"(region_choice|phrase_grounding) needs region rows, and model\.layout has no `regions`",
+    "pixels": "(region_choice|phrase_grounding) needs features of regions, and this model sees pixels",
     "stream": r"(attention_heads|captioning) needs a model of one stream",
     "dual": "is no objective of this model, which has contrastive",
 }
 TABLE = """
-system                answers entails triplet first  own    attend softmax ranking binary choices pairs  mined  captions
-b2t2_large            +       +       two     +      two    +      rows    rows    rows   +       +      +      +
-imagebert_base        +       +       +       +      +      +      +       +       +      +       +      +      +
-lxmert_base           +       +       +       +      +      stream +       +       +      +       +      +      stream
-oscar_base            +       +       +       +      +      +      +       +       +      +       +      +      +
-oscar_large           +       +       +       +      +      +      +       +       +      +       +      +      +
-oscar_plus_base       +       +       +       +      +      +      +       +       +      +       +      +      +
-oscar_plus_large      +       +       +       +      +      +      +       +       +      +       +      +      +
-unicoder_vl_base      +       +       +       +      +      +      +       +       +      +       +      +      +
-uniter_base           +       +       +       +      +      +      +       +       +      +       +      +      +
-uniter_grid           +       +       +       +      +      +      pixels  pixels  pixels +       +      +      +
-vilbert_base          +       +       +       +      +      stream +       +       +      +       +      +      stream
-vilt_base             +       +       +       +      +      +      pixels  pixels  pixels +       +      +      +
-visualbert_base       +       +       +       +      +      +      +       +       +      +       +      +      +
-vlbert_base           +       +       +       +      +      +      +       +       +      +       +      +      +
-vlbert_large          +       +       +       +      +      +      +       +       +      +       +      +      +
-volta_lxmert_base     +       +       +       +      +      stream +       +       +      +       +      +      stream
-volta_uniter_base     +       +       +       +      +      +      +       +       +      +       +      +      +
-volta_vilbert_base    +       +       +       +      +      stream +       +       +      +       +      +      stream
-volta_visualbert_base +       +       +       +      +      +      +       +       +      +       +      +      +
-volta_vlbert_base     +       +       +       +      +      +      +       +       +      +       +      +      +
-vlp_base              +       +       +       +      +      +      +       +       +      +       +      +      +
-clip_small            dual    dual    dual    dual   dual   dual   dual    dual    dual   dual    dual   dual   dual
+system                answer entail triplet first own  attend softmax ranking binary phrase choices pairs mined captions
+b2t2_large            +      +      two     +     two  +      rows    rows    rows   rows   +       +     +     +
+imagebert_base        +      +      +       +     +    +      +       +       +      +      +       +     +     +
+lxmert_base           +      +      +       +     +    stream +       +       +      +      +       +     +     stream
+oscar_base            +      +      +       +     +    +      +       +       +      +      +       +     +     +
+oscar_large           +      +      +       +     +    +      +       +       +      +      +       +     +     +
+oscar_plus_base       +      +      +       +     +    +      +       +       +      +      +       +     +     +
+oscar_plus_large      +      +      +       +     +    +      +       +       +      +      +       +     +     +
+unicoder_vl_base      +      +      +       +     +    +      +       +       +      +      +       +     +     +
+uniter_base           +      +      +       +     +    +      +       +       +      +      +       +     +     +
+uniter_grid           +      +      +       +     +    +      pixels  pixels  pixels pixels +       +     +     +
+vilbert_base          +      +      +       +     +    stream +       +       +      +      +       +     +     stream
+vilt_base             +      +      +       +     +    +      pixels  pixels  pixels pixels +       +     +     +
+visualbert_base       +      +      +       +     +    +      +       +       +      +      +       +     +     +
+vlbert_base           +      +      +       +     +    +      +       +       +      +      +       +     +     +
+vlbert_large          +      +      +       +     +    +      +       +       +      +      +       +     +     +
+volta_lxmert_base     +      +      +       +     +    stream +       +       +      +      +       +     +     stream
+volta_uniter_base     +      +      +       +     +    +      +       +       +      +      +       +     +     +
+volta_vilbert_base    +      +      +       +     +    stream +       +       +      +      +       +     +     stream
+volta_visualbert_base +      +      +       +     +    +      +       +       +      +      +       +     +     +
+volta_vlbert_base     +      +      +       +     +    +      +       +       +      +      +       +     +     +
+vlp_base              +      +      +       +     +    +      +       +       +      +      +       +     +     +
+clip_small            dual   dual   dual    dual  dual dual   dual    dual    dual   dual   dual    dual  dual  dual
 """
 HEADER, *ROWS = (line.split() for line in TABLE.strip().splitlines())
 CELLS = [(row[0], task, cell) for row in ROWS for task, cell in zip(HEADER[1:], row[1:], strict=True)]
@@ -272,9 +273,11 @@ def test_combination(system: str, task: str, expected: str, batch_of: Callable) 
         elif isinstance(objective, PairRanking):
             assert objective.score(encoded).shape == (len(corrupted.pairs),)
         else:
-            answers = {"region_choice": int(batch.images.offsets.diff().max()), "multiple_choice": 4}
+            kind, regions = settings["type"], int(batch.images.offsets.diff().max())
+            answers = {"region_choice": regions, "phrase_grounding": regions, "multiple_choice": 4}
+            asked = len(batch.texts.segments["question"].tokens) if kind == "phrase_grounding" else SEEN
             logits = objective.logits(encoded)
-            assert logits.shape == (SEEN, answers.get(settings["type"], len(next(iter(facts.answers.values())))))
+            assert logits.shape == (asked, answers.get(kind, len(next(iter(facts.answers.values())))))
             assert ((objective.probabilities(logits) >= 0) & (objective.probabilities(logits) <= 1)).all()
 
 

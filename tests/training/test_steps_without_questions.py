@@ -43,12 +43,18 @@ CHOOSING_BY_SCORES = {
 SCENES = {
     **dict.fromkeys(("coco", "flickr30k", "vqa_v2", "gqa", "easy_vqa"), "scenes"),
     **{"nlvr1": "scene_hypotheses", "nlvr2": "scene_pairs"},
-    **{"refcoco_plus": "scene_expressions", "snli_ve": "scene_hypotheses", "vcr": "scene_choices"},
+    **{
+        "refcoco_plus": "scene_expressions",
+        "flickr30k_entities": "scene_phrases",
+        "snli_ve": "scene_hypotheses",
+        "vcr": "scene_choices",
+    },
 }
 ASKED = {
     "scenes": "questions",
     "scene_pairs": "statements",
     "scene_expressions": "expressions",
+    "scene_phrases": "phrases",
     "scene_hypotheses": "hypotheses",
     "scene_choices": "choices",
 }

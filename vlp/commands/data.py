@@ -25,6 +25,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from data_pipelines.annotations import (
     conceptual_captions,
     easy_vqa,
+    flickr30k_entities,
     gqa,
     karpathy,
     nlvr2,
@@ -131,6 +132,20 @@ BENCHMARKS = {
             "--part": {"choices": easy_vqa.PARTS, "default": "all", "help": "of the pictures (default %(default)s)"},
         },
         lambda options: easy_vqa.read_easy_vqa(options.questions, options.answers, options.part),
+    ),
+    "flickr30k_entities": Benchmark(
+        flickr30k_entities,
+        "--entities flickr30k_entities --split train",
+        {
+            "--entities": {
+                "type": Path,
+                "required": True,
+                "metavar": "DIR",
+                "help": "folder of Sentences, Annotations and the lists of splits",
+            },
+            "--take": TAKE,
+        },
+        lambda options: flickr30k_entities.read_flickr30k_entities(options.entities, options.take or [options.split]),
     ),
     "gqa": Benchmark(
         gqa,

@@ -3,6 +3,7 @@
 RUN is the folder of a run that was fine-tuned on questions, or one of its weight files; or on captioning, which takes
 no --text. A statement about two images takes --image twice. A run on questions with choices takes those of yours by
 --choice, four times: answers to the question, or rationales of the answer that --answer gives.
+A run on phrases is asked about those in brackets, as in "[a dog] on [the green grass]".
 
 For a model that reads regions they are made of the picture as those of its data were, if that was by `vlp features` in
 a grid (--weights: the same file as there). Else it takes --regions FILE.safetensors with the tensors `features` [R, F]

@@ -27,8 +27,8 @@ def likelihoods(task: AnsweringTask, run: Run, batch: Batch) -> Tensor:
     return task.probabilities(task.logits(run.model(batch)))
 
 
-def likelihoods_of_one(task: AnsweringTask, run: Run, prompt: Prompt) -> list[float]:
-    """The same for a person's question about one image or two.
+def batch_of_one(run: Run, prompt: Prompt) -> Batch:
+    """A person's question about one image or two, as a batch.
 
     Raises:
         ConfigError: there is no question, or it has choices, which the task doesn't look at.
@@ -38,7 +38,7 @@ def likelihoods_of_one(task: AnsweringTask, run: Run, prompt: Prompt) -> list[fl
     if prompt.choices or prompt.answer is not None:
         raise ConfigError("this run chooses no answers of yours: leave --choice and --answer out")
     images = prompt.images
-    batch = Batch(
+    return Batch(
         texts=texts_of(run, [{"question": prompt.text}]),
         images=Images.from_regions(images, list(range(len(images)))),
         pairs=torch.tensor([[0, *range(len(images))]]),
@@ -46,7 +46,11 @@ def likelihoods_of_one(task: AnsweringTask, run: Run, prompt: Prompt) -> list[fl
         answer_scores=AnswerScores.from_dicts([{}]),
         target_boxes=torch.zeros(1, 4),
     )
-    likely: list[float] = likelihoods(task, run, batch)[0].tolist()
+
+
+def likelihoods_of_one(task: AnsweringTask, run: Run, prompt: Prompt) -> list[float]:
+    """How likely each answer is to a person's question; see `batch_of_one`."""
+    likely: list[float] = likelihoods(task, run, batch_of_one(run, prompt))[0].tolist()
     return likely
 
 

@@ -76,6 +76,7 @@ class DrawingNegatives:
             answers=None,
             answer_scores=None,
             target_boxes=None,
+            phrases=None,
             hard_images=None,
         )
         targets = RankingTargets(count, owner, 2 * owner + side, pool)

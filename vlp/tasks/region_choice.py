@@ -41,6 +41,19 @@ def regions_of_pairs(places: Places) -> Padded:
     return padded(offsets_of(torch.bincount(rows.pair, minlength=len(places.visual) - 1)))
 
 
+def boxes_of_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The boxes [P, most regions, 4] of each pair's first image, in order, and bool [P, most regions], which are there;
+    the others are of any kind.
+    """
+    image = batch.pairs[:, 1]
+    counts = torch.where(image != NONE, lengths_of(batch.images.offsets).index_select(0, image.clamp(min=0)), 0)
+    starts = batch.images.offsets.index_select(0, image.clamp(min=0))
+    place = torch.arange(int(counts.max()) if len(counts) else 0, device=counts.device)
+    real = place < counts[:, None]
+    index = torch.where(real, starts[:, None] + place, 0)
+    return batch.images.boxes.index_select(0, index.flatten()).view(*index.shape, 4), real
+
+
 @dataclass(frozen=True)
 class RegionTargets:
     """`overlaps` float [P, most regions]: of each region of a pair's image with the true box, NONE where there is no
@@ -76,20 +89,14 @@ class Referring:
         if batch.target_boxes is None:
             raise ValueError(
                 f"the questions of source {batch.source!r} have no boxes; region_choice needs data whose samples have"
-                " the fact expressions"
+                " the fact expressions, each with a box"
             )
-        image = batch.pairs[:, 1]
-        counts = torch.where(image != NONE, lengths_of(batch.images.offsets).index_select(0, image.clamp(min=0)), 0)
-        starts = batch.images.offsets.index_select(0, image.clamp(min=0))
-        place = torch.arange(int(counts.max()) if len(counts) else 0, device=counts.device)
-        real = place < counts[:, None]
-        index = torch.where(real, starts[:, None] + place, 0)
-        boxes = batch.images.boxes.index_select(0, index.flatten()).view(*index.shape, 4)
+        boxes, real = boxes_of_pairs(batch)
         found = overlaps(boxes, batch.target_boxes[:, None].to(boxes.dtype)).masked_fill(~real, NONE)
         known = (batch.target_boxes[:, 2:] > batch.target_boxes[:, :2]).all(1)
         keys = torch.rand(found.shape, generator=generator, device=found.device)
         draw = torch.rand(len(found), generator=generator, device=found.device)
-        return batch, RegionTargets(found, asked & known & (counts > 0), keys, draw < self.hard_share)
+        return batch, RegionTargets(found, asked & known & real.any(1), keys, draw < self.hard_share)
 
 
 class RegionChoice(nn.Module):

@@ -38,6 +38,18 @@ KEY_MAP = KeyMap(
 )
 # answers to questions, and statements about two images in one sequence
 ANSWERS = KeyMap([*_MODEL, *linear_head("answer_classification", "classifier")])
+CHOICES = KeyMap([*_MODEL, *linear_head("multiple_choice", "classifier")])
+_GROUNDING = "objectives.phrase_grounding"
+GROUNDING = KeyMap(  # which keeps the heads of pretraining too
+    [
+        *KEY_MAP.rules,
+        *(r for part in ("query", "key") for r in both(f"{_GROUNDING}.{part}", f"flickr_attention.{part}")),
+    ],
+    ties=KEY_MAP.ties,
+    unused={
+        r"(bert\.)?flickr_attention\.value\..*": "attention's values, which the original computes and never looks at"
+    },
+)
 
 
 def released(key_map: KeyMap) -> KeyMap:
@@ -45,6 +57,7 @@ def released(key_map: KeyMap) -> KeyMap:
     return KeyMap(
         rules=[replace(rule, theirs=tuple(f"bert.{key}" for key in rule.theirs)) for rule in key_map.rules],
         ties={f"bert.{tied}": f"bert.{original}" for tied, original in key_map.ties.items()},
+        unused=key_map.unused,
     )
 
 
@@ -96,8 +109,12 @@ def hf_config(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[
 
 LAYOUTS: dict[str, KeyMap] = {
     "visualbert": KEY_MAP,
+    "visualbert_grounding": GROUNDING,
+    "visualbert_grounding_released": released(GROUNDING),
     "visualbert_hf": KEY_MAP_HF,
     "visualbert_released": KEY_MAP_RELEASED,
+    "visualbert_vcr": CHOICES,
+    "visualbert_vcr_released": released(CHOICES),
     "visualbert_vqa": ANSWERS,
     "visualbert_vqa_released": ANSWERS_RELEASED,
 }

@@ -1,5 +1,5 @@
 """The official VL-BERT layouts (jackroos/VL-BERT) as key maps: ResNetVLBERTForPretraining and ...Multitask, and the
-model of questions.
+models of questions and of referring expressions.
 """
 
 from __future__ import annotations
@@ -54,19 +54,20 @@ KEY_MAP = KeyMap(
     unused=_UNUSED,
 )
 
-# ours has vectors of masked regions too, which are then missing
-_ANSWER = "objectives.answer_classification.classifier"
-ANSWERS = KeyMap(
-    rules=[
-        *_ENCODER,
-        *_SHOWN,
-        *transform(_ANSWER, "final_mlp.0"),
-        *both(f"{_ANSWER}.classify", "final_mlp.2"),
-    ],
-    unused=_UNUSED,
-)
+_OF_QUESTIONS, _OF_REGIONS = (f"objectives.{task}.classifier" for task in ("answer_classification", "region_choice"))
+
+
+def _fine_tuned(*head: Rule) -> KeyMap:
+    """Of a task with this head. Ours has vectors of masked regions too, which are then missing."""
+    return KeyMap([*_ENCODER, *_SHOWN, *head], unused=_UNUSED)
+
 
 LAYOUTS: dict[str, KeyMap] = {
     "vlbert": KEY_MAP,
-    "vlbert_vqa": ANSWERS,
+    "vlbert_refcoco": _fine_tuned(
+        *both(f"{_OF_REGIONS}.linear", "final_mlp.0.dense"), *both(f"{_OF_REGIONS}.classify", "final_mlp.2")
+    ),
+    "vlbert_vqa": _fine_tuned(
+        *transform(_OF_QUESTIONS, "final_mlp.0"), *both(f"{_OF_QUESTIONS}.classify", "final_mlp.2")
+    ),
 }

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from vlp.interfaces import NONE, Batch
 from vlp.needs import EmbedderOffers
+from vlp.nn.embedders.geometry import box_geometry
 from vlp.nn.embedders.text_rows import TextSizes, text_rows, tied
-from vlp.nn.embedders.whole_image import plan_wholes, whole_features
+from vlp.nn.embedders.whole_image import plan_wholes, whole_boxes, whole_features
 from vlp.nn.layout import Sequences
 from vlp.nn.ragged import Padded
 
@@ -38,9 +39,10 @@ def align(batch: Batch, sequences: Sequences) -> Alignment:
 class VisualBertEmbedder(nn.Module):
     """Text as BERT's; a region as W feature + visual position 0 + visual type, and one norm for words and regions.
 
-    Boxes are not looked at. Where words say which region they refer to (`Segment.token_region`), the region gets the
-    mean of their position vectors too. The layout's type of `regions` (of `regions_2` ...) is the row of the visual
-    type table: 0 in the original, 1 in Hugging Face's. A masked region's feature is zero.
+    Boxes are not looked at, unless `boxes` says so. Where words say which region they refer to
+    (`Segment.token_region`), the region gets the mean of their position vectors too. The layout's type of `regions` (of
+    `regions_2` ...) is the row of the visual type table: 0 in the original, 1 in Hugging Face's. A masked region's
+    feature is zero.
     The row of a whole image is made as a region's (`vlp.nn.embedders.whole_image`).
     Source: VisualBERT (Li et al. 2019), visualbert/pytorch_pretrained_bert/modeling.py.
 
@@ -51,23 +53,39 @@ class VisualBertEmbedder(nn.Module):
         feature_size: F, the width of region features.
         dropout: after the norm.
         norm_eps: epsilon of the norm.
+        boxes: x1, y1, x2, y2, width and height of a region, as shares of the image, come after its feature, as in the
+            original's model of Flickr30k Entities; those of a masked region stay.
     """
 
     offers = EmbedderOffers(token_region=True)
 
-    def __init__(self, hidden_size: int, text: TextSizes, feature_size: int, dropout: float, norm_eps: float):
+    def __init__(
+        self,
+        hidden_size: int,
+        text: TextSizes,
+        feature_size: int,
+        dropout: float,
+        norm_eps: float,
+        boxes: bool = False,
+    ):
         super().__init__()
-        self.feature_size = feature_size
+        self.feature_size, self.boxes = feature_size, boxes
         self.word_table, self.position_table, self.type_table = text.tables(hidden_size)
-        self.feature_projection = nn.Linear(feature_size, hidden_size)
+        self.feature_projection = nn.Linear(feature_size + 6 * boxes, hidden_size)
         self.visual_position_table = nn.Embedding(text.positions, hidden_size)
         self.visual_type_table = nn.Embedding(text.types, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
 
     def tied(self, name: str) -> Tensor:
-        """See `text_rows.tied`."""
-        return tied(name, self.word_table, self.feature_projection.weight)
+        """See `text_rows.tied`; of the region projection the part that features go through."""
+        return tied(name, self.word_table, self.feature_projection.weight[:, : self.feature_size])
+
+    def projected(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Features [n, F] of regions with these boxes [n, 4], as vectors [n, H]."""
+        if self.boxes:
+            features = torch.cat([features, box_geometry(boxes)[:, :6].to(features.dtype)], 1)
+        return self.feature_projection(features)
 
     plan = staticmethod(align)
 
@@ -81,7 +99,7 @@ class VisualBertEmbedder(nn.Module):
             if batch.images.masked is not None:
                 features = features.masked_fill(batch.images.masked[:, None], 0.0)
             # projected once a region, however many pairs show it
-            regions = self.feature_projection(features).index_select(0, s.regions.source)
+            regions = self.projected(features, batch.images.boxes).index_select(0, s.regions.source)
             regions = regions + self.visual_position_table(torch.zeros_like(s.regions.row))
             regions = regions + self.visual_type_table(s.region_types)
             if len(planned.token):
@@ -90,7 +108,7 @@ class VisualBertEmbedder(nn.Module):
                 regions = regions + summed / planned.count[:, None]
             rows = torch.cat([rows, regions])
         if len(s.wholes.row):
-            wholes = self.feature_projection(whole_features(batch.images, planned.wholes))
+            wholes = self.projected(whole_features(batch.images, planned.wholes), whole_boxes(batch.images))
             wholes = wholes.index_select(0, s.wholes.source)
             wholes = wholes + self.visual_position_table(torch.zeros_like(s.wholes.row))
             rows = torch.cat([rows, wholes + self.visual_type_table(s.whole_types)])
