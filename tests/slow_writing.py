@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from vlp.writing.settings import Writing
 class SlowWriter:
     """A `vlp.writing.writer.Writer` of a captioning task, which gives the model each text from its start."""
 
-    def __init__(self, task: Captioning, model: torch.nn.Module, batch: Batch):
+    def __init__(self, task: Captioning, model: Any, batch: Batch):
         self.task, self.model, self.batch = task, model, batch
         self.chosen = torch.arange(len(batch.pairs))
         self.written = torch.zeros((len(batch.pairs), 0), dtype=torch.int64)
@@ -33,7 +34,7 @@ class SlowWriter:
 
 
 @torch.no_grad()
-def next_words(task: Captioning, model: torch.nn.Module, batch: Batch, chosen: Tensor, written: Tensor) -> Tensor:
+def next_words(task: Captioning, model: Any, batch: Batch, chosen: Tensor, written: Tensor) -> Tensor:
     """Logarithms of the probabilities of the next word, float32 [n, vocabulary]; -inf of what is never written.
 
     chosen: int64 [n], pairs of the batch. written: int64 [n, length], their captions so far.
@@ -67,7 +68,7 @@ WAYS = (
 )
 
 
-def assert_fast_is_slow(task: Captioning, model: torch.nn.Module, batch: Batch) -> None:
+def assert_fast_is_slow(task: Captioning, model: Any, batch: Batch) -> None:
     """What is written with keys kept is what is written without, with the same scores, in every way of writing."""
     names = [*range(len(batch.pairs))]
     for how in WAYS:

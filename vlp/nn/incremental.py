@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from vlp.nn.attention import plan_attention
 from vlp.nn.kept_keys import KeptKeys, Recording
 from vlp.nn.layout import Sequences
 from vlp.nn.ragged import lengths_of, offsets_of, padded
-from vlp.nn.transformer import Transformer
+from vlp.nn.transformer import Block, Transformer
 
 Embed = Callable[[Batch, Sequences], Tensor]
 
@@ -57,7 +58,9 @@ class Incremental:
         still_causal = causal[standing]
         reading = Recording(plan_attention(offsets, causal=still_causal if bool(still_causal.any()) else None))
         stream = rows[standing]
-        *before, last = encoder.layers
+        self.blocks = [cast(Block, block) for block in encoder.layers]
+        self.heads = encoder.heads
+        *before, last = self.blocks
         for block in before:
             stream = block(stream, reading)
         reading.qkv.append(last.projected(stream))  # nothing looks at what would come of it
@@ -65,10 +68,7 @@ class Incremental:
         hidden = None
         if not bool(view.real.all()):
             hidden = rows.new_zeros(view.real.shape).masked_fill(~view.real, -torch.inf)[:, None, None]
-        self.kept = [
-            KeptKeys(view.of(qkv), block.attention.heads, hidden, self.most)
-            for qkv, block in zip(reading.qkv, encoder.layers, strict=True)
-        ]
+        self.kept = [KeptKeys(view.of(qkv), self.heads, hidden, self.most) for qkv in reading.qkv]
         shown = sequences.order.index_select(0, where.row)
         self.positions = sequences.positions.index_select(0, shown).view(pairs, self.most)
         self.types = sequences.text_types.index_select(0, shown).view(pairs, self.most)
@@ -87,15 +87,15 @@ class Incremental:
         rows = self.placeholders[:, place].index_select(0, self.index)
         if tokens is not None:
             rows = torch.stack([self._embedded(tokens), rows], 1).flatten(0, 1)
-        *before, last = zip(self.encoder.layers, self.kept, strict=True)
+        *before, last = zip(self.blocks, self.kept, strict=True)
         for block, kept in before:
             rows = block(rows, kept)
         block, kept = last
         if tokens is not None:  # of the word nothing but its key and value is looked at there
-            kept.take(block.projected(rows[0::2]), block.attention.heads)
+            kept.take(block.projected(rows[0::2]), self.heads)
             rows = rows[1::2]
         self.words = place
-        return self.encoder.norm(block(rows, kept))  # type: ignore[no-any-return]
+        return self.encoder.norm(block(rows, kept))
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """The rows [n, H] of the last words, each as the only row of its sequence."""

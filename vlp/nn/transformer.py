@@ -46,7 +46,7 @@ class Block(nn.Module):
         """Queries, keys and values [N, 3 H] of rows [N, H], side by side; of a block with self-attention."""
         assert self.attention is not None
         assert self.attention_norm is not None
-        return self.attention.qkv(self.attention_norm(rows) if self.norm_first else rows)  # type: ignore[no-any-return]
+        return self.attention.qkv(self.attention_norm(rows) if self.norm_first else rows)
 
     def forward(self, rows: Tensor, plan: Attends, scale: Tensor | None = None) -> Tensor:
         """Rows [N, H] of all sequences to rows [N, H]; `scale`: see `SelfAttention.forward`."""
@@ -63,9 +63,12 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of equal blocks, and a norm at the end if the blocks begin with theirs."""
 
-    def __init__(self, layers: int, hidden_size: int, norm_eps: float, norm_first: bool = False, **block: Any):
+    def __init__(
+        self, layers: int, hidden_size: int, norm_eps: float, norm_first: bool = False, *, heads: int, **block: Any
+    ):
         super().__init__()
-        sizes = {"hidden_size": hidden_size, "norm_eps": norm_eps, "norm_first": norm_first, **block}
+        self.heads = heads
+        sizes = {"hidden_size": hidden_size, "heads": heads, "norm_eps": norm_eps, "norm_first": norm_first, **block}
         self.layers = nn.ModuleList(Block(**sizes) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps) if norm_first else nn.Identity()
 
