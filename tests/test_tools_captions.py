@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from test_tools_train import SIZES, run
 
+import vlp
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.reader import ShardReader
+from tools import eval_scene_captions
 from vlp.commands import evaluate, predict
 
 ROOT = Path(__file__).parent.parent
@@ -78,13 +81,81 @@ def test_predict(finished: Path, root: Path, tmp_path: Path, capsys: pytest.Capt
         assert message in capsys.readouterr().err
 
 
+def test_ways_of_writing(finished: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command and in Python alike; a seed gives the same samples again."""
+    key = ShardReader(root / "scenes", "val").key(3)
+    asked = [str(finished), "--sample", f"val/{key}"]
+    told = {}
+    drawn = "--search sample --beams 3 --seed 1 --top_p 0.9"
+    for way in ("--beams 1", "--search frames --beams 2", drawn, "--begin a"):
+        assert predict.main([*asked, *way.split()]) == 0, capsys.readouterr().err
+        told[way] = capsys.readouterr().out
+        assert predict.main([*asked, *way.split()]) == 0
+        assert capsys.readouterr().out == told[way]
+    assert len(set(told.values())) == 4
+    model = vlp.load(finished)
+    source = evaluate.open_source(model, None, "val")
+    image = source.load(source.asked("images")[3]).regions
+    names = predict._tags(root / "scenes", f"val/{key}")
+    for way, settings in (
+        ("--search frames --beams 2", {"search": "frames", "beams": 2}),
+        (drawn, {"search": "sample", "beams": 3, "seed": 1, "top_p": 0.9}),
+        ("--begin a", {"begin": "a", "beams": 5}),
+    ):
+        for text, score in model.caption(image, names, keep=5, **settings):
+            assert " ".join(text.split()[:3]) in told[way]
+            assert f"{score:.3f}" in told[way]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--search", "sample", "--top_p", "0"], "top_p is 0.0, but must be above 0 and at most 1"),
+        (["--search", "sample", "--temperature", "-1"], "temperature is -1.0, but must be above 0"),
+        (["--top_k", "5"], "top_k is of search=sample, but search is beams"),
+        (["--search", "best"], "search is 'best', but must be one of beams, frames, sample"),
+        (["--least_length", "8"], "least_length is 8, but no text has more than 7 words"),
+        (["--begin", "a a a a a a a a"], "a caption can't begin with 8 tokens, since this model writes 7"),
+        (["--begin", "a a", "--no_repeat", "1"], "the filters leave no word that could come after 1 others"),
+        (["--beams", "0"], "beams is 0, but must be at least 1 (`vlp predict --help` lists"),
+    ],
+)
+def test_what_can_not_be_written(
+    options: list[str], message: str, finished: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = ShardReader(root / "scenes", "val").key(3)
+    assert predict.main([str(finished), "--sample", f"val/{key}", *options]) == 1
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_are_they_about_the_picture(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A person's captions are true of their pictures, and of others seldom."""
+    status = eval_scene_captions.run_command(
+        eval_scene_captions.work, [str(finished), "--most", "9", "--page", str(tmp_path / "page.png")]
+    )
+    told = capsys.readouterr()
+    if find_spec("pycocoevalcap") is None:
+        assert status == 1
+        return
+    assert status == 0, told.err
+    found = json.loads((finished / "scene-captions-val.json").read_text())
+    person = found["a person"]
+    assert [person["own"][name] for name in ("captions", "entities", "relations")] == [1.0, 1.0, 1.0]
+    assert person["own"]["CIDEr"] > person["another"]["CIDEr"]
+    assert person["another"]["entities"] < 0.7
+    assert found["run"]["own"]["counts"]["captions"] == 9
+    assert Image.open(tmp_path / "page.png").size[0] > 800
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("beams=x", "settings of the task: beams must be of type int, not 'x'"),
         ("beams=0", "beams is 0, but must be at least 1"),
         ("most=0", "argument --most: '0' is not a whole number of at least 1"),
-        ("form=vqa", "settings of the task: unknown key 'form'; known keys: beams, search"),
+        ("form=vqa", "settings of the task: unknown key 'form'; known keys: beams, least_length"),
     ],
 )
 def test_errors(option: str, message: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

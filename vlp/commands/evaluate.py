@@ -135,7 +135,7 @@ def ask_all(
     return records, done, left_out, done < len(places)
 
 
-def own_settings(task: Task, given: dict[str, str]) -> Any:
+def own_settings(task: Task, given: dict[str, str], command: str = "evaluate") -> Any:
     """The settings of a task's evaluation, out of texts that are YAML.
 
     Raises:
@@ -145,7 +145,7 @@ def own_settings(task: Task, given: dict[str, str]) -> Any:
     try:
         return convert(values, task.evaluation.Options, "settings of the task", "")
     except ConfigError as error:
-        raise ConfigError(f"{error} (`vlp evaluate --help` lists the command's own options)") from None
+        raise ConfigError(f"{error} (`vlp {command} --help` lists the command's own options)") from None
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -118,11 +118,13 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     model = vlp.load(options.run, device, options.task, options.weights)
     model.make_images.say = partial(console.print, style="yellow", soft_wrap=True)
     task = model.task()  # before anything is read
+    if options.begin and "captions" not in task.abilities:
+        raise ConfigError("this run writes no captions: leave --begin out")
     images = read_images(model, options)
     tags = options.tags
     if options.sample and not tags and "tags" in model.segments:
         tags = _tags(Path(model.config.data.root) / model.source.path, options.sample[0])
-    settings = own_settings(task, options.settings)
+    settings = own_settings(task, options.settings, "predict")
     given = {name: getattr(settings, name) for name in options.settings}
     prompt = Prompt(options.text, images, options.choice, options.answer, tags, options.begin, given, options.top)
     reply = task.evaluation.reply(task, model, prompt)
