@@ -25,6 +25,14 @@ def shape_mask(shape: str, size: str) -> np.ndarray:
     return masks[shape]
 
 
+def darkened(colour: np.ndarray, texture: str, mask: np.ndarray) -> np.ndarray:
+    """A colour int64 [3] over the square of a mask, with a texture: int64 [2r + 1, 2r + 1, 3]."""
+    r = len(mask) // 2
+    y, x = np.mgrid[-r : r + 1, -r : r + 1]
+    darker = {"plain": np.zeros_like(mask), "striped": (x + y) // 3 % 2 == 0, "dotted": (x % 4 < 2) & (y % 4 < 2)}
+    return np.where(darker[texture][..., None], colour * 5 // 9, np.broadcast_to(colour, (*mask.shape, 3)))
+
+
 def render(scene: Scene, seed: int, split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels uint8 [96, 96, 3] and the objects' tight boxes float32 [R, 4] as shares of the image."""
     rng = scene_rng(seed, split, number, "pixels")
@@ -33,10 +41,7 @@ def render(scene: Scene, seed: int, split: str, number: int) -> tuple[np.ndarray
     for o in scene.objects:
         mask = shape_mask(o.shape, o.size)
         r = RADIUS[o.size]
-        y, x = np.mgrid[-r : r + 1, -r : r + 1]
-        colour = np.broadcast_to(np.array(COLOURS_RGB[o.colour], dtype=np.int64), (*mask.shape, 3))
-        darker = {"plain": np.zeros_like(mask), "striped": (x + y) // 3 % 2 == 0, "dotted": (x % 4 < 2) & (y % 4 < 2)}
-        colour = np.where(darker[o.texture][..., None], colour * 5 // 9, colour)
+        colour = darkened(np.array(COLOURS_RGB[o.colour], dtype=np.int64), o.texture, mask)
         window = pixels[o.y - r : o.y + r + 1, o.x - r : o.x + r + 1]
         window[mask] = colour[mask]
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
