@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.scenes.build import Asked, build_scenes
+from data_pipelines.scenes.placing import OBJECTS
 from data_pipelines.shards.format import Manifest, ShardError, read_manifest
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
@@ -15,12 +16,18 @@ from vlp.interfaces import Batch, Loads, Tokenizer
 
 
 def ensure_scenes(
-    folder: Path, train: int, val: int, seed: int, say: Callable[[str], None], asks: Asked = "questions"
+    folder: Path,
+    train: int,
+    val: int,
+    seed: int,
+    say: Callable[[str], None],
+    asks: Asked = "questions",
+    objects: tuple[int, int] = OBJECTS,
 ) -> None:
     """Make the embedded scenes if the folder is not there yet; say so if those that are there are not as many."""
     if not folder.exists():
         say(f"making the embedded scenes in {folder} ({train} images for training; about a minute for 20,000)")
-        build_scenes(folder, train, val, seed, say, asks=asks)
+        build_scenes(folder, train, val, seed, say, asks=asks, objects=objects)
     elif (folder / "manifest.json").is_file():
         there = read_manifest(folder).samples
         if (there.get("train"), there.get("val")) != (train, val):

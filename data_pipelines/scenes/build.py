@@ -31,7 +31,7 @@ from data_pipelines.scenes.hypotheses import ANSWERS as LABELS
 from data_pipelines.scenes.hypotheses import suppose
 from data_pipelines.scenes.language import Caption, describe, vocabulary
 from data_pipelines.scenes.objects import COLOURS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
-from data_pipelines.scenes.placing import FAMILY, SIDE, make_scene, scene_rng
+from data_pipelines.scenes.placing import FAMILY, OBJECTS, SIDE, make_scene, scene_rng
 from data_pipelines.scenes.questions import ANSWERS, WORDS, ask
 from data_pipelines.scenes.references import phrases_meant, word_regions
 from data_pipelines.scenes.rendering import render, shape_mask
@@ -160,16 +160,22 @@ def make_phrases(scene: Scene, boxes: np.ndarray, key: str, captions: Sequence[C
 
 
 def make_samples(
-    seed: int, split: str, numbers: range, asks: Asked = "questions", among: int | None = None
+    seed: int,
+    split: str,
+    numbers: range,
+    asks: Asked = "questions",
+    among: int | None = None,
+    objects: tuple[int, int] = OBJECTS,
 ) -> list[Sample]:
     """Samples of scenes, complete with picture, captions and region features.
 
     asks: what there is to be answered: questions or hypotheses about a scene, or statements about two; or expressions
         that refer to objects, captions with phrases that do so, or questions with choices.
     among: how many scenes the split has, which statements need.
+    objects: fewest and most of a scene.
     """
     scores = class_scores()
-    scenes = [make_scene(seed, split, number) for number in numbers]
+    scenes = [make_scene(seed, split, number, objects) for number in numbers]
     pictures = [render(scene, seed, split, number) for scene, number in zip(scenes, numbers, strict=True)]
     features = region_features()(pictures)
     samples = []
@@ -228,13 +234,15 @@ def make_samples(
     return samples
 
 
-def _make_chunk(task: tuple[int, str, range, Asked, int]) -> list[Sample]:
+def _make_chunk(task: tuple[int, str, range, Asked, int, tuple[int, int]]) -> list[Sample]:
     return make_samples(*task)
 
 
-def _all_samples(seed: int, split: str, count: int, asks: Asked, processes: int) -> Iterator[Sample]:
+def _all_samples(
+    seed: int, split: str, count: int, asks: Asked, processes: int, objects: tuple[int, int]
+) -> Iterator[Sample]:
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
-    tasks = [(seed, split, chunk, asks, count) for chunk in chunks]
+    tasks = [(seed, split, chunk, asks, count, objects) for chunk in chunks]
     if processes == 1 or len(tasks) == 1:
         for task in tasks:
             yield from _make_chunk(task)
@@ -251,6 +259,21 @@ def _all_samples(seed: int, split: str, count: int, asks: Asked, processes: int)
             yield from future.result()
 
 
+def check_objects(objects: Sequence[int], asks: Asked) -> None:
+    """Refuse scenes that can't be.
+
+    Raises:
+        ValueError: the numbers are not two from 1 to 5, the second not below the first; or they are too few for what is
+            to be asked.
+    """
+    if len(objects) != 2 or not 1 <= objects[0] <= objects[1] <= OBJECTS[1]:
+        raise ValueError(
+            f"objects are {list(objects)}, but must be the fewest and the most of a scene, from 1 to {OBJECTS[1]}"
+        )
+    if objects[0] < OBJECTS[0] and asks != "questions":
+        raise ValueError(f"scenes of fewer than {OBJECTS[0]} objects have questions, but no {asks}; leave objects out")
+
+
 def build_scenes(
     folder: Path,
     train: int,
@@ -259,19 +282,23 @@ def build_scenes(
     say: Callable[[str], None],
     processes: int | None = None,
     asks: Asked = "questions",
+    objects: tuple[int, int] = OBJECTS,
 ) -> None:
     """Make the data set: splits `train`, `val` and `unseen` (as large as `val`), vocabulary and manifest.
 
     asks: what there is to be answered: questions about a scene, statements about two (by True or False), or hypotheses
     about one (by entailment, neutral or contradiction); expressions that refer to objects, captions whose phrases do
     so, or questions with choices, take their place.
+    objects: fewest and most of a scene; with fewer than three there are questions alone.
 
     It is built in a hidden folder beside `folder` and renamed at the end, so `folder` is whole or absent. A build that
     is killed leaves the hidden folder behind; it may be removed.
 
     Raises:
         FileExistsError: `folder` is there already.
+        ValueError: see `check_objects`.
     """
+    check_objects(objects, asks)
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; remove it or choose another folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -280,7 +307,7 @@ def build_scenes(
     try:
         for split, count in (("train", train), ("val", val), ("unseen", val)):
             say(f"scenes: {count} for {split}")
-            samples = _all_samples(seed, split, count, asks, processes or os.cpu_count() or 1)
+            samples = _all_samples(seed, split, count, asks, processes or os.cpu_count() or 1, objects)
             write_split(temporary, split, samples)
         write_bytes(temporary / "vocabulary.txt", "\n".join([*vocabulary([*WORDS, *STATEMENT_WORDS]), ""]).encode())
         counts = {"train": train, "val": val, "unseen": val}

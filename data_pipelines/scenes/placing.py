@@ -11,6 +11,7 @@ SIDE = 96  # pixels
 RADIUS = {"small": 8, "large": 15}
 SPACING = 2  # free pixels between two objects
 FAMILY = 3  # scenes that share their colours, shapes, sizes and textures
+OBJECTS = (3, 5)  # in a scene
 MOST_LARGE = 3  # large objects in a scene; more may not fit
 DEALS = 20  # tries to deal the shapes so that held-out combinations stay out
 
@@ -36,10 +37,10 @@ def _draw(rng: np.random.Generator, names: tuple[str, ...], shares: np.ndarray) 
     return names[int(rng.choice(len(names), p=shares))]
 
 
-def _family(seed: int, split: str, family: int) -> list[list[str]]:
+def _family(seed: int, split: str, family: int, objects: tuple[int, int]) -> list[list[str]]:
     """Colours, shapes, sizes and textures, one of each for every object that the scenes of a family have."""
     rng = scene_rng(seed, split, "family", family)
-    count = int(rng.integers(3, 6))
+    count = int(rng.integers(objects[0], objects[1] + 1))
     kinds: list[tuple[str, str]] = []
     if split == "unseen":
         kinds.append(HELD_OUT[int(rng.integers(len(HELD_OUT)))])
@@ -53,13 +54,13 @@ def _family(seed: int, split: str, family: int) -> list[list[str]]:
     return [[colour for colour, _ in kinds], [shape for _, shape in kinds], sizes, textures]
 
 
-def make_scene(seed: int, split: str, number: int) -> Scene:
-    """The scene `number` of a split. In split `unseen` it holds a combination that no other split has.
+def make_scene(seed: int, split: str, number: int, objects: tuple[int, int] = OBJECTS) -> Scene:
+    """The scene `number` of a split, with so many objects, from the first number to the second. In split `unseen` it holds a combination that no other split has.
 
     `FAMILY` scenes in a row have the same colours, shapes, sizes and textures, dealt anew to objects in other places:
     who only knows which words occur can't tell them apart.
     """
-    colours, shapes, sizes, textures = _family(seed, split, number // FAMILY)
+    colours, shapes, sizes, textures = _family(seed, split, number // FAMILY, objects)
     rng = scene_rng(seed, split, number)
     count = len(colours)
     dealt = shapes
@@ -69,16 +70,16 @@ def make_scene(seed: int, split: str, number: int) -> Scene:
             dealt = trial
             break
     sizes, textures = ([names[k] for k in rng.permutation(count)] for names in (sizes, textures))
-    objects: list[SceneObject] = []
+    placed: list[SceneObject] = []
     failures = 0
-    while len(objects) < count:
-        n = len(objects)
+    while len(placed) < count:
+        n = len(placed)
         radius = RADIUS[sizes[n]]
         x, y = (int(v) for v in rng.integers(radius + 1, SIDE - radius - 1, 2))
-        if any(max(abs(x - o.x), abs(y - o.y)) <= radius + RADIUS[o.size] + SPACING for o in objects):
+        if any(max(abs(x - o.x), abs(y - o.y)) <= radius + RADIUS[o.size] + SPACING for o in placed):
             failures += 1
             if failures > 60:  # the objects so far may leave no room
-                objects, failures = [], 0
+                placed, failures = [], 0
             continue
-        objects.append(SceneObject(colours[n], dealt[n], sizes[n], textures[n], x, y))
-    return Scene(tuple(objects))
+        placed.append(SceneObject(colours[n], dealt[n], sizes[n], textures[n], x, y))
+    return Scene(tuple(placed))

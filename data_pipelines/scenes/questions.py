@@ -75,6 +75,8 @@ def _existence(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    if len(scene.objects) < 2:
+        return None
     a, b = (scene.objects[k] for k in rng.permutation(len(scene.objects))[:2])
     one, other = (unique(scene, o, ("colour", "shape"), rng) for o in (a, b))
     true = [r for r in RELATIONS if related(a, r, b)]

@@ -21,6 +21,7 @@ from data_pipelines.scenes.build import CLASS_NAMES, build_scenes, class_scores,
 from data_pipelines.scenes.language import Entity, Meaning, bag_of_words_scores, ceiling, describe, holds, label_words
 from data_pipelines.scenes.objects import HELD_OUT, Scene, SceneObject, related
 from data_pipelines.scenes.placing import SIDE, make_scene, scene_rng
+from data_pipelines.scenes.reading import read_caption, scene_of
 from data_pipelines.scenes.rendering import render, shape_mask
 from data_pipelines.shards.reader import ShardReader
 from vlp.text.wordpiece import WordPiece
@@ -90,6 +91,39 @@ def test_held_out_combinations_occur_in_their_split_alone() -> None:
     assert not any(combinations(scene) & held_out for split in ("train", "val") for scene in scenes(split, 400))
     assert all(combinations(scene) & held_out for scene in scenes("unseen", 400))
     assert {pair for scene in scenes("unseen", 400) for pair in combinations(scene)} >= held_out
+
+
+@pytest.mark.parametrize("objects", [(1, 2), (1, 1), (2, 4)])
+def test_scenes_of_few_objects(objects: tuple[int, int]) -> None:
+    """As many objects as asked; captions are true, foils false, and what is held out stays out."""
+    counts = set()
+    for split in ("train", "unseen"):
+        for sample in make_samples(0, split, range(40), objects=objects):
+            scene = scene_of(sample.facts)
+            counts.add(len(scene.objects))
+            assert sample.regions is not None
+            assert len(sample.regions.boxes) == len(scene.objects)
+            assert len(set(sample.captions)) == 5
+            assert all(holds(read_caption(text), scene) for text in sample.captions)
+            assert not any(holds(read_caption(text), scene) for text in sample.facts["foils"])
+            held_out = [(o.colour, o.shape) in HELD_OUT for o in scene.objects]
+            assert any(held_out) == (split == "unseen")
+    assert counts == set(range(objects[0], objects[1] + 1))
+
+
+@pytest.mark.parametrize(
+    ("objects", "asks", "message"),
+    [
+        ((0, 2), "questions", r"objects are \[0, 2\], but must be the fewest and the most of a scene, from 1 to 5"),
+        ((3, 2), "questions", r"objects are \[3, 2\]"),
+        ((3, 6), "questions", r"objects are \[3, 6\]"),
+        ((1, 2), "statements", "scenes of fewer than 3 objects have questions, but no statements"),
+    ],
+)
+def test_scenes_that_can_not_be(objects: tuple[int, int], asks: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_scenes(tmp_path / "scenes", 4, 4, 0, lambda text: None, 1, asks, objects)
+    assert not (tmp_path / "scenes").exists()
 
 
 def test_splits_differ() -> None:

@@ -45,6 +45,7 @@ from data_pipelines.annotations.tars import find_tars, index_tars
 from data_pipelines.annotations.text import TextReader
 from data_pipelines.annotations.web_pictures import NAMINGS
 from data_pipelines.scenes.build import build_scenes
+from data_pipelines.scenes.placing import OBJECTS
 from data_pipelines.shards.format import Manifest, Sample, ShardError
 from vlp.commands.command import STOPPED, examples_of, open_console, options_of, run_command, whole_number
 
@@ -287,6 +288,9 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
             source.add_argument("--train", type=whole_number, default=20000, help="scenes for training")
             source.add_argument("--val", type=whole_number, default=1000, help="scenes of each held-out split")
             source.add_argument("--seed", type=int, default=0, help="that the scenes follow from")
+            source.add_argument(
+                "--objects", type=int, nargs=2, default=OBJECTS, metavar="N", help="fewest and most of a scene"
+            )
             continue
         if name != "webdataset":
             source.add_argument(
@@ -305,7 +309,8 @@ def _add(sources: Any, name: str, text: str, example: str) -> argparse.ArgumentP
 
 def make_scenes(options: argparse.Namespace, console: Console) -> None:
     """The embedded scenes."""
-    build_scenes(options.out, options.train, options.val, options.seed, lambda text: console.print(text))
+    counts = (options.train, options.val, options.seed)
+    build_scenes(options.out, *counts, lambda text: console.print(text), objects=tuple(options.objects))
     console.print(f"written: {options.out} (splits train, val, unseen; vocabulary.txt)", soft_wrap=True)
 
 
