@@ -55,10 +55,12 @@ def _family(seed: int, split: str, family: int, objects: tuple[int, int]) -> lis
 
 
 def make_scene(seed: int, split: str, number: int, objects: tuple[int, int] = OBJECTS) -> Scene:
-    """The scene `number` of a split, with so many objects, from the first number to the second. In split `unseen` it holds a combination that no other split has.
+    """The scene `number` of a split. In split `unseen` it holds a combination that no other split has.
 
     `FAMILY` scenes in a row have the same colours, shapes, sizes and textures, dealt anew to objects in other places:
     who only knows which words occur can't tell them apart.
+
+    objects: the fewest and the most there are.
     """
     colours, shapes, sizes, textures = _family(seed, split, number // FAMILY, objects)
     rng = scene_rng(seed, split, number)
