@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipelines.batches import MicroBatchLoader
-from data_pipelines.scenes.build import Asked, build_scenes
+from data_pipelines.scenes.build import Asked, Language, build_scenes
 from data_pipelines.scenes.placing import OBJECTS
 from data_pipelines.shards.format import Manifest, ShardError, read_manifest
 from data_pipelines.sources.plan import Plan
@@ -23,11 +23,12 @@ def ensure_scenes(
     say: Callable[[str], None],
     asks: Asked = "questions",
     objects: tuple[int, int] = OBJECTS,
+    language: Language = "en",
 ) -> None:
     """Make the embedded scenes if the folder is not there yet; say so if those that are there are not as many."""
     if not folder.exists():
         say(f"making the embedded scenes in {folder} ({train} images for training; about a minute for 20,000)")
-        build_scenes(folder, train, val, seed, say, asks=asks, objects=objects)
+        build_scenes(folder, train, val, seed, say, asks=asks, objects=objects, language=language)
     elif (folder / "manifest.json").is_file():
         there = read_manifest(folder).samples
         if (there.get("train"), there.get("val")) != (train, val):

@@ -59,20 +59,23 @@ def measure(run: Path, split: str, most: int, how: Writing, console: Console) ->
     scenes = [scene_of(own) for own in facts]
     texts = [record.caption for record in records]
     found: dict[str, Any] = {"captions": len(texts), **{k: v for k, v in asdict(how).items() if v is not None}}
-    found["run"] = compared(texts, [record.references for record in records], scenes)
+    language = facts[0].get("language", "en")
+    found["run"] = compared(texts, [record.references for record in records], scenes, language)
     first, others = [r.references[0] for r in records], [r.references[1:] for r in records]
-    found[PEOPLE] = compared(first, others, scenes)
+    found[PEOPLE] = compared(first, others, scenes, language)
     return found, texts
 
 
-def compared(texts: list[str], references: list[list[str]], scenes: list[Scene]) -> dict[str, dict[str, Any]]:
+def compared(
+    texts: list[str], references: list[list[str]], scenes: list[Scene], language: str
+) -> dict[str, dict[str, Any]]:
     """CIDEr-D and what is true, with each of the pictures `SHOWN`."""
     found = {}
     for shown, further in SHOWN.items():
         written = texts[further:] + texts[:further]
         captioned = [Captioned(n, *own) for n, own in enumerate(zip(written, references, strict=True))]
         cider = caption_metrics(captioned, slow=False)["CIDEr"]
-        truth = truthfulness(zip(written, scenes, strict=True))
+        truth = truthfulness(zip(written, scenes, strict=True), language)
         found[shown] = {"CIDEr": cider, **truth.shares(), "counts": asdict(truth)}
     return found
 

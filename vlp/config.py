@@ -37,7 +37,8 @@ class ScenesConfig:
     """Embedded scenes to be made at first use: numbers of images a split, and the seed. `asks`: what is to be answered;
     `questions`, `hypotheses`, `expressions` (that refer to objects), `phrases` (of captions, that do so) and `choices`
     (questions with four answers and four rationales) are about one scene, `statements` about two. `objects`: the
-    fewest and the most of a scene, from 1 to 5; with fewer than three there are `questions` alone.
+    fewest and the most of a scene, from 1 to 5; with fewer than three there are `questions` alone. `language`:
+    of the captions; with `zh`, Chinese, there are captions alone.
     """
 
     train: int
@@ -45,6 +46,7 @@ class ScenesConfig:
     seed: int
     asks: Literal["questions", "statements", "hypotheses", "expressions", "phrases", "choices"] = "questions"
     objects: tuple[int, int] = (3, 5)
+    language: Literal["en", "zh"] = "en"
 
 
 @dataclass

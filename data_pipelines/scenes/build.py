@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data_pipelines.scenes import chinese
 from data_pipelines.scenes.choices import choose
 from data_pipelines.scenes.expressions import refer
 from data_pipelines.scenes.features import RegionFeatures
 from data_pipelines.scenes.hypotheses import ANSWERS as LABELS
 from data_pipelines.scenes.hypotheses import suppose
-from data_pipelines.scenes.language import Caption, describe, vocabulary
+from data_pipelines.scenes.language import Caption, Say, describe, say, vocabulary
 from data_pipelines.scenes.objects import COLOURS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
 from data_pipelines.scenes.placing import FAMILY, OBJECTS, SIDE, make_scene, scene_rng
 from data_pipelines.scenes.questions import ANSWERS, WORDS, ask
@@ -41,6 +42,7 @@ from data_pipelines.scenes.statements import pairs_of, state
 from data_pipelines.shards.format import Manifest, RegionArrays, Sample, write_bytes, write_manifest
 from data_pipelines.shards.index import write_split
 from vlp.interfaces import NONE
+from vlp.text.wordpiece import own_vocabulary
 
 CLASS_NAMES = ["background", *SHAPES]
 ATTRIBUTE_NAMES = [*COLOURS, *SIZES, *TEXTURES]
@@ -53,6 +55,19 @@ ANSWERS_TO: dict[Asked, list[str]] = {
     "phrases": [],
     "choices": [],
 }
+Language = Literal["en", "zh"]
+SAYS: dict[Language, Say] = {"en": say, "zh": chinese.say}
+SHAPE_NAMES: dict[Language, dict[str, str]] = {
+    "en": {shape: shape for shape in SHAPES},
+    "zh": {shape: names[0] for shape, names in chinese.SHAPES.items()},
+}
+ENGLISH = (
+    "caption_regions",
+    "foil_regions",
+    "questions",
+    "answers",
+    "question_types",
+)  # facts that are, or split by blanks
 CHUNK = 250  # scenes that a process makes at a time
 CALIBRATION = 600  # scenes on which the region features are calibrated
 
@@ -166,6 +181,7 @@ def make_samples(
     asks: Asked = "questions",
     among: int | None = None,
     objects: tuple[int, int] = OBJECTS,
+    language: Language = "en",
 ) -> list[Sample]:
     """Samples of scenes, complete with picture, captions and region features.
 
@@ -173,6 +189,7 @@ def make_samples(
         that refer to objects, captions with phrases that do so, or questions with choices.
     among: how many scenes the split has, which statements need.
     objects: fewest and most of a scene.
+    language: of the captions; those in Chinese (`zh`) have neither questions nor words that refer to regions.
     """
     scores = class_scores()
     scenes = [make_scene(seed, split, number, objects) for number in numbers]
@@ -180,10 +197,10 @@ def make_samples(
     features = region_features()(pictures)
     samples = []
     for number, scene, (pixels, boxes), own in zip(numbers, scenes, pictures, features, strict=True):
-        language = describe(scene, scene_rng(seed, split, number, "captions"))
+        told = describe(scene, scene_rng(seed, split, number, "captions"), SAYS[language])
         picture = io.BytesIO()
         Image.fromarray(pixels).save(picture, "PNG", compress_level=1)
-        references = [word_regions(caption, scene) for caption in language]
+        references = [word_regions(caption, scene) for caption in told]
         about_one = suppose if asks == "hypotheses" else ask
         questions = about_one(
             scene, scene_rng(seed, split, number, "hypotheses" if asks == "hypotheses" else "questions")
@@ -197,19 +214,21 @@ def make_samples(
         facts = {
             "width": SIDE,
             "height": SIDE,
-            "language": "en",
+            "language": language,
             "source": "embedded scenes",
             "licence": "CC0",
             "objects": [asdict(o) for o in scene.objects],
-            "region_names": [o.shape for o in scene.objects],
-            "meanings": [asdict(caption.meaning) for caption in language],
-            "foils": [caption.foil for caption in language],
+            "region_names": [SHAPE_NAMES[language][o.shape] for o in scene.objects],
+            "meanings": [asdict(caption.meaning) for caption in told],
+            "foils": [caption.foil for caption in told],
             "caption_regions": [regions for regions, _ in references],
             "foil_regions": [regions for _, regions in references],
             "questions": [question for question, _, _ in questions],
             "answers": [answer for _, answer, _ in questions],
             "question_types": [kind for _, _, kind in questions],
         }
+        if language != "en":
+            facts = {name: fact for name, fact in facts.items() if name not in ENGLISH}
         if asks == "statements":
             facts |= make_statements(seed, split, number, numbers.stop if among is None else among)
         if asks in ("expressions", "phrases", "choices"):
@@ -224,7 +243,7 @@ def make_samples(
         samples.append(
             Sample(
                 sample_key(split, number),
-                [caption.text for caption in language],
+                [caption.text for caption in told],
                 regions,
                 picture.getvalue(),
                 "png",
@@ -234,15 +253,15 @@ def make_samples(
     return samples
 
 
-def _make_chunk(task: tuple[int, str, range, Asked, int, tuple[int, int]]) -> list[Sample]:
+def _make_chunk(task: tuple[int, str, range, Asked, int, tuple[int, int], Language]) -> list[Sample]:
     return make_samples(*task)
 
 
 def _all_samples(
-    seed: int, split: str, count: int, asks: Asked, processes: int, objects: tuple[int, int]
+    seed: int, split: str, count: int, asks: Asked, processes: int, objects: tuple[int, int], language: Language
 ) -> Iterator[Sample]:
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
-    tasks = [(seed, split, chunk, asks, count, objects) for chunk in chunks]
+    tasks = [(seed, split, chunk, asks, count, objects, language) for chunk in chunks]
     if processes == 1 or len(tasks) == 1:
         for task in tasks:
             yield from _make_chunk(task)
@@ -259,12 +278,12 @@ def _all_samples(
             yield from future.result()
 
 
-def check_objects(objects: Sequence[int], asks: Asked) -> None:
+def check_scenes(objects: Sequence[int], asks: Asked, language: Language) -> None:
     """Refuse scenes that can't be.
 
     Raises:
         ValueError: the numbers are not two from 1 to 5, the second not below the first; or they are too few for what is
-            to be asked.
+            to be asked; or there is something to be asked in Chinese.
     """
     if len(objects) != 2 or not 1 <= objects[0] <= objects[1] <= OBJECTS[1]:
         raise ValueError(
@@ -272,6 +291,8 @@ def check_objects(objects: Sequence[int], asks: Asked) -> None:
         )
     if objects[0] < OBJECTS[0] and asks != "questions":
         raise ValueError(f"scenes of fewer than {OBJECTS[0]} objects have questions, but no {asks}; leave objects out")
+    if language != "en" and asks != "questions":
+        raise ValueError(f"scenes in {language} have captions alone, and no {asks}; leave language out")
 
 
 def build_scenes(
@@ -283,6 +304,7 @@ def build_scenes(
     processes: int | None = None,
     asks: Asked = "questions",
     objects: tuple[int, int] = OBJECTS,
+    language: Language = "en",
 ) -> None:
     """Make the data set: splits `train`, `val` and `unseen` (as large as `val`), vocabulary and manifest.
 
@@ -290,15 +312,16 @@ def build_scenes(
     about one (by entailment, neutral or contradiction); expressions that refer to objects, captions whose phrases do
     so, or questions with choices, take their place.
     objects: fewest and most of a scene; with fewer than three there are questions alone.
+    language: see `make_samples`; the vocabulary has its words.
 
     It is built in a hidden folder beside `folder` and renamed at the end, so `folder` is whole or absent. A build that
     is killed leaves the hidden folder behind; it may be removed.
 
     Raises:
         FileExistsError: `folder` is there already.
-        ValueError: see `check_objects`.
+        ValueError: see `check_scenes`.
     """
-    check_objects(objects, asks)
+    check_scenes(objects, asks, language)
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; remove it or choose another folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -307,13 +330,15 @@ def build_scenes(
     try:
         for split, count in (("train", train), ("val", val), ("unseen", val)):
             say(f"scenes: {count} for {split}")
-            samples = _all_samples(seed, split, count, asks, processes or os.cpu_count() or 1, objects)
+            samples = _all_samples(seed, split, count, asks, processes or os.cpu_count() or 1, objects, language)
             write_split(temporary, split, samples)
-        write_bytes(temporary / "vocabulary.txt", "\n".join([*vocabulary([*WORDS, *STATEMENT_WORDS]), ""]).encode())
+        words = vocabulary([*WORDS, *STATEMENT_WORDS]) if language == "en" else own_vocabulary(chinese.signs())
+        write_bytes(temporary / "vocabulary.txt", "\n".join([*words, ""]).encode())
         counts = {"train": train, "val": val, "unseen": val}
         extractor = f"whitened random convolutions on {SIDE} px scenes"
+        answers = ANSWERS_TO[asks] if language == "en" else []
         manifest = Manifest("scenes", RegionFeatures.size, CLASS_NAMES, extractor, "CC0", counts)
-        write_manifest(temporary, replace(manifest, attribute_names=ATTRIBUTE_NAMES, answer_names=ANSWERS_TO[asks]))
+        write_manifest(temporary, replace(manifest, attribute_names=ATTRIBUTE_NAMES, answer_names=answers))
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

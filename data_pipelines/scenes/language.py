@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,17 +129,21 @@ def _assignments(
             yield from _assignments(left[1:], fitting, relations, scene, trial, taken | {k})
 
 
-def describe(scene: Scene, rng: np.random.Generator) -> list[Caption]:
-    """Five captions with different texts, each true of the scene, each with a foil that is false."""
+def describe(scene: Scene, rng: np.random.Generator, told: Say | None = None) -> list[Caption]:
+    """Five captions with different texts, each true of the scene, each with a foil that is false.
+
+    told: how a meaning is said; None: in English.
+    """
+    told = say if told is None else told
     captions: list[Caption] = []
     while len(captions) < CAPTIONS:
         meaning = _meaning(scene, rng)
-        words = _Words(rng)
-        text = _say(meaning, words)
+        words = Words(rng)
+        text = told(meaning, words)
         foil = _foil(meaning, scene, rng)
         if foil is None or any(text == caption.text for caption in captions):
             continue
-        captions.append(Caption(text, meaning, _say(foil, words.again()), foil))
+        captions.append(Caption(text, meaning, told(foil, words.again()), foil))
     return captions
 
 
@@ -182,29 +186,36 @@ def _meaning(scene: Scene, rng: np.random.Generator) -> Meaning:
     return Meaning(tuple(entities), tuple(relations))
 
 
-class _Words:
+class Words:
     """Draws words for a caption; `again` repeats the same draws for its foil."""
 
     def __init__(self, rng: np.random.Generator, draws: list[float] | None = None):
         self.rng, self.draws, self.next = rng, [] if draws is None else draws, 0
 
-    def again(self) -> _Words:
-        return _Words(self.rng, self.draws)
+    def again(self) -> Words:
+        """The same draws, from the first on."""
+        return Words(self.rng, self.draws)
 
     def draw(self) -> float:
+        """A number between 0 and 1."""
         if self.next == len(self.draws):
             self.draws.append(float(self.rng.random()))
         self.next += 1
         return self.draws[self.next - 1]
 
     def pick(self, choices: Sequence[str]) -> str:
+        """One of them."""
         return choices[int(self.draw() * len(choices))]
 
     def word(self, name: str) -> str:
+        """An English word for an attribute or a relation."""
         return self.pick(SYNONYMS.get(name, (name,)))
 
 
-def _say(meaning: Meaning, words: _Words) -> str:
+Say = Callable[[Meaning, Words], str]
+
+
+def say(meaning: Meaning, words: Words) -> str:
     """One sentence: chains of related entities, joined with commas and `and`."""
     text = words.pick(OPENINGS)
     related_to = {a: (relation, b) for a, relation, b in meaning.relations}
@@ -234,7 +245,7 @@ def _say(meaning: Meaning, words: _Words) -> str:
     return text + ", ".join(chains[:-1]) + words.pick((" and ", ", and ")) + chains[-1]
 
 
-def _phrase(e: Entity, words: _Words) -> str:
+def _phrase(e: Entity, words: Words) -> str:
     attributes = [words.word(name) for name in (e.size, e.texture, e.colour) if name is not None]
     noun = words.word(e.shape) if e.shape is not None else words.pick(("shape", "object", "thing"))
     if e.count > 1:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipelines.scenes import chinese
 from data_pipelines.scenes.language import SYNONYMS, Meaning, holds
 from data_pipelines.scenes.objects import RELATIONS, Scene, SceneObject
 from data_pipelines.scenes.references import phrases
@@ -19,12 +20,14 @@ def scene_of(facts: dict[str, Any]) -> Scene:
     return Scene(tuple(SceneObject(**o) for o in facts["objects"]))
 
 
-def read_caption(text: str) -> Meaning:
+def read_caption(text: str, language: str = "en") -> Meaning:
     """What a caption claims: phrases that name objects, and relations between those that stand side by side.
 
     A relation that begins a clause turns it round: left of a blue square there is a red circle. What is no phrase and
     no relation claims nothing.
     """
+    if language == "zh":
+        return chinese.read(text)
     words = text.split()
     named = phrases(text)
     relations: list[tuple[int, str, int]] = []
@@ -68,11 +71,11 @@ class Truthfulness:
         return {name: true / max(count, 1) for name, (true, count) in counts.items()}
 
 
-def truthfulness(texts: Iterable[tuple[str, Scene]]) -> Truthfulness:
+def truthfulness(texts: Iterable[tuple[str, Scene]], language: str = "en") -> Truthfulness:
     """Of captions, each of a scene."""
     counts = [0] * 6
     for text, scene in texts:
-        meaning = read_caption(text)
+        meaning = read_caption(text, language)
         own = [holds(Meaning((entity,)), scene) for entity in meaning.entities]
         both = [
             holds(Meaning((meaning.entities[a], meaning.entities[b]), ((0, relation, 1),)), scene)

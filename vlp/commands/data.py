@@ -291,6 +291,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
             source.add_argument(
                 "--objects", type=int, nargs=2, default=OBJECTS, metavar="N", help="fewest and most of a scene"
             )
+            source.add_argument("--language", choices=["en", "zh"], default="en", help="of the captions")
             continue
         if name != "webdataset":
             source.add_argument(
@@ -310,7 +311,13 @@ def _add(sources: Any, name: str, text: str, example: str) -> argparse.ArgumentP
 def make_scenes(options: argparse.Namespace, console: Console) -> None:
     """The embedded scenes."""
     counts = (options.train, options.val, options.seed)
-    build_scenes(options.out, *counts, lambda text: console.print(text), objects=tuple(options.objects))
+    build_scenes(
+        options.out,
+        *counts,
+        lambda text: console.print(text),
+        objects=tuple(options.objects),
+        language=options.language,
+    )
     console.print(f"written: {options.out} (splits train, val, unseen; vocabulary.txt)", soft_wrap=True)
 
 

@@ -238,8 +238,9 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             except KeyboardInterrupt:
                 stopped, models, options.rerank = True, models[:1], 0
     seconds = time.perf_counter() - began
-    objects = [reader.facts(number).get("objects", []) for number in gallery.numbers]
-    if all(objects) and len(texts) * images <= MOST_BAG_PAIRS:
+    facts = [reader.facts(number) for number in gallery.numbers]
+    objects = [own.get("objects", []) for own in facts if own.get("language") == "en"]  # the words are
+    if len(objects) == len(facts) and all(objects) and len(texts) * images <= MOST_BAG_PAIRS:
         baseline = torch.from_numpy(bag_of_words_scores(texts, objects)).float()
         results["bag of words"] = both_directions(scores_of_matrix(baseline), image_of_text, images)
     results["chance"] = chance(image_of_text, images)

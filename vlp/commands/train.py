@@ -192,7 +192,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         if listed.scenes is not None and launching:
             s = listed.scenes
             place = Path(data.root) / listed.path
-            ensure_scenes(place, s.train, s.val, s.seed, console.print, s.asks, s.objects)
+            ensure_scenes(place, s.train, s.val, s.seed, console.print, s.asks, s.objects, s.language)
     wait_for_the_first()  # which may have made scenes
     if resume:
         began = folder.read_config([])
