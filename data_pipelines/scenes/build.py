@@ -237,7 +237,7 @@ def make_samples(
             if asks == "expressions":
                 facts["expressions"] = make_expressions(scene, boxes, key, rng)
             elif asks == "phrases":
-                facts["expressions"] = make_phrases(scene, boxes, key, language)
+                facts["expressions"] = make_phrases(scene, boxes, key, told)
             else:
                 facts["vcr"] = choose(scene, key, rng)
         samples.append(

@@ -6,10 +6,12 @@ import re
 
 from data_pipelines.scenes.language import Entity, Meaning, Words
 
+Names = dict[str, tuple[str, ...]]
+
 NUMBERS = {1: "一个", 2: "两个", 3: "三个", 4: "四个", 5: "五个"}
-SIZES = {"small": ("小的", "小小的"), "large": ("大的", "很大的")}
-TEXTURES = {"plain": ("纯色的",), "striped": ("带条纹的", "条纹的"), "dotted": ("带圆点的", "带斑点的")}
-COLOURS = {
+SIZES: Names = {"small": ("小的", "小小的"), "large": ("大的", "很大的")}
+TEXTURES: Names = {"plain": ("纯色的",), "striped": ("带条纹的", "条纹的"), "dotted": ("带圆点的", "带斑点的")}
+COLOURS: Names = {
     "red": ("红色的", "红色"),
     "blue": ("蓝色的", "蓝色"),
     "green": ("绿色的", "绿色"),
@@ -19,7 +21,7 @@ COLOURS = {
     "white": ("白色的", "白色"),
     "black": ("黑色的", "黑色"),
 }
-SHAPES = {
+SHAPES: Names = {
     "circle": ("圆形", "圆"),
     "square": ("正方形", "方块"),
     "triangle": ("三角形",),
@@ -28,7 +30,7 @@ SHAPES = {
     "ring": ("圆环", "环"),
     "bar": ("长条",),
 }
-SIDES = {
+SIDES: Names = {
     "left of": ("左边", "左侧"),
     "right of": ("右边", "右侧"),
     "above": ("上面", "上方"),
@@ -77,7 +79,7 @@ def _phrase(e: Entity, words: Words) -> str:
     return "".join([NUMBERS[e.count], *told, noun])
 
 
-def _any(name: str, table: dict[str, tuple[str, ...]]) -> str:
+def _any(name: str, table: Names) -> str:
     """A group of a regular expression: any of the words of a table, the longest first."""
     words = sorted((word for own in table.values() for word in own), key=len, reverse=True)
     return f"(?P<{name}>{'|'.join(words)})"
@@ -89,10 +91,10 @@ PHRASE = re.compile(
 )
 SIDE = re.compile(f"的{_any('side', SIDES)}")
 COUNTS = {word: number for number, word in NUMBERS.items()}
-TABLES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
+TABLES: dict[str, Names] = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
 
 
-def _name(table: dict[str, tuple[str, ...]], word: str | None) -> str | None:
+def _name(table: Names, word: str | None) -> str | None:
     return None if word is None else next(name for name, own in table.items() if word in own)
 
 

@@ -60,11 +60,11 @@ def read_scene(pixels: np.ndarray) -> Scene:
     place = torch.arange(SIDE)
     found: list[SceneObject] = []
     while len(found) < MOST and bool((gains > 0).any()):
-        kind, size, y, x = (int(n) for n in np.unravel_index(int(gains.argmax()), gains.shape))
+        kind, scale, y, x = (int(n) for n in np.unravel_index(int(gains.argmax()), gains.shape))
         shape, colour, texture = KINDS[kind]
-        found.append(SceneObject(colour, shape, SIZES[size], texture, x, y))
+        found.append(SceneObject(colour, shape, SIZES[scale], texture, x, y))
         for other, name in enumerate(SIZES):
-            reach = RADIUS[name] + RADIUS[SIZES[size]] + SPACING
+            reach = RADIUS[name] + RADIUS[SIZES[scale]] + SPACING
             near = ((place - y).abs() <= reach)[:, None] & ((place - x).abs() <= reach)
             gains[:, other].masked_fill_(near, -torch.inf)
     return Scene(tuple(found))
