@@ -81,7 +81,8 @@ class TokenizerConfig:
     """What makes tokens of texts.
 
     `vocabulary`: a WordPiece vocabulary, one token a line; or a `tokenizer.json`, whose texts are canonicalized as
-    SigLIP's if `lowercase`; relative to `data.root`. Or `clip`: CLIP's byte pairs, which are always in lower case.
+    SigLIP's if `lowercase`; or a SentencePiece model, `*.model`; relative to `data.root`. Or `clip`: CLIP's byte pairs,
+    which are always in lower case.
     """
 
     vocabulary: str

@@ -45,9 +45,12 @@ class DataFacts:
         return FeatureFacts(self.feature_size, len(self.class_names), len(self.attribute_names), self.answer_names)
 
 
+TOKENIZERS = ("vocabulary.txt", "tokenizer.json", "tokenizer.model")  # what a run's is called, by its kind
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """Names and rules of a run's folder: `config.yaml`, `vocabulary.txt` (or `tokenizer.json`), `data.json`,
+    """Names and rules of a run's folder: `config.yaml`, `vocabulary.txt` (or `tokenizer.json`, `.model`), `data.json`,
     `metrics.jsonl`, `model.safetensors` (latest), `best.safetensors` (best validation loss), `checkpoints/`,
     `tensorboard/`.
     """
@@ -82,7 +85,7 @@ class RunFolder:
 
     def begun(self) -> bool:
         """Whether all that the folder holds is what `create` writes before it is done: a start that was killed."""
-        made = {"checkpoints", "vocabulary.txt", "tokenizer.json", "data.json", ".lock"}
+        made = {"checkpoints", *TOKENIZERS, "data.json", ".lock"}
         there = {path.name for path in self.path.iterdir()}
         return {name for name in there if not name.endswith(".tmp")} <= made and not self.checkpoints()
 
@@ -138,8 +141,8 @@ class RunFolder:
         """The run's own tokenizer."""
         if config.data.tokenizer.vocabulary == CLIP:
             return open_tokenizer(CLIP, True)
-        own = self.path / "tokenizer.json"
-        return open_tokenizer(own if own.is_file() else self.path / "vocabulary.txt", config.data.tokenizer.lowercase)
+        there = [self.path / name for name in TOKENIZERS if (self.path / name).is_file()]
+        return open_tokenizer([*there, self.path / TOKENIZERS[0]][0], config.data.tokenizer.lowercase)
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlp.interfaces import Tokenizer
 from vlp.text.clip_bpe import ClipBytePairs
+from vlp.text.sentencepiece_file import SentencePiece
 from vlp.text.tokenizer_file import TokenizerFile
 from vlp.text.wordpiece import WordPiece
 
@@ -14,7 +15,7 @@ CLIP = "clip"
 
 def open_tokenizer(vocabulary: str | Path, lowercase: bool) -> Tokenizer:
     """`clip`: CLIP's byte pairs. A file `*.json`: any tokenizer of that format, texts canonicalized as for SigLIP if
-    `lowercase`. Any other file: a WordPiece vocabulary, one token a line.
+    `lowercase`. A file `*.model`: a SentencePiece model. Any other file: a WordPiece vocabulary, one token a line.
 
     Raises:
         FileNotFoundError, VocabularyError: there is no such file, or it can't be used.
@@ -23,4 +24,6 @@ def open_tokenizer(vocabulary: str | Path, lowercase: bool) -> Tokenizer:
         return ClipBytePairs()
     if Path(vocabulary).suffix == ".json":
         return TokenizerFile(vocabulary, canonicalize=lowercase)
+    if Path(vocabulary).suffix == ".model":
+        return SentencePiece(vocabulary, lowercase)
     return WordPiece(vocabulary, lowercase)
