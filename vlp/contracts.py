@@ -125,7 +125,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a micro-batch costs, estimated. `rows`: of all sequences. `operations`: floating-point operations of the
+    """What a micro-batch costs, estimated. `rows`: of all sequences, which are `things`. `operations`: floating-point operations of the
     forward and the backward pass, for the model's own parameters. `activations`: numbers kept for the backward pass.
     The last two are None where a model can't tell, as with towers of any kind.
     """
@@ -133,6 +133,7 @@ class Cost:
     rows: int
     operations: float | None = None
     activations: float | None = None
+    things: str = "tokens and regions"
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,7 @@ class Reproduction(nn.Module):
         self.error, self.kl_weight, self.commitment_weight = ERRORS[error], kl_weight, commitment_weight
         self.codes = pictures.codes
         self.used: Tensor | None = None  # bool [V], codes of the validation so far
+        self.ratios: list[Tensor] = []  # of its pictures
         self.shown: list[tuple[Tensor, Tensor]] = []  # the first pictures of it, and what became of them
 
     corrupt = staticmethod(at_step)
@@ -150,12 +151,14 @@ class Reproduction(nn.Module):
                 losses["reproduction_kl"] = value_at(self.kl_weight, step) * divergence
             if encoded.commitment is not None:
                 losses["reproduction_commitment"] = self.commitment_weight * encoded.commitment
+        ratios = peak_ratio(encoded.pixels, encoded.shown)
         if not self.training:
-            self._note(encoded)
-        return losses, {"reproduction_psnr": peak_ratio(encoded.pixels, encoded.shown).mean()}
+            self._note(encoded, ratios)
+        return losses, {"reproduction_psnr": ratios.mean()}
 
-    def _note(self, encoded: Reconstructed) -> None:
+    def _note(self, encoded: Reconstructed, ratios: Tensor) -> None:
         """Keep of a validation what `validated` tells."""
+        self.ratios.append(ratios)
         if self.used is None:
             self.used = torch.zeros(self.codes, dtype=torch.bool, device=encoded.codes.device)
         self.used[encoded.codes.flatten()] = True
@@ -164,17 +167,19 @@ class Reproduction(nn.Module):
             self.shown.append((encoded.pixels[:room], encoded.shown[:room]))
 
     def validated(self) -> Validated:
-        """See `vlp.contracts.Objective`. `reproduction_codes_used`: the share of codes that any picture has. The page
-        `reproductions` shows pictures, each above what became of it.
+        """See `vlp.contracts.Objective`. `reproduction_psnr`, mean over pictures; `reproduction_codes_used`, the share of
+        codes that any picture has. The page `reproductions` shows pictures, each above what became of it.
         """
+        ratios = torch.cat([torch.zeros(0), *self.ratios]).double()
+        ratio, count = sum_over_ranks(torch.stack([ratios.sum(), torch.tensor(float(len(ratios)))])).tolist()
         used = torch.zeros(self.codes) if self.used is None else self.used.float()
         share = float((sum_over_ranks(used) > 0).float().mean())
         pages = {}
         if self.shown:
             pixels, shown = (torch.cat(parts) for parts in zip(*self.shown, strict=True))
             pages["reproductions"] = page_of(pixels, shown)
-        self.used, self.shown = None, []
-        return Validated({"reproduction_codes_used": share}, pages)
+        self.used, self.ratios, self.shown = None, [], []
+        return Validated({"reproduction_psnr": ratio / max(count, 1), "reproduction_codes_used": share}, pages)
 
     def after_step(self, model: PictureModel, taken: bool = True) -> None:
         """Have the coder move its codes, if it moves any."""
