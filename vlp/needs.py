@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from vlp.interfaces import Tokenizer
 
-Result = Literal["encoded", "embedded"]  # `vlp.contracts.Encoded`, of a fusion model; `Embedded`, of a dual encoder
+# `vlp.contracts.Encoded`, of a fusion model; `Embedded`, of a dual encoder; `vlp.picture_contracts.Reconstructed`, of a
+# picture coder
+Result = Literal["encoded", "embedded", "reconstructed"]
 
 
 @dataclass(frozen=True)

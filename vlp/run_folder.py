@@ -18,6 +18,7 @@ from vlp.convert import convert
 from vlp.interfaces import Replacement, Tokenizer
 from vlp.needs import FeatureFacts
 from vlp.text.choose import CLIP, open_tokenizer
+from vlp.text.no_text import NoText
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class RunFolder:
         """
         self.refuse_if_used()
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / tokenizer.file_name, tokenizer.file())
+        if config.data.tokenizer is not None:
+            write_atomically(self.path / tokenizer.file_name, tokenizer.file())
         write_atomically(self.path / "data.json", json.dumps(asdict(facts), indent=1).encode())
         self.write_config(config)
 
@@ -139,10 +141,11 @@ class RunFolder:
 
     def tokenizer(self, config: RunConfig) -> Tokenizer:
         """The run's own tokenizer."""
-        if config.data.tokenizer.vocabulary == CLIP:
-            return open_tokenizer(CLIP, True)
+        listed = config.data.tokenizer
+        if listed is None or listed.vocabulary == CLIP:
+            return tokenizer_of(config)
         there = [self.path / name for name in TOKENIZERS if (self.path / name).is_file()]
-        return open_tokenizer([*there, self.path / TOKENIZERS[0]][0], config.data.tokenizer.lowercase)
+        return open_tokenizer([*there, self.path / TOKENIZERS[0]][0], listed.lowercase)
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -221,6 +224,18 @@ class RunFolder:
     def finished(self, config: RunConfig) -> bool:
         """Whether the last step's checkpoint is there."""
         return self.checkpoint(config.trainer.max_steps).is_file()
+
+
+def tokenizer_of(config: RunConfig) -> Tokenizer:
+    """The tokenizer that a configuration names; one without tokens, where it names none.
+
+    Raises:
+        FileNotFoundError, VocabularyError: there is no such file, or it can't be used.
+    """
+    listed = config.data.tokenizer
+    if listed is None:
+        return NoText()
+    return open_tokenizer(Path(config.data.root) / listed.vocabulary, listed.lowercase)
 
 
 def answers_of_objectives(config: RunConfig, facts: DataFacts) -> dict[str, list[str]]:
