@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from vlp.interfaces import Tokenizer
 
-Result = Literal["encoded", "embedded"]  # `vlp.contracts.Encoded`, of a fusion model; `Embedded`, of a dual encoder
+# what a model returns, of `vlp.contracts`: a fusion model `Encoded`, a dual encoder `Embedded`, a token decoder `Decoded`
+Result = Literal["encoded", "embedded", "decoded"]
 
 
 @dataclass(frozen=True)
