@@ -66,8 +66,10 @@ def cogview(shape: dict[str, Any] | None = None, **settings: Any) -> TokenDecode
         "tied": True,
         "head_bias": False,
     }
-    return dalle({**own, "activation": "gelu_tanh", "qkv_bias": True, "token_shift": False, **(shape or {})},
-                 **{**given, **settings})
+    return dalle(
+        {**own, "activation": "gelu_tanh", "qkv_bias": True, "token_shift": False, **(shape or {})},
+        **{**given, **settings},
+    )
 
 
 def random(model: TokenDecoder) -> TokenDecoder:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vlp.interfaces import Batch, Images, Ragged, Regions, Texts, Tokenizer, Truth
 from vlp.needs import EmbedderOffers, Offers
 from vlp.writing.settings import Writing
-from vlp.writing.writer import Writer, Written
+from vlp.writing.writer import Written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -119,25 +119,6 @@ class Embedded:
     texts: Tensor
     scale: Tensor
     bias: Tensor | None
-    rows: int
-    computed_rows: int
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What a token decoder returns for P pairs of a text and the codes of an image, which are one sequence.
-
-    A state predicts the token after its own. `text_states` [P, T, H] and `code_states` [P, n, H]; `text` int64 [P, T]
-    and `codes` int64 [P, n]: the tokens that they predict, numbered as the logits of their part are. `text_weight`
-    float [P, T]: 0 where that is padding. `rows`: tokens of all sequences; `computed_rows`: with padding, for its share
-    in the log.
-    """
-
-    text_states: Tensor
-    code_states: Tensor
-    text: Tensor
-    codes: Tensor
-    text_weight: Tensor
     rows: int
     computed_rows: int
 
@@ -305,36 +286,6 @@ class DualModel(AnyModel, Protocol):
 
     def embed_texts(self, texts: Texts) -> Tensor:
         """Embeddings float32 [T, D] of length 1."""
-
-
-class PictureCoder(Protocol):
-    """What a token decoder asks of the frozen coder of its pictures (a `torch.nn.Module`)."""
-
-    codes: int  # how many there are to choose from
-    grid: tuple[int, int]  # height and width: n codes a picture, line by line
-
-    def encode(self, images: Images) -> Tensor:
-        """Codes int64 [I, n] of images with pixels."""
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Pictures of codes int64 [I, n]."""
-
-
-class TokenModel(AnyModel, Protocol):
-    """What objectives and writing may ask of a token decoder, besides."""
-
-    pictures: PictureCoder
-
-    def __call__(self, batch: Batch, planned: Any = None) -> Decoded:
-        """Read every pair; images without codes are coded first."""
-
-    def logits(self, states: Tensor, part: Literal["text", "codes"]) -> Tensor:
-        """What states [..., H] of a part predict, float [..., V]."""
-
-    def writer(self, batch: Batch, part: Literal["text", "codes"]) -> Writer:
-        """Begin to write the texts or the codes of pairs, in a model in evaluation mode; what is written is numbered as
-        the tokenizer, or the coder, numbers it.
-        """
 
 
 def located(targets: Any, places: Any) -> Any:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from vlp.interfaces import Tokenizer
 
-# what a model returns, of `vlp.contracts`: a fusion model `Encoded`, a dual encoder `Embedded`, a token decoder `Decoded`
+# `vlp.contracts.Encoded`, of a fusion model; `Embedded`, of a dual encoder; `vlp.token_contracts.Decoded`, of a token
+# decoder
 Result = Literal["encoded", "embedded", "decoded"]
 
 
@@ -56,7 +57,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Offers:
-    """What a model offers to objectives; the fields are those of `Needs`. `writes`: segments."""
+    """What a model offers to objectives; the fields are those of `Needs`. `writes`: segments, or `codes`."""
 
     result: Result
     region_rows: bool = False

@@ -51,9 +51,7 @@ def test_states_and_labels_by_hand() -> None:
                 torch.testing.assert_close(state, states[pair, place])
                 assert weight == real[pair, place + 1]
                 assert label == ids[pair, place + 1]  # of texts, which come first where they are apart
-            for place, state, label in zip(
-                parts[1], decoded.code_states[pair], decoded.codes[pair], strict=True
-            ):
+            for place, state, label in zip(parts[1], decoded.code_states[pair], decoded.codes[pair], strict=True):
                 torch.testing.assert_close(state, states[pair, place])
                 assert label == ids[pair, place + 1] - (0 if joint else template.code_offset)
 

@@ -115,9 +115,9 @@ def test_texts_after_codes(template: list[str]) -> None:
     begin = template.index("caption") + 11
     states = model.read(model.filled(ids, codes_at, codes))[:, begin - 1 : begin + 4]
     torch.testing.assert_close(said, model.predicted(states, "text").log_softmax(2), **EXACT)
+    alone = replace(batch_of([[]], codes[:1]), pairs=torch.tensor([[0, NONE]]))
     with pytest.raises(ValueError, match="an image for every pair"):
-        batch = batch_of([[]], codes[:1])
-        model.writer(replace(batch, pairs=torch.tensor([[0, NONE]])), "text")
+        model.writer(alone, "text")
 
 
 def test_guided() -> None:

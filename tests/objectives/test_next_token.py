@@ -64,5 +64,5 @@ def test_captions_are_left_out() -> None:
     [{"text_weight": 0.0, "image_weight": 0.0}, {"text_weight": -1.0}, {"empty_share": 1.5}],
 )
 def test_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="but must be|must be above 0"):
+    with pytest.raises(ValueError, match="but must"):
         NextToken(dalle(), **settings)

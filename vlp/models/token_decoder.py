@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Cost, Decoded, PictureCoder
+from vlp.contracts import Cost
 from vlp.interfaces import NONE, Batch, Images, SquareSize
 from vlp.needs import Offers
 from vlp.nn.cost import transformer_cost
@@ -21,6 +21,7 @@ from vlp.nn.token_block import Around, BlockShape, Read, Shifting, TokenBlock, W
 from vlp.nn.token_stream import Part, Template, TokenPlan, TokenPlanner
 from vlp.nn.token_writer import TokenWriter
 from vlp.nn.transformer import initialise
+from vlp.token_contracts import Decoded, FrozenCoder
 
 GRADIENT_SHARE = 0.1  # of embeddings, where `stable`
 
@@ -30,7 +31,7 @@ class TokenDecoder(nn.Module):
     DALLE-pytorch, CogView (Ding et al. 2021).
 
     Args:
-        pictures: the frozen coder of pictures (`vlp.contracts.PictureCoder`); it isn't trained.
+        pictures: the frozen coder of pictures (`vlp.token_contracts.FrozenCoder`); it isn't trained.
         template: the order of a sequence, as [START, caption, codes]; see `vlp.nn.token_stream.Template`, as for
             `special`, `padding` and `vocabulary`.
         vocab_size: rows of the vocabulary of texts.
@@ -79,7 +80,7 @@ class TokenDecoder(nn.Module):
         head_bias: bool = True,
     ):
         super().__init__()
-        coder = cast(PictureCoder, pictures)
+        coder = cast(FrozenCoder, pictures)
         height, width = coder.grid
         if list(max_tokens) != ["caption"]:
             raise ValueError("max_tokens must have the segment caption and no other: a token decoder has one text")
@@ -112,14 +113,15 @@ class TokenDecoder(nn.Module):
         rows = self.template.text_rows + coder.codes
         self.tokens = nn.Embedding(rows, hidden_size)
         scales = [(0.1 if n < 18 else 1e-5 if n < 24 else 1e-6) if layer_scale else None for n in range(layers)]
-        self.layers = nn.ModuleList(TokenBlock(hidden_size, shape, scale) for scale in scales)
+        blocks = [TokenBlock(hidden_size, shape, scale) for scale in scales]
+        self.layers = nn.ModuleList(blocks)
         self.norm = shape.make_norm(hidden_size)
         self.head = None if tied else nn.Linear(hidden_size, rows, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(rows)) if head_bias else None
         initialise(self, initial_std)
-        for block in self.layers:
+        for block in blocks:
             for part in (block.out, block.mlp_out):
-                nn.init.normal_(part.weight, std=initial_std / math.sqrt(2 * layers))  # type: ignore[arg-type]
+                nn.init.normal_(part.weight, std=initial_std / math.sqrt(2 * layers))
         self.dropout = nn.Dropout(shape.dropout)
 
         def table(*size: int) -> nn.Parameter:
@@ -160,7 +162,7 @@ class TokenDecoder(nn.Module):
         if images.codes is not None:
             return images
         with torch.no_grad():
-            return replace(images, codes=cast(PictureCoder, self.pictures).encode(images))
+            return replace(images, codes=cast(FrozenCoder, self.pictures).encode(images))
 
     def cost(self, batch: Batch) -> Cost:
         """See `vlp.nn.cost.transformer_cost`."""
@@ -188,7 +190,7 @@ class TokenDecoder(nn.Module):
     def embed(self, ids: Tensor, place: Tensor) -> Tensor:
         """Rows [P, S, H] of ids int64 [P, S] at places int64 [S] or [P, S]."""
         rows = self.tokens(ids)
-        table = self.positions
+        table: Tensor | None = self.positions
         if self.text_positions is not None:
             assert self.row_positions is not None
             assert self.column_positions is not None
@@ -211,9 +213,10 @@ class TokenDecoder(nn.Module):
         biases: of each layer, float [S, S] or [P, 1, S, S], in the place of its pattern; None: the patterns.
         """
         count = ids.shape[1]
-        given = biases or [None] * len(self.layers)
-        around = [self.whole(n, count, bias=bias) for n, bias in enumerate(given)]
-        return self.states(self.embed(ids, torch.arange(count, device=ids.device)), list(around))
+        around: list[Around] = [
+            self.whole(n, count, bias=None if biases is None else biases[n]) for n in range(len(self.layers))
+        ]
+        return self.states(self.embed(ids, torch.arange(count, device=ids.device)), around)
 
     def forward(self, batch: Batch, planned: TokenPlan | None = None) -> Decoded:
         """Read every pair.
@@ -230,12 +233,16 @@ class TokenDecoder(nn.Module):
             assert self.windows is not None
             biases = [self.windows.bias(own, inputs.shape[1]) for own in planned.pivots]
         states = self.read(inputs, biases)
-        pair = torch.arange(len(ids), device=ids.device)[:, None] * inputs.shape[1]
-        parts, labels = [], []
-        for where, part in ((planned.text_from, "text"), (planned.codes_from, "codes")):
-            parts.append(states.flatten(0, 1).index_select(0, (pair + where).flatten()).view(*where.shape, -1))
-            labels.append(targets.gather(1, where) - self.labels_begin(cast(Part, part)))
-        return Decoded(*parts, *labels, planned.text_weight, planned.rows, inputs.numel())
+        first = torch.arange(len(ids), device=ids.device)[:, None] * inputs.shape[1]
+
+        def of_part(where: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+            own = states.flatten(0, 1).index_select(0, (first + where).flatten()).view(*where.shape, -1)
+            return own, targets.gather(1, where) - self.first_label(part)
+
+        text_states, text = of_part(planned.text_from, "text")
+        code_states, codes = of_part(planned.codes_from, "codes")
+        rows, computed = planned.rows, inputs.numel()
+        return Decoded(text_states, code_states, text, codes, planned.text_weight, rows, computed)
 
     def codes_of(self, batch: Batch, image: Tensor) -> Tensor:
         """Codes int64 [P, n] of images int64 [P] of a batch.
@@ -256,7 +263,7 @@ class TokenDecoder(nn.Module):
         """Sequences with codes int64 [P, n] at their places."""
         return ids.scatter(1, codes_at, codes + self.template.code_offset)
 
-    def labels_begin(self, part: Part) -> int:
+    def first_label(self, part: Part) -> int:
         """The id that the first logit of a part stands for."""
         return 0 if self.template.vocabulary == "joint" else self.template.rows_of(part).start
 

@@ -79,8 +79,9 @@ class Template:
                 raise ValueError(f"template must have {name} once, as [START, caption, codes]")
         for item in set(self.items) - {CAPTION, CODES}:
             if not item.isupper():
-                raise ValueError(f"template has {item}; command tokens are written in capitals, others are {CAPTION}"
-                                 f" and {CODES}")
+                raise ValueError(
+                    f"template has {item}; command tokens are written in capitals, others are {CAPTION} and {CODES}"
+                )
         if self.vocabulary == "apart" and self.items[0] in (CAPTION, CODES):
             raise ValueError("template must begin with a command token: what is first is predicted from nothing")
         if self.vocabulary == "apart" and self.items[-1] not in (CAPTION, CODES):
@@ -137,8 +138,8 @@ class Template:
         """Where the text, or the codes, of each sequence begin, int64 [P], given where codes stand, as `lay` says."""
         if part == "codes":
             return codes.to(torch.uint8).argmax(1)
-        before = self.items[: self.items.index(CAPTION)]
-        return torch.full((len(codes),), sum(self.cells if item == CODES else 1 for item in before), device=codes.device)
+        before = sum(self.cells if item == CODES else 1 for item in self.items[: self.items.index(CAPTION)])
+        return torch.full((len(codes),), before, device=codes.device)
 
     def lay(self, caption: Segment, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The sequences of pairs with these texts, int64 [P], or NONE: `ids` int64 [P, L], as in `TokenPlan`; where
@@ -212,4 +213,3 @@ class TokenPlanner:
             pivots,
             int(real[:, :inputs].sum()),
         )
-

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlp.nn.incremental import kept_groups
 from vlp.nn.kept_keys import KeptKeys
@@ -21,7 +20,7 @@ class Decoder(Protocol):
     template: Template
     shape: BlockShape
     shifting: Shifting | None
-    layers: Sized
+    layers: nn.ModuleList
     angles: Tensor | None  # [L, R], of rotary positions
 
     def mask(self, layer: int) -> Tensor | None:
@@ -69,7 +68,8 @@ class TokenWriter:
         self.last = states.flatten(0, 1).index_select(0, last)  # [P, H]
         hidden = None
         if bool((first < self.begin).any()):
-            hidden = rows.new_zeros(len(ids), self.begin).masked_fill(place >= first[:, None], -torch.inf)[:, None, None]
+            real = place < first[:, None]
+            hidden = rows.new_zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None]
         self.around = []
         for own in read:
             before = [part_rows[:, -decoder.shifting.width :] for part_rows in own.rows] if decoder.shifting else []

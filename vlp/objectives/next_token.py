@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Decoded, Losses, Report, TokenModel
+from vlp.contracts import Losses, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.precision import at_least_float32
+from vlp.token_contracts import Decoded, TokenModel
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class NextToken(nn.Module):
     ):
         super().__init__()
         if text_weight < 0 or image_weight < 0 or text_weight + image_weight == 0:
-            raise ValueError(f"text_weight {text_weight} and image_weight {image_weight}: one must be above 0, none below")
+            raise ValueError(
+                f"text_weight is {text_weight} and image_weight {image_weight}, but must not be negative, nor both 0"
+            )
         if not 0 <= empty_share <= 1:
             raise ValueError(f"empty_share is {empty_share}, but must be between 0 and 1")
         self.text_weight, self.image_weight, self.mean = text_weight, image_weight, mean
