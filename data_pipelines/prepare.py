@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.scenes.build import Asked, Language, build_scenes
 from data_pipelines.scenes.placing import OBJECTS
-from data_pipelines.shards.format import Manifest, ShardError, read_manifest
+from data_pipelines.shards.format import BadSampleError, Manifest, ShardError, read_manifest
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
-from vlp.interfaces import Batch, Loads, Tokenizer
+from vlp.interfaces import Batch, Images, Loads, Tokenizer
 
 
 def ensure_scenes(
@@ -99,3 +101,18 @@ def validation_batches(
     sizes = own_sizes or [None] * len(sources)
     planned = [source.planned(1, tokens is not None, size) for source, size in zip(sources, sizes, strict=True)]
     return ValidationBatches(MicroBatchLoader(Plan(planned, 0, 1, pairs, tokens), sources), count)
+
+
+def some_images(source: Source, count: int) -> Images:
+    """So many images of a source, or all, evenly spread; a broken one is left out."""
+    _, first = np.unique(source.sample_of, return_index=True)
+    chosen = np.unique(np.linspace(0, len(first) - 1, min(count, len(first))).astype(np.int64))
+    found = []
+    for pair in first[chosen].tolist():
+        try:
+            loaded = source.load(pair).regions
+        except BadSampleError:
+            continue
+        if loaded is not None:
+            found.append(loaded)
+    return Images.from_regions(found, range(len(found)))

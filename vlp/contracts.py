@@ -196,7 +196,8 @@ class AnyModel(Protocol):
         """Rows of the table of words; 0 of a model that reads no text."""
 
     def __call__(self, batch: Batch, planned: Any = None) -> Any:
-        """What `offers.result` says: `Encoded`, `Embedded` or `Reconstructed`; any has `rows` and `computed_rows`.
+        """What `offers.result` says: `Encoded`, `Embedded`, `Reconstructed` or `Decoded`; any has `rows` and
+        `computed_rows`.
 
         planned: by `plan`; None: it is planned in place.
         """

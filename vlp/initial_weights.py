@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from vlp.checkpoints.words import changes, faults
 from vlp.config import ConfigError, InitConfig
 from vlp.contracts import Start
 from vlp.convert import unknown_key
-from vlp.interfaces import Tokenizer
+from vlp.interfaces import Images, Tokenizer
 from vlp.registry import IMPORTERS, MODELS
 from vlp.run_folder import RunFolder, answers_of_objectives, weights_file
 
@@ -62,6 +63,16 @@ def load_initial_weights(
                 f" has {len(tokenizer)}: give the vocabulary of these weights, or words would get the vectors of others"
             )
     return loaded
+
+
+def calibrate(model: nn.Module, images: Callable[[int], Images]) -> None:
+    """Make those parts of a model that are made from pictures, as a codebook of patches.
+
+    images: gives so many, the same ones whenever it is asked.
+    """
+    for part in model.modules():
+        if hasattr(part, "calibrate"):
+            part.calibrate(images(part.calibration_pictures))
 
 
 def load_start_weights(model: nn.Module) -> None:

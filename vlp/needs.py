@@ -9,8 +9,8 @@ from typing import Any, Literal
 from vlp.interfaces import Tokenizer
 
 # `vlp.contracts.Encoded`, of a fusion model; `Embedded`, of a dual encoder; `vlp.picture_contracts.Reconstructed`, of a
-# picture coder
-Result = Literal["encoded", "embedded", "reconstructed"]
+# picture coder; `vlp.token_contracts.Decoded`, of a token decoder
+Result = Literal["encoded", "embedded", "reconstructed", "decoded"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Offers:
-    """What a model offers to objectives; the fields are those of `Needs`. `writes`: segments."""
+    """What a model offers to objectives; the fields are those of `Needs`. `writes`: segments, or `codes`."""
 
     result: Result
     region_rows: bool = False

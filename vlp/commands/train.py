@@ -20,14 +20,14 @@ from rich.console import Console
 
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.datamodule import PREFETCH, DataModule
-from data_pipelines.prepare import ensure_scenes, open_sources, validation_batches
+from data_pipelines.prepare import ensure_scenes, open_sources, some_images, validation_batches
 from data_pipelines.shards.format import ShardError
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
 from vlp.build import loads_of, objective_needs
 from vlp.commands.command import GO_ON, open_console, options_of, run_command
 from vlp.config import ConfigError, RunConfig, load_config, ratio_for
-from vlp.initial_weights import describe, load_initial_weights, load_start_weights
+from vlp.initial_weights import calibrate, describe, load_initial_weights, load_start_weights
 from vlp.interfaces import Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, tokenizer_of
 from vlp.training.fit import build_module, checkpoint_of, fit, print_estimate, resolve_hardware
@@ -234,6 +234,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     start = checkpoint_of(folder, resume, module, console if launching else Console(quiet=True)) if resume else None
     if start is None:
         load_start_weights(module.model)
+        calibrate(module.model, partial(some_images, sources[0]))
         if config.init is not None:
             answers = answers_of_objectives(config, facts)
             loaded = load_initial_weights(config.init, module, tokenizer, answers)

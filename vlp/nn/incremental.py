@@ -125,15 +125,22 @@ class Incremental:
 
     def keep(self, rows: Tensor) -> None:
         """See `vlp.writing.writer.Writer`."""
-        before = groups_of(self.index.tolist())
-        self.index = self.index.index_select(0, rows)
-        after = groups_of(self.index.tolist())
-        groups = None
-        if after != before:
-            number = {pair: n for n, pair in enumerate(before)}  # one of a pair's groups, which are all alike
-            groups = torch.tensor([number[pair] for pair in after], dtype=torch.int64, device=rows.device)
+        self.index, groups = kept_groups(self.index, rows)
         for kept in self.kept:
             kept.keep(rows, groups)
+
+
+def kept_groups(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The pair of each text, int64 [m], after going on with these of the texts, int64 [m], given it before; and the
+    groups to go on with (`groups_of`), or None: all of them.
+    """
+    before = groups_of(index.tolist())
+    index = index.index_select(0, rows)
+    after = groups_of(index.tolist())
+    if after == before:
+        return index, None
+    number = {pair: n for n, pair in enumerate(before)}  # one of a pair's groups, which are all alike
+    return index, torch.tensor([number[pair] for pair in after], dtype=torch.int64, device=rows.device)
 
 
 def groups_of(pair: list[int]) -> list[int]:

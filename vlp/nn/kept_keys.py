@@ -50,13 +50,33 @@ class KeptKeys:
         there, and what stands in the place of the next, which sees all that is before it and is seen by nothing.
         """
         query, seen = self.take(qkv, heads)
-        (_, count, _, _, size), rows = self.own.shape, query.shape[2]
         self.filled = seen - 1
+        bias = None
+        if query.shape[2] == 2:
+            bias = query.new_zeros(2, seen)
+            bias[:1, -1:] = -torch.inf
+        return self._mixed(query, seen, bias)
+
+    def append(self, qkv: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+        """Queries, keys and values [n, 3 H] of the next row of each text, which is kept, and sees itself and what is
+        before it, to what it takes from these, [n, H].
+
+        bias: added to the fits, float [L + rows], or [n, 1, 1, L + rows] while there is one text in each group: of what
+        stands, and of the text's own rows, this one being the last; -inf hides a row.
+        """
+        standing = 0 if self.shared is None else self.shared[0].shape[2]
+        query, seen = self.take(qkv, heads)
+        if bias is None or self.shared is None:
+            return self._mixed(query, seen, bias)
+        return self._mixed(query, seen, bias[..., standing:], bias[..., :standing])
+
+    def _mixed(self, query: Tensor, seen: int, bias: Tensor | None, shared_bias: Tensor | None = None) -> Tensor:
+        """What queries [n, h, r, d] take of what stands and of the first rows of each text, so many, as [n r, H]."""
+        (_, count, _, _, size), rows = self.own.shape, query.shape[2]
         query = query * (1 / math.sqrt(size))
         keys, values = self.own[:, :, :, :seen]
         fits = query @ keys.transpose(2, 3)  # [n, h, r, seen]
-        if rows == 2:
-            fits[:, :, 0, -1] = -torch.inf
+        fits = fits if bias is None else fits + bias
         if self.shared is None:
             fits = fits if self.hidden is None else fits + self.hidden[..., :seen]
             mixed = fits.softmax(3) @ values
@@ -68,6 +88,7 @@ class KeptKeys:
 
         to_shared = grouped(query).flatten(2, 3) @ self.shared[0].transpose(2, 3)
         to_shared = to_shared if self.hidden is None else to_shared + self.hidden
+        to_shared = to_shared if shared_bias is None else to_shared + shared_bias
         shares = torch.cat([to_shared.unflatten(2, (-1, rows)), grouped(fits)], 4).softmax(4)
         mixed = (shares[..., :length].flatten(2, 3) @ self.shared[1]).unflatten(2, (-1, rows))
         of_words = shares[..., length:].transpose(1, 2).flatten(0, 1) @ values

@@ -35,7 +35,7 @@ def sample(
     names: Sequence[int | str],
     candidates: int,
     most: int,
-    end: int,
+    end: int | None,
     device: torch.device,
     seed: int = 0,
     filters: Sequence[Filter] = (),

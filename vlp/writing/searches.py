@@ -20,7 +20,7 @@ Choose = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def word_by_word(
-    writer: Writer, count: int, most: int, end: int, device: torch.device, choose: Choose
+    writer: Writer, count: int, most: int, end: int | None, device: torch.device, choose: Choose
 ) -> list[Written]:
     """Write `count` texts, one word each time; `score`: the mean of what the words add, the end included.
 
@@ -28,7 +28,7 @@ def word_by_word(
         writer, most, end: as for `greedy`.
         choose: the next words of those that have not ended.
     """
-    written = torch.full((count, most), end, device=device)
+    written = torch.full((count, most), 0 if end is None else end, device=device)
     total = torch.zeros(count, device=device)
     words = torch.zeros_like(total)
     live = torch.arange(count, device=device)
@@ -38,18 +38,22 @@ def word_by_word(
         written[live, place] = word
         total[live] += gain
         words[live] += 1
+        if end is None:
+            continue
         on = (word != end).nonzero()[:, 0]
         if not len(on):
             break
         if len(on) < len(live):
             writer.keep(on)
             live, word = live[on], word[on]
-    texts = [row[: row.index(end)] if end in row else row[:-1] for row in written.tolist()]
+    texts = written.tolist()
+    if end is not None:
+        texts = [row[: row.index(end)] if end in row else row[:-1] for row in texts]
     return [Written(text, score) for text, score in zip(texts, (total / words).tolist(), strict=True)]
 
 
 def greedy(
-    writer: Writer, count: int, most: int, end: int, device: torch.device, filters: Sequence[Filter] = ()
+    writer: Writer, count: int, most: int, end: int | None, device: torch.device, filters: Sequence[Filter] = ()
 ) -> list[Written]:
     """Write `count` texts, taking the likeliest word each time.
 
@@ -59,7 +63,7 @@ def greedy(
     Args:
         writer: at the start, with `count` texts.
         most: words of a text, the end included. What has not ended by then ends there, in the place of its last word.
-        end: the id that ends a text.
+        end: the id that ends a text. None: nothing does, and each has `most` words, as pictures have codes.
         filters: see `vlp.writing.filters`.
 
     Raises:
