@@ -20,7 +20,7 @@ from vlp.evaluation.captions import write
 from vlp.interfaces import Batch, Images, Loads, Tokenizer
 from vlp.registry import OBJECTIVES
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run, weights_file
-from vlp.use import embeddings, pairs
+from vlp.use import embeddings, pairs, pictures
 from vlp.use.images import Given, ImageMaker, several, texts_of
 from vlp.writing.settings import Writing
 
@@ -202,6 +202,26 @@ class TrainedModel(nn.Module):
         how = {"beams": beams, **settings}
         prompt = Prompt(None, self.make_images([image]), tags=tags, begin=begin, settings=how, top=keep)
         return task.evaluation.reply(task, self, prompt).rows
+
+    def draw(
+        self, texts: Sequence[str], count: int = 1, guidance: float | None = None, **settings: Any
+    ) -> list[list[pictures.Drawn]]:
+        """Pictures of texts, `count` of each, the likeliest first; see `vlp.use.pictures.draw`.
+
+        settings: of `vlp.writing.settings.Writing`, as `seed=1, top_k=100`; `search="beams"` takes the likeliest codes.
+
+        Raises:
+            ConfigError, ValueError: the run draws no pictures, or none as is asked.
+        """
+        how = Writing(**{"search": "sample", "beams": count, **settings})
+        return pictures.draw(self, texts_of(texts, "text"), how, guidance)
+
+    def generate(
+        self, texts: Sequence[str], count: int = 1, seed: int = 0, guidance: float | None = None, **settings: Any
+    ) -> Tensor:
+        """Pictures uint8 [T, count, s, s, 3] of texts, the likeliest of each first; see `draw`."""
+        drawn = self.draw(texts, count, guidance, seed=seed, **settings)
+        return torch.stack([torch.stack([one.pixels for one in own]) for own in drawn])
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embeddings float32 [T, D] by a dual encoder; see `vlp.use.embeddings.embed_texts`."""

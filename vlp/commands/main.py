@@ -15,6 +15,7 @@ COMMANDS = {
     "retrieve": ("retrieve", "measure zero-shot retrieval, and draw it"),
     "classify": ("classify", "measure zero-shot classification of pictures"),
     "predict": ("predict", "answer a question about a picture, or describe it"),
+    "generate": ("generate", "draw pictures of texts"),
     "data": ("data", "make a data set of shards"),
     "features": ("features", "add region features to a data set"),
     "inspect": ("inspect_data", "check a data set, and draw some of it"),

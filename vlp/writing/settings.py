@@ -66,7 +66,7 @@ class Writing:
         writer: Writer,
         names: Sequence[int | str],
         most: int,
-        end: int,
+        end: int | None,
         device: torch.device,
         keep: int = 1,
         filters: Sequence[Filter] = (),
@@ -77,21 +77,25 @@ class Writing:
             writer: at the start, with as many texts as there are names.
             names: what each is drawn by; see `sample`.
             most: words of a text, the end included.
-            end: the id that ends a text.
+            end: the id that ends a text; None: nothing does.
             filters: come before those of the settings.
 
         Raises:
             ValueError: the filters leave no word, or no text is as long as it should be.
         """
+        if end is None and (
+            self.least_length or (self.beams > 1 and self.search != "sample") or self.search == "frames"
+        ):
+            raise ValueError("what has no end is sampled, or written with beams=1; least_length and beams are of texts")
         if self.least_length >= most:
             raise ValueError(f"least_length is {self.least_length}, but no text has more than {most - 1} words")
-        filters, count = [*filters, *self.filters(end)], len(names)
+        filters, count = [*filters, *self.filters(0 if end is None else end)], len(names)
         if self.search == "sample":
             drawn = sample(writer, names, self.beams, most, end, device, self.seed, filters)
             return [texts[:keep] for texts in drawn]
+        if end is None or (self.search == "beams" and self.beams == 1):
+            return [[one] for one in greedy(writer, count, most, end, device, filters)]
         if self.search == "frames":
             best = frame_search(writer, count, self.beams, most, end, device, self.length_bonus, filters)
             return [[one] for one in best]
-        if self.beams == 1:
-            return [[one] for one in greedy(writer, count, most, end, device, filters)]
         return beam_search(writer, count, self.beams, most, end, device, self.length_penalty, keep, filters)
