@@ -13,7 +13,8 @@ from test_tools_train import run
 
 import vlp
 from data_pipelines.scenes.build import build_scenes
-from vlp.commands import generate
+from vlp.commands import data, evaluate, generate
+from vlp.commands.evaluate_pictures import nearest_captions
 
 ROOT = Path(__file__).parent.parent
 SIZES = [
@@ -163,3 +164,47 @@ def test_texts_that_are_cut_or_unknown_are_told(
     told = " ".join(capsys.readouterr().out.split())
     assert "33 tokens, of which the run reads the first 30" in told
     assert "tokens are unknown to the run" in told
+
+
+def test_evaluate(finished: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """True pictures are read without an error; what is drawn depends on the settings alone."""
+    found = []
+    for settings in ([], [], ["--seed", "1", "--count", "2", "--top_k", "3"]):
+        assert evaluate.main([str(finished), "--most", "9", *settings]) == 0, capsys.readouterr().err
+        found.append(json.loads((finished / "generation-val.json").read_text()))
+    told = capsys.readouterr().out
+    assert found[0] == found[1]
+    assert (found[2]["seed"], found[2]["count"], found[2]["top_k"]) == (1, 2, 3)
+    true = found[0]["true pictures"]
+    assert [true[name] for name in ("captions", "entities")] == [1.0, 1.0]
+    assert found[0]["other scenes"]["entities"] < 0.5
+    assert set(found[0]) >= {"nearest of training", "reproduced by the coder", "drawn", "same words, dealt otherwise"}
+    assert "reproduced by the coder" in told
+    assert Image.open(finished / "generation-val.png").size[0] > 1000
+    assert evaluate.main([str(finished), "--beams", "3"]) == 1
+    assert "unknown key 'beams'; known keys: count, guidance, seed" in capsys.readouterr().err
+
+
+def test_the_nearest_caption_shares_most_words() -> None:
+    known = ["a red circle", "a red circle and a blue ring", "two bars", "a blue ring, and a red circle"]
+    assert nearest_captions(["a blue ring and a red circle", "bars", "a circle"], known) == [1, 2, 0]
+    assert nearest_captions(["\u4e00\u4e2a\u5706"], ["\u65b9\u5757", "\u4e24\u4e2a\u5706"]) == [1]
+
+
+def test_photographs_are_not_read(
+    finished: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "photos"
+    pictures.mkdir()
+    for number in range(5):
+        Image.new("RGB", (96, 96), (40 * number, 90, 90)).save(pictures / f"{number:012d}.jpg")
+    captions = {
+        "images": [{"id": n, "file_name": f"{n:012d}.jpg", "width": 96, "height": 96} for n in range(5)],
+        "annotations": [{"id": n, "image_id": n, "caption": "a photo"} for n in range(5)],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    made = ["coco", "--images", str(pictures), "--captions", str(tmp_path / "captions.json"), "--split", "val"]
+    assert data.main([*made, "--out", str(tmp_path / "photos_data")]) == 0, capsys.readouterr().err
+    data.main([*made[:-1], "train", "--out", str(tmp_path / "photos_data")])
+    assert evaluate.main([str(finished), "--data", str(tmp_path / "photos_data")]) == 1
+    assert "of which it is not known what is in them; drawings are measured on scenes" in capsys.readouterr().err

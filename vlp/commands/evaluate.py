@@ -9,7 +9,9 @@ Of a run on referring expressions, the share of boxes that are right. Of one on 
 among the best 1, 5 and 10, and among all. Of one on questions with choices, the shares of
 right answers, of right rationales of the right answer, and of both; and the file that VCR's leaderboard takes. A run
 that was trained on captioning writes a caption of each image of the split, in COCO's result format, and measures them
-by those of the split.
+by those of the split. Of one that draws pictures, of the embedded scenes, which share of what the captions say is true
+of the pictures, as a reader of scenes finds them (--most: 200), beside true pictures, others, and what the coder loses;
+its settings are --count 1, --temperature, --top_k, --top_p, --seed 0 and --guidance.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ from data_pipelines.shards.format import BadSampleError
 from data_pipelines.sources.source import LoadedPair, Source
 from vlp.checkpoints.load import write_atomically
 from vlp.commands.command import Parser, open_console, options_of, run_command, whole_number
+from vlp.commands.evaluate_pictures import Drawing, evaluate_pictures
 from vlp.contracts import Task
 from vlp.convert import convert
 from vlp.inference import TrainedModel
 from vlp.interfaces import Truth
 from vlp.strict_yaml import ConfigError, read_yaml
+from vlp.use.pictures import draws_pictures
 
 WRITING = (
     "Captions are written as these say, each with its default: --beams 1 (beginnings that are followed, or samples"
@@ -41,6 +45,7 @@ WRITING = (
     " --length_bonus 0.0 (of frames), --temperature, --top_k, --top_p and --seed 0 (of samples), --no_repeat (no N"
     " words in a row twice), --least_length 0 (words)."
 )
+DRAWN = 200  # pictures that a token decoder draws, if --most is not given
 PAIRS = 64  # of a batch, if the run's batches were not of so many pairs
 
 
@@ -136,14 +141,19 @@ def ask_all(
 
 
 def own_settings(task: Task, given: dict[str, str], command: str = "evaluate") -> Any:
-    """The settings of a task's evaluation, out of texts that are YAML.
+    """The settings of a task's evaluation, out of texts that are YAML; see `converted`."""
+    return converted(given, task.evaluation.Options, command)
+
+
+def converted(given: dict[str, str], kind: Any, command: str) -> Any:
+    """Settings, a dataclass of this kind, out of texts that are YAML.
 
     Raises:
-        ConfigError: it has no such setting, or not such a value.
+        ConfigError: there is no such setting, or not such a value.
     """
     values = {name: read_yaml(f"value: {value}", name)["value"] for name, value in given.items()}
     try:
-        return convert(values, task.evaluation.Options, "settings of the task", "")
+        return convert(values, kind, "settings of the task", "")
     except ConfigError as error:
         raise ConfigError(f"{error} (`vlp {command} --help` lists the command's own options)") from None
 
@@ -152,7 +162,12 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Ask, print, write; returns the report."""
     run, split = options.run, options.split
     model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu", options.task)
-    task, folder = model.task(), run if run.is_dir() else run.parent
+    folder = run if run.is_dir() else run.parent
+    if draws_pictures(model):
+        how = converted(options.settings, Drawing, "evaluate")
+        sources = (open_source(model, options.data, name) for name in (split, model.source.split))
+        return evaluate_pictures(model, *sources, how, options.most or DRAWN, folder, console)
+    task = model.task()
     settings = own_settings(task, options.settings)
     source = open_source(model, options.data, split)
     records, done, left_out, stopped = ask_all(model, task, source, settings, options.most, console)
