@@ -56,7 +56,8 @@ class MicroBatchLoader:
 
 def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, replaced: list[Replacement]) -> Batch:
     """Pairs as a clean batch; an image that several captions share is in it once. Texts alone have none, and questions
-    about two images have two. The choices of a question are pairs side by side.
+    about two images have two. The choices of a question are pairs side by side. Where no segment is loaded, pairs have
+    no text.
 
     A batch without any image holds one without regions, which no pair shows.
     """
@@ -75,7 +76,7 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
     asked = "question" in segments
     boxes = any(pair.box is not None for pair in loaded)
     questions, loaded = loaded, [one for pair in loaded for one in _choices(pair)]
-    numbers = torch.arange(len(loaded))
+    numbers = torch.arange(len(loaded)) if segments else torch.full((len(loaded),), NONE)
     slots = [torch.tensor([rows.get(pair.sample, NONE) for pair in loaded])]
     if any(pair.second is not None for pair in loaded):
         slots.append(torch.tensor([NONE if pair.second is None else rows[pair.second[0]] for pair in loaded]))
@@ -84,7 +85,7 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
     return Batch(
         texts=Texts(
             segments={name: Segment.from_tokens([pair.segments[name] for pair in loaded]) for name in segments},
-            ids=torch.tensor([pair.text for pair in loaded]),
+            ids=torch.tensor([pair.text for pair in loaded if segments], dtype=torch.int64),
         ),
         images=Images.from_regions(images or [loaded[0].regions], list(rows) or [NONE]),
         pairs=torch.stack([numbers, *slots], 1),

@@ -13,7 +13,7 @@ from vlp.convert import arguments, chosen, construct, convert
 from vlp.interfaces import Loads, PixelSize, SquareSize, Tokenizer
 from vlp.needs import EmbedderOffers, FeatureFacts, Needs, faults, needs_of
 from vlp.nn.layout import Layout, is_visual
-from vlp.registry import BACKBONES, EMBEDDERS, IMAGE_TOWERS, MODELS, OBJECTIVES, TEXT_TOWERS
+from vlp.registry import BACKBONES, EMBEDDERS, IMAGE_TOWERS, MODELS, OBJECTIVES, PICTURES, TEXT_TOWERS
 
 # arguments of objectives that do not come from the file
 GIVEN = ("model", "mask_id", "end_id", "word_ids", "classes", "attributes", "answers")
@@ -50,15 +50,18 @@ def pixel_size(settings: dict[str, Any]) -> PixelSize | SquareSize | None:
 
 
 def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts: FeatureFacts) -> nn.Module:
-    """The model of a config's `model` block, with the parts that its constructor asks for: towers, or an embedder, a
-    layout and maybe a backbone.
+    """The model of a config's `model` block, with the parts that its constructor asks for: towers, a coder of pictures,
+    or an embedder, a layout and maybe a backbone.
 
     Raises:
         ConfigError: unknown, missing or ill-typed keys, parts that don't fit one another, a vocabulary too small for
             the tokenizer's special tokens, or a `feature_size` other than the data's.
     """
-    if "image" in inspect.signature(chosen("model", settings, MODELS)).parameters:
+    parts = inspect.signature(chosen("model", settings, MODELS)).parameters
+    if "image" in parts:
         return _with_towers(settings, special_tokens)
+    if "pictures" in parts:
+        return _with_pictures(settings, special_tokens)
     return _with_embedder(settings, special_tokens, facts)
 
 
@@ -79,6 +82,19 @@ def _with_towers(settings: dict[str, Any], special_tokens: dict[str, int]) -> nn
         )
     rest = {key: value for key, value in settings.items() if key not in ("pixels", "image", "text")}
     model: nn.Module = construct("model", rest, MODELS, **towers, special=special_tokens)
+    return model
+
+
+def _with_pictures(settings: dict[str, Any], special_tokens: dict[str, int]) -> nn.Module:
+    pixels: Any = pixel_size(settings)
+    if pixels.boxes:
+        raise ConfigError("model.pixels.boxes: a coder sees whole pictures, it looks at no boxes; leave it out")
+    if "pictures" not in settings:
+        raise ConfigError("model: the key pictures (the coder of pictures) is missing")
+    own = convert(settings["pictures"], dict[str, Any], "model", "pictures")
+    pictures = construct("model.pictures", own, PICTURES, size=pixels)
+    rest = {key: value for key, value in settings.items() if key not in ("pixels", "pictures")}
+    model: nn.Module = construct("model", rest, MODELS, pictures=pictures, special=special_tokens)
     return model
 
 

@@ -90,13 +90,13 @@ class DataConfig:
 
     Either `micro_batch` (pairs) or `micro_batch_tokens` (text tokens and regions together) sets the size of a
     micro-batch. An optimizer step takes `micro_batches_per_step` of them, over all devices together. `workers`: loader
-    processes.
+    processes. `tokenizer`: left out where the model reads no text (`model.max_tokens: {}`), and there alone.
     """
 
     root: str
-    tokenizer: TokenizerConfig
     sources: list[SourceConfig]
     micro_batches_per_step: int
+    tokenizer: TokenizerConfig | None = None
     micro_batch: int | None = None
     micro_batch_tokens: int | None = None
     max_regions: int = 100
@@ -247,6 +247,15 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 def _check_ranges(config: RunConfig, file: str) -> None:
     """Refuse numbers that no run can have, and sampling ratios of sources that are not there."""
     data, trainer = config.data, config.trainer
+    reads_text = config.model.get("max_tokens") != {}
+    if reads_text and data.tokenizer is None:
+        raise ConfigError(f"{file}: the key data.tokenizer is missing")
+    if not reads_text and data.tokenizer is not None:
+        raise ConfigError(f"{file}: data.tokenizer: the model reads no text (model.max_tokens is {{}}); leave it out")
+    if not reads_text and data.micro_batch is None:
+        raise ConfigError(
+            f"{file}: a model that reads no text is trained with data.micro_batch pictures; give their number"
+        )
     positive: dict[str, Any] = {
         "data.micro_batches_per_step": data.micro_batches_per_step,
         "data.micro_batch": data.micro_batch,

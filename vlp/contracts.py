@@ -125,7 +125,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a micro-batch costs, estimated. `rows`: of all sequences. `operations`: floating-point operations of the
+    """What a micro-batch costs, estimated. `rows`: of all sequences, which are `things`. `operations`: floating-point operations of the
     forward and the backward pass, for the model's own parameters. `activations`: numbers kept for the backward pass.
     The last two are None where a model can't tell, as with towers of any kind.
     """
@@ -133,6 +133,7 @@ class Cost:
     rows: int
     operations: float | None = None
     activations: float | None = None
+    things: str = "tokens and regions"
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,16 @@ class Start:
     trunk: nn.Module
     path: str
     left_out: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What an objective says of a whole validation: `numbers` by name, the same on all processes, and `pages` by name,
+    pictures uint8 [height, width, 3] that the first process's batches gave.
+    """
+
+    numbers: dict[str, float]
+    pages: dict[str, Tensor]
 
 
 Losses = dict[str, Tensor]  # scalars with gradient, to be weighted and summed
@@ -182,10 +193,10 @@ class AnyModel(Protocol):
 
     @property
     def words(self) -> int:
-        """Rows of the table of words."""
+        """Rows of the table of words; 0 of a model that reads no text."""
 
     def __call__(self, batch: Batch, planned: Any = None) -> Any:
-        """What `offers.result` says: `Encoded`, `Embedded` or `Decoded`; any has `rows` and `computed_rows`.
+        """What `offers.result` says (`vlp.needs.Result`); any has `rows` and `computed_rows`.
 
         planned: by `plan`; None: it is planned in place.
         """
@@ -311,7 +322,8 @@ class Objective(Protocol):
     It may have besides: `needs(**settings) -> Needs`, a class method that must take no setting at all too (without it
     nothing is needed); `after_step(model, taken)`, called after each step of the optimizer, for queues, momentum copies
     and limits of parameters (`taken` is False where the step was left out, since it was not finite); `abilities`, a set
-    of what a trained one can be asked for (`Ability`).
+    of what a trained one can be asked for (`Ability`); `validated() -> Validated`, called after each validation on all
+    processes, for what the losses of its batches, taken in evaluation mode, don't say one by one.
     """
 
     @property

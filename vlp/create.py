@@ -45,7 +45,8 @@ def create_model(
     config = load_config(name, overrides)
     settings: dict[str, Any] = config.model
     if special_tokens is None:
-        special_tokens = ClipBytePairs().special if config.data.tokenizer.vocabulary == CLIP else BERT_TOKENS
+        listed = config.data.tokenizer
+        special_tokens = ClipBytePairs().special if listed is not None and listed.vocabulary == CLIP else BERT_TOKENS
     embedder = settings.get("embedder", {})
     size = feature_size or embedder.get("feature_size", BOTTOM_UP)
     if "embedder" in settings and "backbone" not in settings:

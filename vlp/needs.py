@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from vlp.interfaces import Tokenizer
 
-# `vlp.contracts.Encoded`, of a fusion model; `Embedded`, of a dual encoder; `vlp.token_contracts.Decoded`, of a token
-# decoder
-Result = Literal["encoded", "embedded", "decoded"]
+# `vlp.contracts.Encoded`, of a fusion model; `Embedded`, of a dual encoder; `vlp.picture_contracts.Reconstructed`, of a
+# picture coder; `vlp.token_contracts.Decoded`, of a token decoder
+Result = Literal["encoded", "embedded", "reconstructed", "decoded"]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from vlp.checkpoints.importers import (
 )
 from vlp.checkpoints.key_map import KeyMap
 from vlp.models.dual_encoder import DualEncoder
+from vlp.models.picture_coder import PictureCoder
 from vlp.models.single_stream import SingleStream
 from vlp.models.two_stream import TwoStream
 from vlp.nn.backbones.patches import Patches
@@ -36,6 +37,10 @@ from vlp.nn.embedders.vilt import ViltEmbedder
 from vlp.nn.embedders.visualbert import VisualBertEmbedder
 from vlp.nn.embedders.vlbert import VLBertEmbedder
 from vlp.nn.embedders.vlp import VlpEmbedder
+from vlp.nn.pictures.discrete_vae import DiscreteVae
+from vlp.nn.pictures.openai_dvae import OpenAIDvae
+from vlp.nn.pictures.patch_codebook import PatchCodebook
+from vlp.nn.pictures.vq_vae import VqVae
 from vlp.nn.towers.bert_text import BertText
 from vlp.nn.towers.open_clip import OpenClipImage, OpenClipText
 from vlp.nn.towers.timm_image import TimmImage
@@ -50,6 +55,7 @@ from vlp.objectives.matching import Matching
 from vlp.objectives.momentum_contrast import MomentumContrast
 from vlp.objectives.region_matching import RegionMatching
 from vlp.objectives.region_prediction import RegionPrediction
+from vlp.objectives.reproduction import Reproduction
 from vlp.objectives.segment_matching import SegmentMatching
 from vlp.objectives.sigmoid_contrastive import SigmoidContrastive
 from vlp.objectives.word_region import WordRegionAlignment
@@ -63,6 +69,7 @@ from vlp.tasks.region_choice import RegionChoice
 
 MODELS: dict[str, Any] = {
     "dual_encoder": DualEncoder,
+    "picture_coder": PictureCoder,
     "single_stream": SingleStream,
     "two_stream": TwoStream,
 }
@@ -97,9 +104,16 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "region_choice": RegionChoice,
     "region_matching": RegionMatching,
     "region_prediction": RegionPrediction,
+    "reproduction": Reproduction,
     "segment_matching": SegmentMatching,
     "sigmoid_contrastive": SigmoidContrastive,
     "word_region_alignment": WordRegionAlignment,
+}
+PICTURES: dict[str, Callable[..., nn.Module]] = {  # coders of pictures
+    "discrete_vae": DiscreteVae,
+    "openai_dvae": OpenAIDvae,
+    "patch_codebook": PatchCodebook,
+    "vq_vae": VqVae,
 }
 IMAGE_TOWERS: dict[str, Callable[..., nn.Module]] = {
     "open_clip_image": OpenClipImage,

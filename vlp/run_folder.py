@@ -18,6 +18,7 @@ from vlp.convert import convert
 from vlp.interfaces import Replacement, Tokenizer
 from vlp.needs import FeatureFacts
 from vlp.text.choose import CLIP, open_tokenizer
+from vlp.text.no_text import NoText
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class RunFolder:
         """
         self.refuse_if_used()
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / tokenizer.file_name, tokenizer.file())
+        if config.data.tokenizer is not None:
+            write_atomically(self.path / tokenizer.file_name, tokenizer.file())
         write_atomically(self.path / "data.json", json.dumps(asdict(facts), indent=1).encode())
         self.write_config(config)
 
@@ -136,10 +138,10 @@ class RunFolder:
 
     def tokenizer(self, config: RunConfig) -> Tokenizer:
         """The run's own tokenizer."""
-        if config.data.tokenizer.vocabulary == CLIP:
-            return open_tokenizer(CLIP, True)
-        own = self.path / "tokenizer.json"
-        return open_tokenizer(own if own.is_file() else self.path / "vocabulary.txt", config.data.tokenizer.lowercase)
+        listed, own = config.data.tokenizer, self.path / "tokenizer.json"
+        if listed is None or listed.vocabulary == CLIP:
+            return tokenizer_of(config)
+        return open_tokenizer(own if own.is_file() else self.path / "vocabulary.txt", listed.lowercase)
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -218,6 +220,18 @@ class RunFolder:
     def finished(self, config: RunConfig) -> bool:
         """Whether the last step's checkpoint is there."""
         return self.checkpoint(config.trainer.max_steps).is_file()
+
+
+def tokenizer_of(config: RunConfig) -> Tokenizer:
+    """The tokenizer that a configuration names; one without tokens, where it names none.
+
+    Raises:
+        FileNotFoundError, VocabularyError: there is no such file, or it can't be used.
+    """
+    listed = config.data.tokenizer
+    if listed is None:
+        return NoText()
+    return open_tokenizer(Path(config.data.root) / listed.vocabulary, listed.lowercase)
 
 
 def answers_of_objectives(config: RunConfig, facts: DataFacts) -> dict[str, list[str]]:

@@ -28,7 +28,8 @@ class CaptionTexts:
     @staticmethod
     def fits(segments: Mapping[str, int]) -> bool:
         """See `TextSide`: where captions are read, or what stands beside them alone."""
-        return "caption" in segments or ("question" not in segments and {*segments} <= {*SEGMENTS})
+        named = {*segments}
+        return "caption" in named or (bool(named) and "question" not in named and named <= {*SEGMENTS})
 
     def check(self, has_fact: Callable[[str], bool]) -> None:
         """See `Filler.check`."""

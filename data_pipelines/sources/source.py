@@ -15,6 +15,7 @@ from data_pipelines.sources.choices import ChoiceTexts
 from data_pipelines.sources.images import IMAGE_SIDES, NoImages
 from data_pipelines.sources.lengths import measured_lengths
 from data_pipelines.sources.neighbours import read_neighbours
+from data_pipelines.sources.no_texts import NoTexts
 from data_pipelines.sources.plan import LENGTH_STEP, PlannedSource
 from data_pipelines.sources.questions import QuestionTexts
 from data_pipelines.sources.sides import ImageSide, Item, Split, TextSide
@@ -22,7 +23,7 @@ from vlp.distributed import derive_seed
 from vlp.interfaces import NONE, Loads, Regions, Tokenizer, Tokens, Truth
 
 REPLACEMENT_TRIES = 20
-TEXT_SIDES: list[Any] = [CaptionTexts, QuestionTexts, ChoiceTexts]  # in the order of a sample's items
+TEXT_SIDES: list[Any] = [CaptionTexts, QuestionTexts, ChoiceTexts, NoTexts]  # in the order of a sample's items
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class Source:
         counts = of_sides.sum(0)
         self.unusable_samples = int((counts == 0).sum())
         if not counts.sum():
-            raise ShardError(f"split {split!r} of {folder} has no sample with both captions and {self.images.lacking}")
+            lacking = f"both captions and {self.images.lacking}" if loads.segments else self.images.lacking
+            raise ShardError(f"split {split!r} of {folder} has no sample with {lacking}")
         # of each pair: its sample, the number of its text side, and its own number among that side's of the sample
         self.sample_of = np.repeat(np.arange(len(counts)), counts)
         self.side_of = np.repeat(np.tile(np.arange(len(self.texts)), len(counts)), of_sides.T.ravel())

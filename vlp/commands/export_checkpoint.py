@@ -123,7 +123,8 @@ def export_checkpoint(options: argparse.Namespace, console: Console) -> None:
     if layout in OPEN_CLIP:
         files, weights_file = {"open_clip_config.json": json.dumps(settings, indent=1)}, "open_clip_model.safetensors"
         console.print(f"opens with open_clip.create_model_and_transforms('local-dir:{options.out}')", soft_wrap=True)
-        if trained.config.data.tokenizer.vocabulary != CLIP:
+        listed = trained.config.data.tokenizer
+        if listed is None or listed.vocabulary != CLIP:
             console.print("note: open_clip has no tokenizer of this vocabulary; give it ids", soft_wrap=True)
     partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a command that was killed

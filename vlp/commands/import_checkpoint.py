@@ -124,6 +124,8 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
         f"{key}={json.dumps(str(value), ensure_ascii=False)}" for key, value in paths.items()
     ]  # quoted, for values are YAML
     config = load_config(options.config, [*options.overrides, *given])
+    if config.data.tokenizer is None:
+        raise ConfigError(f"{options.config} is of a model that reads no text, and layouts of such are not read yet")
     given_clip = str(options.vocabulary) == CLIP
     config.data.tokenizer.vocabulary = CLIP if given_clip else str(options.vocabulary.resolve())
     tokenizer = open_tokenizer(options.vocabulary, config.data.tokenizer.lowercase)

@@ -29,8 +29,7 @@ from vlp.commands.command import GO_ON, open_console, options_of, run_command
 from vlp.config import ConfigError, RunConfig, load_config, ratio_for
 from vlp.initial_weights import describe, load_initial_weights, load_start_weights
 from vlp.interfaces import Tokenizer
-from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives
-from vlp.text.choose import open_tokenizer
+from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, tokenizer_of
 from vlp.training.fit import build_module, checkpoint_of, fit, print_estimate, resolve_hardware
 from vlp.training.launch import cluster_environment, is_first, join, wait_for_the_first
 from vlp.training.loader_processes import require_shared_memory
@@ -202,11 +201,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
                 f"the run now has {config.trainer.max_steps} steps, not {began.trainer.max_steps}: from here on the"
                 " rate is that of the new schedule"
             )
-    tokenizer = (
-        folder.tokenizer(config)
-        if resume
-        else open_tokenizer(Path(data.root) / data.tokenizer.vocabulary, data.tokenizer.lowercase)
-    )
+    tokenizer = folder.tokenizer(config) if resume else tokenizer_of(config)
     sources, facts = open_data(config, tokenizer, None)
     held_out, _ = open_data(config, tokenizer, config.validation.split)
     if resume and not facts.goes_on_from(folder.read_facts()):
@@ -249,10 +244,9 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             prepared.require_sendable()
         require_shared_memory(prepared(0, 0), data.workers, PREFETCH, devices)
         for source in sources:
-            left_out = (
-                f" ({source.unusable_samples} samples lack captions or regions)" if source.unusable_samples else ""
-            )
-            kind = "texts" if source.text_only else "pairs"
+            lack = "captions or regions" if source.loads.segments else "a picture"
+            left_out = f" ({source.unusable_samples} samples lack {lack})" if source.unusable_samples else ""
+            kind = "texts" if source.text_only else "pairs" if source.loads.segments else "pictures"
             console.print(f"source {source.name}: {len(source)} {kind} of {len(source.reader)} samples{left_out}")
         done = re.search(r"\d+$", start.stem) if start else None
         print_estimate(config, module, loader(0, 0), console, int(done[0]) if done else 0)

@@ -15,6 +15,7 @@ import lightning
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
+from vlp.contracts import Validated
 from vlp.distributed import rank
 from vlp.interfaces import Batch
 from vlp.run_folder import RunFolder
@@ -22,6 +23,7 @@ from vlp.training.held_out import held_out_losses
 from vlp.training.launch import told_by_transport
 from vlp.training.loader_processes import end_loader_processes, kill_loader_processes
 from vlp.training.module import StepRecord, TrainingModule
+from vlp.training.plot import write_page
 from vlp.training.screen import Screen
 from vlp.training.signals import StopSignals
 from vlp.training.stalls import Watch
@@ -224,6 +226,11 @@ class StepEnd(lightning.Callback):
         if validate:
             self.screen.say(f"validating at step {step}")
             row.update(held_out_losses(module, self._validation_told(step)))
+            found = self._validated(module)
+            row.update({f"val/{name}": value for name, value in found.items()})
+            if found:
+                told = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
+                self.screen.say(f"step {step}: held-out {told}")
             for name, value in row.items():
                 if name.startswith("val_loss/") and not math.isfinite(value):
                     self.screen.warn(f"step {step}: the held-out loss of {name.removeprefix('val_loss/')} is {value}")
@@ -252,6 +259,19 @@ class StepEnd(lightning.Callback):
         for number, batch in enumerate(self.validation, 1):
             self.watch.now(f"validating at step {step}, micro-batch {number}")
             yield batch
+
+    def _validated(self, module: TrainingModule) -> dict[str, float]:
+        """What objectives say of the whole validation, by GROUP/NAME; their pages are written as pictures."""
+        numbers = {}
+        for group in module.groups:
+            for name in group.weights:
+                objective = module.objectives[name]
+                if hasattr(objective, "validated"):
+                    found: Validated = objective.validated()  # type: ignore[operator]
+                    numbers |= {f"{group.name}/{key}": value for key, value in found.numbers.items()}
+                    for page, pixels in found.pages.items() if rank() == 0 else ():
+                        write_page(self.folder.path / f"{page}.png", pixels)
+        return numbers
 
     def _save_weights(self, name: str, module: TrainingModule, step: int) -> None:
         if rank() == 0:

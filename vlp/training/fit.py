@@ -242,7 +242,7 @@ def print_estimate(config: RunConfig, module: TrainingModule, first: Batch, cons
     if any(needs.spans_step for needs in objective_needs(config.objectives).values()):
         known["global batch"] = f"{per_step * (pairs or 0)} pairs a step, all compared with one another"
     else:
-        rows = f"about {cost.rows * per_step:.0f} tokens and regions"
+        rows = f"about {cost.rows * per_step:.0f} {cost.things}"
         known["global batch"] = f"{per_step} micro-batches of {batch} a step ({rows})"
     if cost.operations is None or cost.activations is None:
         known["memory"] = f"about {weights / 2**30:.1f} GiB a device, and what the model keeps of a batch"

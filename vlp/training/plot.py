@@ -1,15 +1,27 @@
-"""A picture of a run's losses."""
+"""Pictures of a run: its losses, and what its objectives show."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vlp.checkpoints.load import write_atomically
 
 matplotlib.use("Agg")  # a file is written; no display is needed
 import matplotlib.pyplot as plt
+
+
+def write_page(path: Path, pixels: Tensor) -> None:
+    """Write a picture uint8 [height, width, 3] as PNG; what was there is replaced."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(file, "png")
+    write_atomically(path, file.getvalue())
 
 
 def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Coders: pictures as grids of numbers of codes, and back."""
