@@ -25,6 +25,7 @@ from vlp.checkpoints.key_map import KeyMap
 from vlp.models.dual_encoder import DualEncoder
 from vlp.models.picture_coder import PictureCoder
 from vlp.models.single_stream import SingleStream
+from vlp.models.token_decoder import TokenDecoder
 from vlp.models.two_stream import TwoStream
 from vlp.nn.backbones.patches import Patches
 from vlp.nn.backbones.timm_grid import TimmGrid
@@ -53,6 +54,7 @@ from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribu
 from vlp.objectives.masked_region_contrast import MaskedRegionContrast
 from vlp.objectives.matching import Matching
 from vlp.objectives.momentum_contrast import MomentumContrast
+from vlp.objectives.next_token import NextToken
 from vlp.objectives.region_matching import RegionMatching
 from vlp.objectives.region_prediction import RegionPrediction
 from vlp.objectives.reproduction import Reproduction
@@ -71,6 +73,7 @@ MODELS: dict[str, Any] = {
     "dual_encoder": DualEncoder,
     "picture_coder": PictureCoder,
     "single_stream": SingleStream,
+    "token_decoder": TokenDecoder,
     "two_stream": TwoStream,
 }
 EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
@@ -98,6 +101,7 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "matching": Matching,
     "momentum_contrast": MomentumContrast,
     "multiple_choice": MultipleChoice,
+    "next_token": NextToken,
     "pair_ranking": PairRanking,
     "paired_images": PairedImages,
     "phrase_grounding": PhraseGrounding,

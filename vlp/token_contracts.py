@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from vlp.contracts import AnyModel
-from vlp.interfaces import Batch, Images
+from vlp.interfaces import Batch
+from vlp.picture_contracts import PictureCodes
 from vlp.writing.writer import Writer
 
 
@@ -34,23 +35,10 @@ class Decoded:
     computed_rows: int
 
 
-class FrozenCoder(Protocol):
-    """What a token decoder asks of the coder of its pictures (a `torch.nn.Module`), which it does not train."""
-
-    codes: int  # how many there are to choose from
-    grid: tuple[int, int]  # height and width: n codes a picture, line by line
-
-    def encode(self, images: Images) -> Tensor:
-        """Codes int64 [I, n] of images with pixels, line by line."""
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Pictures of codes int64 [I, n]."""
-
-
 class TokenModel(AnyModel, Protocol):
     """What objectives and writing may ask of a token decoder, besides."""
 
-    pictures: FrozenCoder
+    pictures: PictureCodes  # frozen
 
     def __call__(self, batch: Batch, planned: Any = None) -> Decoded:
         """Read every pair; images without codes are coded first."""

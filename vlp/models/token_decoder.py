@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Cost
+from vlp.contracts import Cost, Start
 from vlp.interfaces import NONE, Batch, Images, SquareSize
 from vlp.needs import Offers
 from vlp.nn.cost import transformer_cost
@@ -21,7 +21,8 @@ from vlp.nn.token_block import Around, BlockShape, Read, Shifting, TokenBlock, W
 from vlp.nn.token_stream import Part, Template, TokenPlan, TokenPlanner
 from vlp.nn.token_writer import TokenWriter
 from vlp.nn.transformer import initialise
-from vlp.token_contracts import Decoded, FrozenCoder
+from vlp.picture_contracts import PictureCodes
+from vlp.token_contracts import Decoded
 
 GRADIENT_SHARE = 0.1  # of embeddings, where `stable`
 
@@ -31,7 +32,7 @@ class TokenDecoder(nn.Module):
     DALLE-pytorch, CogView (Ding et al. 2021).
 
     Args:
-        pictures: the frozen coder of pictures (`vlp.token_contracts.FrozenCoder`); it isn't trained.
+        pictures: the frozen coder of pictures (`vlp.picture_contracts.PictureCodes`); it isn't trained.
         template: the order of a sequence, as [START, caption, codes]; see `vlp.nn.token_stream.Template`, as for
             `special`, `padding` and `vocabulary`.
         vocab_size: rows of the vocabulary of texts.
@@ -49,6 +50,7 @@ class TokenDecoder(nn.Module):
             the last norm (DALLE-pytorch).
         tied: the head's weight is the table of tokens.
         head_bias: the head has a bias.
+        weights: the run of a coder, a folder or a file, whose weights the coder of pictures begins with.
 
     Raises:
         ValueError: parts that don't fit one another.
@@ -78,9 +80,10 @@ class TokenDecoder(nn.Module):
         stable: bool = False,
         tied: bool = False,
         head_bias: bool = True,
+        weights: str | None = None,
     ):
         super().__init__()
-        coder = cast(FrozenCoder, pictures)
+        coder = cast(PictureCodes, pictures)
         height, width = coder.grid
         if list(max_tokens) != ["caption"]:
             raise ValueError("max_tokens must have the segment caption and no other: a token decoder has one text")
@@ -136,6 +139,7 @@ class TokenDecoder(nn.Module):
         for name in sorted(set(self.patterns) - {"full"}):
             seen = behind_text(text or 0, PATTERNS[name](coder.grid))
             self.register_buffer(f"mask_{name}", seen, persistent=False)
+        self.weights = weights
         self.pictures = pictures.requires_grad_(False)
         self.pictures.eval()
 
@@ -157,17 +161,32 @@ class TokenDecoder(nn.Module):
         """See `vlp.contracts.AnyModel`."""
         return TokenPlanner(self.template, len(self.layers), self.windows)
 
+    def start_weights(self) -> Start | None:
+        """The coder's part of the weights of its run; see `vlp.contracts.Start`."""
+        return None if self.weights is None else Start(self.pictures, self.weights, frozenset(), "model.pictures.")
+
+    def tied(self, name: str) -> Tensor:
+        """The table `word_embeddings` [ids of texts and codes, H].
+
+        Raises:
+            KeyError: another name.
+        """
+        if name != "word_embeddings":
+            raise KeyError(name)
+        return self.tokens.weight
+
     def see(self, images: Images) -> Images:
         """The images with codes; those that have none are coded."""
         if images.codes is not None:
             return images
         with torch.no_grad():
-            return replace(images, codes=cast(FrozenCoder, self.pictures).encode(images))
+            return replace(images, codes=cast(PictureCodes, self.pictures).encode(images))
 
     def cost(self, batch: Batch) -> Cost:
         """See `vlp.nn.cost.transformer_cost`."""
         rows, mlp = len(batch.pairs) * (self.template.length - 1), self.shape.mlp_size
-        return transformer_cost(self, rows, len(self.layers), self.hidden_size, mlp, self.tokens.weight)
+        cost = transformer_cost(self, rows, len(self.layers), self.hidden_size, mlp, self.tokens.weight)
+        return replace(cost, things="words and codes")
 
     def layer_order(self) -> list[list[str]]:
         """The tables, then the blocks; see `vlp.contracts.AnyModel`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ class BlockShape:
     those of the cell to the left (DALLE-pytorch, PreShiftToken; Peng's RWKV-LM). `dropout`: of what is added to the
     rows; `attention_dropout`: of the shares.
     """
+
+    INLINE: ClassVar[bool] = True  # in a configuration these are keys of the model itself
 
     heads: int
     head_size: int
