@@ -18,6 +18,7 @@ from vlp.nn.patterns import Windows
 from vlp.nn.token_block import BlockShape
 from vlp.objectives.next_token import NextToken
 from vlp.training.module import TrainingModule
+from vlp.writing.searches import greedy
 
 MAKERS: dict[str, Any] = {
     "dalle": lambda: dalle(patterns=["row", "column"]),
@@ -202,3 +203,27 @@ def test_words_and_cost() -> None:
 def test_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dalle(**settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dalle(patterns=["row", "column", "full"], hidden_size=32, initial_std=0.1),
+        lambda: cogview(windows=Windows(4, 2, 8), hidden_size=32, initial_std=0.1),
+    ],
+    ids=["dalle", "cogview"],
+)
+def test_what_is_learned_is_written(make: Any) -> None:
+    """Codes of captions, by heart; with windows they are learned sparsely and written with full attention."""
+    model, batch = make(), some_batch()
+    task = NextToken(model)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        loss = task.loss(model(batch, model.plan(batch, generator)), None, model)[0]["next_token"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    texts = greedy(model.writer(batch, "codes"), 4, 12, None, torch.device("cpu"))
+    assert [text.tokens for text in texts] == batch.images.codes.tolist()
