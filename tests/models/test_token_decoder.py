@@ -185,8 +185,9 @@ def test_words_and_cost() -> None:
     assert model.words == 11
     cost = model.cost(some_batch())
     assert cost.rows == 4 * 17
-    learned = sum(p.numel() for p in model.parameters()) - model.tokens.weight.numel()
+    learned = sum(p.numel() for part in (model.layers, model.head) for p in part.parameters())
     assert cost.operations == 6.0 * learned * cost.rows
+    assert cost.things == "words and codes"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,8 @@ def test_words_and_cost() -> None:
     [
         ({"padding": "end"}, "need codes that stand at the same places"),
         ({"template": ["START", "codes", "caption"]}, "need codes that stand at the same places"),
+        ({"layers": 0}, "layers is 0"),
+        ({"shape": {"heads": 0}}, "heads is 0, but must be at least 1"),
         ({"patterns": ["rows"]}, "patterns has rows; choose from around, column"),
         ({"patterns": ["row"], "windows": Windows(2, 2, 2)}, "windows and patterns can't be had both"),
         ({"max_tokens": {"caption": 5, "tags": 3}}, "segment caption and no other"),

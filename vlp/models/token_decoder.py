@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import cycle, islice
 from typing import Literal, cast
 
 import torch
@@ -87,17 +88,9 @@ class TokenDecoder(nn.Module):
         height, width = coder.grid
         if list(max_tokens) != ["caption"]:
             raise ValueError("max_tokens must have the segment caption and no other: a token decoder has one text")
-        self.template = Template(
-            tuple(template),
-            max_tokens["caption"],
-            coder.codes,
-            height * width,
-            vocab_size,
-            special,
-            padding,
-            vocabulary,
-        )
-        self.patterns = [(patterns or ["full"])[n % len(patterns or ["full"])] for n in range(layers)]
+        most, cells = max_tokens["caption"], height * width
+        self.template = Template(tuple(template), most, coder.codes, cells, vocab_size, special, padding, vocabulary)
+        self.patterns = list(islice(cycle(patterns or ["full"]), layers))
         unknown = sorted(set(self.patterns) - PATTERNS.keys())
         if unknown:
             raise ValueError(f"patterns has {unknown[0]}; choose from {', '.join(PATTERNS)}")
@@ -107,6 +100,8 @@ class TokenDecoder(nn.Module):
                 "rotary and axial positions, token_shift and patterns need codes that stand at the same places in every"
                 " sequence: end the template with codes, and set padding=each"
             )
+        if layers < 1:
+            raise ValueError(f"layers is {layers}, but must be at least 1")
         if windows is not None and not everywhere:
             raise ValueError("windows and patterns can't be had both")
         self.hidden_size, self.shape, self.windows = hidden_size, shape, windows
@@ -183,9 +178,11 @@ class TokenDecoder(nn.Module):
             return replace(images, codes=cast(PictureCodes, self.pictures).encode(images))
 
     def cost(self, batch: Batch) -> Cost:
-        """See `vlp.nn.cost.transformer_cost`."""
+        """See `vlp.nn.cost.transformer_cost`; of the blocks and the head, for what coding costs is not known."""
         rows, mlp = len(batch.pairs) * (self.template.length - 1), self.shape.mlp_size
-        cost = transformer_cost(self, rows, len(self.layers), self.hidden_size, mlp, self.tokens.weight)
+        learned = nn.ModuleList([*self.layers, self.tokens if self.head is None else self.head])
+        nothing = torch.zeros(0)
+        cost = transformer_cost(learned, rows, len(self.layers), self.hidden_size, mlp, nothing)
         return replace(cost, things="words and codes")
 
     def layer_order(self) -> list[list[str]]:
