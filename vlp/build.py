@@ -92,9 +92,12 @@ def _with_pictures(settings: dict[str, Any], special_tokens: dict[str, int]) -> 
     if "pictures" not in settings:
         raise ConfigError("model: the key pictures (the coder of pictures) is missing")
     own = convert(settings["pictures"], dict[str, Any], "model", "pictures")
+    weights = convert(own.pop("weights", None), str | None, "model.pictures", "weights")
+    if weights is not None and "weights" not in inspect.signature(chosen("model", settings, MODELS)).parameters:
+        raise ConfigError("model.pictures.weights: a coder that is trained begins with the weights of `init`")
     pictures = construct("model.pictures", own, PICTURES, size=pixels)
     rest = {key: value for key, value in settings.items() if key not in ("pixels", "pictures")}
-    model: nn.Module = construct("model", rest, MODELS, pictures=pictures, special=special_tokens)
+    model: nn.Module = construct("model", rest, MODELS, pictures=pictures, special=special_tokens, weights=weights)
     return model
 
 

@@ -139,12 +139,14 @@ class Cost:
 @dataclass(frozen=True)
 class Start:
     """A part of a model that begins with the weights of a file: `trunk` with those of `path`, a file that may hold
-    tensors named `left_out` besides.
+    tensors named `left_out` besides. `begin`: of the names of its tensors in the weights of a run, whose folder `path`
+    may be then; what has other names is left out.
     """
 
     trunk: nn.Module
     path: str
     left_out: frozenset[str]
+    begin: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,7 @@ class AnyModel(Protocol):
         """Rows of the table of words; 0 of a model that reads no text."""
 
     def __call__(self, batch: Batch, planned: Any = None) -> Any:
-        """What `offers.result` says: `Encoded`, `Embedded`, `Reconstructed` or `Decoded`; any has `rows` and
-        `computed_rows`.
+        """What `offers.result` says (`vlp.needs.Result`); any has `rows` and `computed_rows`.
 
         planned: by `plan`; None: it is planned in place.
         """

@@ -86,9 +86,11 @@ def load_start_weights(model: nn.Module) -> None:
         start: Start | None = part.start_weights() if hasattr(part, "start_weights") else None
         if start is not None:
             try:
-                load_trunk(start.trunk, Path(start.path), start.left_out)
+                path = Path(start.path)
+                load_trunk(start.trunk, weights_file(path) if start.begin else path, start.left_out, start.begin)
             except (FileNotFoundError, ValueError) as error:
-                raise ConfigError(f"model.{name}.weights: {error}") from error
+                place = start.begin or f"model.{name}."
+                raise ConfigError(f"{place}weights: {error}") from error
 
 
 def _check_answers(init: InitConfig, loaded: Loaded, answers: dict[str, list[str]]) -> None:

@@ -265,7 +265,8 @@ def build_run(
     model = build_model(config.model, tokenizer.special, facts.for_model())
     words = cast(AnyModel, model).words
     if words < len(tokenizer):
-        place = "model.embedder" if "embedder" in config.model else "model.text.settings"
+        place = "model.text.settings" if "text" in config.model else "model"
+        place = "model.embedder" if "embedder" in config.model else place
         raise ConfigError(
             f"{place}.vocab_size is {words}, but the vocabulary {tokenizer.path} has {len(tokenizer)} tokens"
         )

@@ -38,7 +38,7 @@ class Decoded:
 class TokenModel(AnyModel, Protocol):
     """What objectives and writing may ask of a token decoder, besides."""
 
-    pictures: PictureCodes  # which it does not train
+    pictures: PictureCodes  # frozen
 
     def __call__(self, batch: Batch, planned: Any = None) -> Decoded:
         """Read every pair; images without codes are coded first."""

@@ -18,6 +18,7 @@ from vlp.nn.patterns import Windows
 from vlp.nn.token_block import BlockShape
 from vlp.objectives.next_token import NextToken
 from vlp.training.module import TrainingModule
+from vlp.writing.searches import greedy
 
 MAKERS: dict[str, Any] = {
     "dalle": lambda: dalle(patterns=["row", "column"]),
@@ -184,8 +185,9 @@ def test_words_and_cost() -> None:
     assert model.words == 11
     cost = model.cost(some_batch())
     assert cost.rows == 4 * 17
-    learned = sum(p.numel() for p in model.parameters()) - model.tokens.weight.numel()
+    learned = sum(p.numel() for part in (model.layers, model.head) for p in part.parameters())
     assert cost.operations == 6.0 * learned * cost.rows
+    assert cost.things == "words and codes"
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,8 @@ def test_words_and_cost() -> None:
     [
         ({"padding": "end"}, "need codes that stand at the same places"),
         ({"template": ["START", "codes", "caption"]}, "need codes that stand at the same places"),
+        ({"layers": 0}, "layers is 0"),
+        ({"shape": {"heads": 0}}, "heads is 0, but must be at least 1"),
         ({"patterns": ["rows"]}, "patterns has rows; choose from around, column"),
         ({"patterns": ["row"], "windows": Windows(2, 2, 2)}, "windows and patterns can't be had both"),
         ({"max_tokens": {"caption": 5, "tags": 3}}, "segment caption and no other"),
@@ -202,3 +206,27 @@ def test_words_and_cost() -> None:
 def test_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dalle(**settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dalle(patterns=["row", "column", "full"], hidden_size=32, initial_std=0.1),
+        lambda: cogview(windows=Windows(4, 2, 8), hidden_size=32, initial_std=0.1),
+    ],
+    ids=["dalle", "cogview"],
+)
+def test_what_is_learned_is_written(make: Any) -> None:
+    """Codes of captions, by heart; with windows they are learned sparsely and written with full attention."""
+    model, batch = make(), some_batch()
+    task = NextToken(model)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        loss = task.loss(model(batch, model.plan(batch, generator)), None, model)[0]["next_token"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    texts = greedy(model.writer(batch, "codes"), 4, 12, None, torch.device("cpu"))
+    assert [text.tokens for text in texts] == batch.images.codes.tolist()

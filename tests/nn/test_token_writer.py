@@ -147,12 +147,15 @@ def test_guided_candidates_and_what_never_comes() -> None:
         def keep(self, rows: Tensor) -> None:
             self.log = self.log[rows]
 
-    writer = Guided(Fixed([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]]), Fixed([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]), 2.0)
+    # a token that either never says, or both, is never said
+    own, without = [[0.5, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4]], [[0.5, 0.25, 0.25, 0.0], [0.1, 0.2, 0.7, 0.0]]
+    writer = Guided(Fixed(own), Fixed(without), 2.0)
     writer.keep(torch.tensor([1, 0, 0]))
     found = writer.next(None).exp()
-    torch.testing.assert_close(found[0], torch.tensor([0.1, 0.2, 0.7]))
-    # 0.5 and 0.5 ** 2 / 0.25 = 1, to be made a distribution
-    torch.testing.assert_close(found[2], torch.tensor([1 / 3, 2 / 3, 0.0]))
+    # squares of the former over the latter, made a distribution again
+    numbers = torch.tensor([0.1, 0.2, 0.3**2 / 0.7, 0.0])
+    torch.testing.assert_close(found[0], numbers / numbers.sum())
+    torch.testing.assert_close(found[2], torch.tensor([1 / 3, 2 / 3, 0.0, 0.0]))
 
 
 @pytest.mark.parametrize("make", [lambda: dalle(patterns=["row", "column"]), cogview], ids=["dalle", "cogview"])

@@ -61,6 +61,11 @@ ASKED = {
 WIDTHS = ("hidden_size", "visual_hidden_size", "cross_hidden_size", "pooled_size", "mlp_size", "visual_mlp_size")
 SMALL: dict[str, Any] = dict.fromkeys(WIDTHS, 32) | dict.fromkeys(("layers", "heads", "visual_heads", "cross_heads"), 2)
 BERT = "{vocab_size: 1000, positions: 90, hidden_size: 32, layers: 1, heads: 2, mlp_size: 32, dropout: 0.1}"
+CODERS = {
+    "openai_dvae": "{type: openai_dvae, codes: 20, width: 8, code_width: 8, groups: 3, blocks: 1}",
+    "vq_vae": "{type: vq_vae, codes: 20, code_size: 8, width: 8, shrink: 8}",
+    "discrete_vae": "{type: discrete_vae, codes: 20, code_size: 8, width: 8, strides: [4, 2]}",
+}
 HEAD = "{layers: 1, heads: 2, mlp_size: 32, dropout: 0.1}"
 PAIRS = 6
 
@@ -79,7 +84,11 @@ def small_config(name: str, root: Path) -> RunConfig:
     config = load_config(path, [])
     model = config.model
     changed = [f"model.{key}={value}" for key, value in SMALL.items() if key in model]
-    if model["type"] != "dual_encoder":
+    if "pictures" in model:
+        changed += ["model.pixels.size=32", f"model.pictures={CODERS[model['pictures']['type']]}"]
+        changed += ["model.vocab_size=50000"] if "vocab_size" in model else []
+        changed += ["model.windows={size: 4, times: 2, pivots: 8}"] if "windows" in model else []
+    elif model["type"] != "dual_encoder":
         changed.append("model.embedder.vocab_size=1000")
     elif model["image"]["type"] == "wenlan_image":
         changed += [
@@ -238,7 +247,7 @@ OTHERS = {
     "models/two_stream.py": {"layer_order"},
     "objectives/region_prediction.py": {"loss"},
     "objectives/sigmoid_contrastive.py": {"pairs_loss"},
-    "tasks/decoding.py": {"greedy"},
+    "nn/token_block.py": {"shift"},
 }
 
 

@@ -205,11 +205,13 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
     load_listing(module, tensors, source, Exceptions())
 
 
-def load_trunk(trunk: nn.Module, path: Path, left_out: Container[str]) -> None:
-    """Load a trunk's weights from a file that may hold more of the whole model, whose names are given.
+def load_trunk(trunk: nn.Module, path: Path, left_out: Container[str], begin: str = "") -> None:
+    """Load a trunk's weights from a file that may hold more of the whole model, whose names are given, or begin in
+    another way than those of the trunk.
 
     Raises:
         FileNotFoundError, ValueError: as `read_weights`. KeyMismatchError: as `load_strictly`.
     """
     tensors = read_weights(path)
-    load_strictly(trunk, {name: value for name, value in tensors.items() if name not in left_out}, str(path))
+    own = {name: value for name, value in tensors.items() if name not in left_out and name.startswith(begin)}
+    load_strictly(trunk, {name.removeprefix(begin): value for name, value in own.items()}, str(path))

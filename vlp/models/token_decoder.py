@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import cycle, islice
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Cost
+from vlp.contracts import Cost, Start
 from vlp.interfaces import NONE, Batch, Images, SquareSize
 from vlp.needs import Offers
 from vlp.nn.cost import transformer_cost
@@ -50,6 +51,7 @@ class TokenDecoder(nn.Module):
             the last norm (DALLE-pytorch).
         tied: the head's weight is the table of tokens.
         head_bias: the head has a bias.
+        weights: the run of a coder, a folder or a file, whose weights the coder of pictures begins with.
 
     Raises:
         ValueError: parts that don't fit one another.
@@ -79,23 +81,16 @@ class TokenDecoder(nn.Module):
         stable: bool = False,
         tied: bool = False,
         head_bias: bool = True,
+        weights: str | None = None,
     ):
         super().__init__()
         coder = cast(PictureCodes, pictures)
         height, width = coder.grid
         if list(max_tokens) != ["caption"]:
             raise ValueError("max_tokens must have the segment caption and no other: a token decoder has one text")
-        self.template = Template(
-            tuple(template),
-            max_tokens["caption"],
-            coder.codes,
-            height * width,
-            vocab_size,
-            special,
-            padding,
-            vocabulary,
-        )
-        self.patterns = [(patterns or ["full"])[n % len(patterns or ["full"])] for n in range(layers)]
+        most, cells = max_tokens["caption"], height * width
+        self.template = Template(tuple(template), most, coder.codes, cells, vocab_size, special, padding, vocabulary)
+        self.patterns = list(islice(cycle(patterns or ["full"]), layers))
         unknown = sorted(set(self.patterns) - PATTERNS.keys())
         if unknown:
             raise ValueError(f"patterns has {unknown[0]}; choose from {', '.join(PATTERNS)}")
@@ -105,6 +100,8 @@ class TokenDecoder(nn.Module):
                 "rotary and axial positions, token_shift and patterns need codes that stand at the same places in every"
                 " sequence: end the template with codes, and set padding=each"
             )
+        if layers < 1:
+            raise ValueError(f"layers is {layers}, but must be at least 1")
         if windows is not None and not everywhere:
             raise ValueError("windows and patterns can't be had both")
         self.hidden_size, self.shape, self.windows = hidden_size, shape, windows
@@ -137,6 +134,7 @@ class TokenDecoder(nn.Module):
         for name in sorted(set(self.patterns) - {"full"}):
             seen = behind_text(text or 0, PATTERNS[name](coder.grid))
             self.register_buffer(f"mask_{name}", seen, persistent=False)
+        self.weights = weights
         self.pictures = pictures.requires_grad_(False)
         self.pictures.eval()
 
@@ -158,6 +156,20 @@ class TokenDecoder(nn.Module):
         """See `vlp.contracts.AnyModel`."""
         return TokenPlanner(self.template, len(self.layers), self.windows)
 
+    def start_weights(self) -> Start | None:
+        """The coder's part of the weights of its run; see `vlp.contracts.Start`."""
+        return None if self.weights is None else Start(self.pictures, self.weights, frozenset(), "model.pictures.")
+
+    def tied(self, name: str) -> Tensor:
+        """The table `word_embeddings` [ids of texts and codes, H].
+
+        Raises:
+            KeyError: another name.
+        """
+        if name != "word_embeddings":
+            raise KeyError(name)
+        return self.tokens.weight
+
     def see(self, images: Images) -> Images:
         """The images with codes; those that have none are coded."""
         if images.codes is not None:
@@ -166,9 +178,12 @@ class TokenDecoder(nn.Module):
             return replace(images, codes=cast(PictureCodes, self.pictures).encode(images))
 
     def cost(self, batch: Batch) -> Cost:
-        """See `vlp.nn.cost.transformer_cost`."""
+        """See `vlp.nn.cost.transformer_cost`; of the blocks and the head, for what coding costs is not known."""
         rows, mlp = len(batch.pairs) * (self.template.length - 1), self.shape.mlp_size
-        return transformer_cost(self, rows, len(self.layers), self.hidden_size, mlp, self.tokens.weight)
+        learned = nn.ModuleList([*self.layers, self.tokens if self.head is None else self.head])
+        nothing = torch.zeros(0)
+        cost = transformer_cost(learned, rows, len(self.layers), self.hidden_size, mlp, nothing)
+        return replace(cost, things="words and codes")
 
     def layer_order(self) -> list[list[str]]:
         """The tables, then the blocks; see `vlp.contracts.AnyModel`."""

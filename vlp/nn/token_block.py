@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,12 @@ class BlockShape:
     the channels of a word are those of the word before, a quarter of a cell's those of the cell above, and a quarter
     those of the cell to the left (DALLE-pytorch, PreShiftToken; Peng's RWKV-LM). `dropout`: of what is added to the
     rows; `attention_dropout`: of the shares.
+
+    Raises:
+        ValueError: a size is below 1.
     """
+
+    INLINE: ClassVar[bool] = True  # in a configuration these are keys of the model itself
 
     heads: int
     head_size: int
@@ -38,6 +43,11 @@ class BlockShape:
     token_shift: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "head_size", "mlp_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
 
     def make_norm(self, size: int) -> nn.Module:
         """A norm of rows of this size."""
