@@ -26,7 +26,7 @@ from vlp.commands.learn import shortened
 from vlp.commands.train import open_data
 from vlp.config import RunConfig, load_config, ratio_for
 from vlp.interfaces import map_tensors
-from vlp.text.choose import open_tokenizer
+from vlp.run_folder import tokenizer_of
 from vlp.training.fit import build_module
 from vlp.training.module import StepRecord, TrainingModule
 from vlp.training.prepare import Prepared
@@ -79,7 +79,9 @@ def small_config(name: str, root: Path) -> RunConfig:
     config = load_config(path, [])
     model = config.model
     changed = [f"model.{key}={value}" for key, value in SMALL.items() if key in model]
-    if model["type"] != "dual_encoder":
+    if model["type"] == "picture_coder":
+        changed += ["model.pixels.size=32", "model.pictures.width=8", "model.pictures.codes=16"]
+    elif model["type"] != "dual_encoder":
         changed.append("model.embedder.vocab_size=1000")
     elif model["image"]["type"] == "wenlan_image":
         changed += [
@@ -111,7 +113,7 @@ def small_config(name: str, root: Path) -> RunConfig:
     for place, listed in enumerate(config.objectives[0].objectives):
         if "attention_heads" in listed:
             changed.append(f"objectives.0.objectives.{place}.attention_heads=2")
-    if config.data.tokenizer.vocabulary != "clip":
+    if config.data.tokenizer is not None and config.data.tokenizer.vocabulary != "clip":
         changed.append("data.tokenizer.vocabulary=scenes/vocabulary.txt")
     if any(source.neighbours for source in config.data.sources):
         changed.append("data.sources.0.neighbours=null")
@@ -134,7 +136,7 @@ def steps(module: TrainingModule, sources: list[Source]) -> Iterator[Prepared]:
 def test_a_step_without_numbers(name: str, root: Path) -> None:
     """Backward included; whatever learns on the CPU has a gradient there."""
     config = small_config(name, root)
-    tokenizer = open_tokenizer(root / config.data.tokenizer.vocabulary, config.data.tokenizer.lowercase)
+    tokenizer = tokenizer_of(config)
     sources, facts = open_data(config, tokenizer, None)
     real, module = (build_module(config, tokenizer, facts) for _ in range(2))
     module = module.to("meta").train()
@@ -161,12 +163,14 @@ def test_a_step_without_numbers(name: str, root: Path) -> None:
     assert count or chosen_by_scores
 
 
-@pytest.mark.parametrize("name", ["uniter_small", "vilt_base", "uniter_grid", "clip_small"])
+@pytest.mark.parametrize(
+    "name", ["uniter_small", "vilt_base", "uniter_grid", "clip_small", "dvae_small", "vqvae_small"]
+)
 def test_float64(name: str, root: Path) -> None:
     """Numbers that come from plans, as boxes of patches, are of that type too."""
     config = small_config(name, root)
     config = replace(config, trainer=replace(config.trainer, precision="64-true"))
-    tokenizer = open_tokenizer(root / config.data.tokenizer.vocabulary, config.data.tokenizer.lowercase)
+    tokenizer = tokenizer_of(config)
     sources, facts = open_data(config, tokenizer, None)
     module = build_module(config, tokenizer, facts)
     for prepared in steps(module, sources):
@@ -175,11 +179,13 @@ def test_float64(name: str, root: Path) -> None:
         loss.backward()
 
 
-@pytest.mark.parametrize("name", ["uniter_small", "lxmert_base", "clip_small", "wenlan_base"])
+@pytest.mark.parametrize(
+    "name", ["uniter_small", "lxmert_base", "clip_small", "wenlan_base", "dvae_small", "vqvae_small"]
+)
 def test_one_question_a_step(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first micro-batch to what objectives do after the optimizer; the question is answered here."""
     config = small_config(name, root)
-    tokenizer = open_tokenizer(root / config.data.tokenizer.vocabulary, config.data.tokenizer.lowercase)
+    tokenizer = tokenizer_of(config)
     sources, facts = open_data(config, tokenizer, None)
     module = build_module(config, tokenizer, facts)
     prepared = next(steps(module, sources)).to("meta")
@@ -284,7 +290,7 @@ def test_an_assignment_by_a_mask_would_be_found() -> None:
 def test_a_prepared_batch_has_no_module(root: Path) -> None:
     """It would take weights along to each loader process."""
     config = small_config("uniter_small", root)
-    tokenizer = open_tokenizer(root / config.data.tokenizer.vocabulary, config.data.tokenizer.lowercase)
+    tokenizer = tokenizer_of(config)
     sources, facts = open_data(config, tokenizer, None)
     module = build_module(config, tokenizer, facts)
     weights = {p.data_ptr() for p in module.parameters()}
