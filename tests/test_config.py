@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from vlp.config import ConfigError, RunConfig, ScenesConfig, SourceConfig, dump_config, load_config, read_yaml
 from vlp.convert import arguments, construct, convert
 from vlp.run_folder import DataFacts, build_run
+from vlp.text.no_text import NoText
 from vlp.training.fit import resolve_hardware
 from vlp.training.optim import parameter_groups
 
@@ -372,8 +373,9 @@ def test_shipped_config_builds(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     answers = {source.name: ["yes", "no"] for source in config.data.sources}
     facts = DataFacts(2048, [f"class {n}" for n in range(17)], {}, ["red", "large"], answers)
+    tokenizer = NoText() if config.data.tokenizer is None else samples.tokenizer(tmp_path)
     with torch.device("meta"):
-        model, objectives, groups = build_run(config, samples.tokenizer(tmp_path), facts)
+        model, objectives, groups = build_run(config, tokenizer, facts)
     assert sum(parameter.numel() for parameter in model.parameters()) > 10_000
     assert [group.name for group in groups] == [group.name for group in config.objectives]
     assert {name for group in groups for name in group.weights} == set(objectives)

@@ -125,9 +125,9 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a micro-batch costs, estimated. `rows`: of all sequences, which are `things`. `operations`: floating-point operations of the
-    forward and the backward pass, for the model's own parameters. `activations`: numbers kept for the backward pass.
-    The last two are None where a model can't tell, as with towers of any kind.
+    """What a micro-batch costs, estimated. `rows`: of all sequences, which are `things`. `operations`: floating-point
+    operations of the forward and the backward pass, for the model's own parameters. `activations`: numbers kept for the
+    backward pass. Both are None where a model can't tell, as with towers of any kind.
     """
 
     rows: int

@@ -26,7 +26,7 @@ from vlp.commands.learn import shortened
 from vlp.commands.train import open_data
 from vlp.config import RunConfig, load_config, ratio_for
 from vlp.interfaces import map_tensors
-from vlp.text.choose import open_tokenizer
+from vlp.run_folder import tokenizer_of
 from vlp.training.fit import build_module
 from vlp.training.module import StepRecord, TrainingModule
 from vlp.training.prepare import Prepared
@@ -61,11 +61,6 @@ ASKED = {
 WIDTHS = ("hidden_size", "visual_hidden_size", "cross_hidden_size", "pooled_size", "mlp_size", "visual_mlp_size")
 SMALL: dict[str, Any] = dict.fromkeys(WIDTHS, 32) | dict.fromkeys(("layers", "heads", "visual_heads", "cross_heads"), 2)
 BERT = "{vocab_size: 1000, positions: 90, hidden_size: 32, layers: 1, heads: 2, mlp_size: 32, dropout: 0.1}"
-CODERS = {
-    "openai_dvae": "{type: openai_dvae, codes: 20, width: 8, code_width: 8, groups: 3, blocks: 1}",
-    "vq_vae": "{type: vq_vae, codes: 20, code_size: 8, width: 8, shrink: 8}",
-    "discrete_vae": "{type: discrete_vae, codes: 20, code_size: 8, width: 8, strides: [4, 2]}",
-}
 HEAD = "{layers: 1, heads: 2, mlp_size: 32, dropout: 0.1}"
 PAIRS = 6
 
@@ -85,7 +80,7 @@ def small_config(name: str, root: Path) -> RunConfig:
     model = config.model
     changed = [f"model.{key}={value}" for key, value in SMALL.items() if key in model]
     if "pictures" in model:
-        changed += ["model.pixels.size=32", f"model.pictures={CODERS[model['pictures']['type']]}"]
+        changed += ["model.pixels.size=32", "model.pictures.width=8", "model.pictures.codes=16"]
         changed += ["model.vocab_size=50000"] if "vocab_size" in model else []
         changed += ["model.windows={size: 4, times: 2, pivots: 8}"] if "windows" in model else []
     elif model["type"] != "dual_encoder":
@@ -120,7 +115,7 @@ def small_config(name: str, root: Path) -> RunConfig:
     for place, listed in enumerate(config.objectives[0].objectives):
         if "attention_heads" in listed:
             changed.append(f"objectives.0.objectives.{place}.attention_heads=2")
-    if config.data.tokenizer.vocabulary != "clip":
+    if config.data.tokenizer is not None and config.data.tokenizer.vocabulary != "clip":
         changed.append("data.tokenizer.vocabulary=scenes/vocabulary.txt")
     if any(source.neighbours for source in config.data.sources):
         changed.append("data.sources.0.neighbours=null")
@@ -143,7 +138,7 @@ def steps(module: TrainingModule, sources: list[Source]) -> Iterator[Prepared]:
 def test_a_step_without_numbers(name: str, root: Path) -> None:
     """Backward included; whatever learns on the CPU has a gradient there."""
     config = small_config(name, root)
-    tokenizer = open_tokenizer(root / config.data.tokenizer.vocabulary, config.data.tokenizer.lowercase)
+    tokenizer = tokenizer_of(config)
     sources, facts = open_data(config, tokenizer, None)
     real, module = (build_module(config, tokenizer, facts) for _ in range(2))
     module = module.to("meta").train()
@@ -170,12 +165,14 @@ def test_a_step_without_numbers(name: str, root: Path) -> None:
     assert count or chosen_by_scores
 
 
-@pytest.mark.parametrize("name", ["uniter_small", "vilt_base", "uniter_grid", "clip_small"])
+@pytest.mark.parametrize(
+    "name", ["uniter_small", "vilt_base", "uniter_grid", "clip_small", "dvae_small", "vqvae_small"]
+)
 def test_float64(name: str, root: Path) -> None:
     """Numbers that come from plans, as boxes of patches, are of that type too."""
     config = small_config(name, root)
     config = replace(config, trainer=replace(config.trainer, precision="64-true"))
-    tokenizer = open_tokenizer(root / config.data.tokenizer.vocabulary, config.data.tokenizer.lowercase)
+    tokenizer = tokenizer_of(config)
     sources, facts = open_data(config, tokenizer, None)
     module = build_module(config, tokenizer, facts)
     for prepared in steps(module, sources):
@@ -184,11 +181,13 @@ def test_float64(name: str, root: Path) -> None:
         loss.backward()
 
 
-@pytest.mark.parametrize("name", ["uniter_small", "lxmert_base", "clip_small", "wenlan_base"])
+@pytest.mark.parametrize(
+    "name", ["uniter_small", "lxmert_base", "clip_small", "wenlan_base", "dvae_small", "vqvae_small"]
+)
 def test_one_question_a_step(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first micro-batch to what objectives do after the optimizer; the question is answered here."""
     config = small_config(name, root)
-    tokenizer = open_tokenizer(root / config.data.tokenizer.vocabulary, config.data.tokenizer.lowercase)
+    tokenizer = tokenizer_of(config)
     sources, facts = open_data(config, tokenizer, None)
     module = build_module(config, tokenizer, facts)
     prepared = next(steps(module, sources)).to("meta")
@@ -293,7 +292,7 @@ def test_an_assignment_by_a_mask_would_be_found() -> None:
 def test_a_prepared_batch_has_no_module(root: Path) -> None:
     """It would take weights along to each loader process."""
     config = small_config("uniter_small", root)
-    tokenizer = open_tokenizer(root / config.data.tokenizer.vocabulary, config.data.tokenizer.lowercase)
+    tokenizer = tokenizer_of(config)
     sources, facts = open_data(config, tokenizer, None)
     module = build_module(config, tokenizer, facts)
     weights = {p.data_ptr() for p in module.parameters()}

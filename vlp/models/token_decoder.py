@@ -309,8 +309,7 @@ class TokenDecoder(nn.Module):
         """
         assert not self.training
         text, image = batch.pairs[:, 0], batch.pairs[:, 1]
-        given = torch.full_like(text, NONE) if part == "text" else text
-        ids, codes, _ = self.template.lay(batch.texts.segments["caption"], given)
+        ids, codes, _ = self.template.lay(batch.texts.segments["caption"], text)
         first = self.template.first_of(part, codes)
         if part == "text" and self.template.text_last:
             if bool((image == NONE).any()):

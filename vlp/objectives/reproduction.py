@@ -94,8 +94,8 @@ class Reproduction(nn.Module):
 
     In evaluation pictures are those of the likeliest codes, and a weight is that at the end of its schedule.
 
-    Sources: DALL-E (arXiv 2102.12092), appendix A; DALLE-pytorch, dalle_pytorch/dalle_pytorch.py (DiscreteVAE); CogView,
-    vqvae/ (loss of the training script), whose commitment weight is 0.25.
+    Sources: DALL-E (arXiv 2102.12092), appendix A; DALLE-pytorch, dalle_pytorch/dalle_pytorch.py (DiscreteVAE); VQ-VAE
+    (arXiv 1711.00937), equation 3, whose commitment weight is 0.25.
 
     Args:
         model: the coder.
@@ -161,14 +161,14 @@ class Reproduction(nn.Module):
         self.ratios.append(ratios)
         if self.used is None:
             self.used = torch.zeros(self.codes, dtype=torch.bool, device=encoded.codes.device)
-        self.used[encoded.codes.flatten()] = True
+        self.used.index_fill_(0, encoded.codes.flatten(), True)
         room = ACROSS * DOWN - sum(len(pixels) for pixels, _ in self.shown)
         if room > 0:
             self.shown.append((encoded.pixels[:room], encoded.shown[:room]))
 
     def validated(self) -> Validated:
-        """See `vlp.contracts.Objective`. `reproduction_psnr`, mean over pictures; `reproduction_codes_used`, the share of
-        codes that any picture has. The page `reproductions` shows pictures, each above what became of it.
+        """See `vlp.contracts.Objective`. `reproduction_psnr`, mean over pictures; `reproduction_codes_used`, the share
+        of codes that any picture has. The page `reproductions` shows pictures, each above what became of it.
         """
         ratios = torch.cat([torch.zeros(0), *self.ratios]).double()
         ratio, count = sum_over_ranks(torch.stack([ratios.sum(), torch.tensor(float(len(ratios)))])).tolist()

@@ -262,7 +262,7 @@ class StepEnd(lightning.Callback):
 
     def _validated(self, module: TrainingModule) -> dict[str, float]:
         """What objectives say of the whole validation, by GROUP/NAME; their pages are written as pictures."""
-        numbers = {}
+        numbers: dict[str, float] = {}
         for group in module.groups:
             for name in group.weights:
                 objective = module.objectives[name]

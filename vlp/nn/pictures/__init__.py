@@ -1,1 +1,0 @@
-"""Coders: pictures as grids of numbers of codes, and back."""

@@ -36,12 +36,12 @@ def _conv(wide_in: int, wide_out: int, kernel: int) -> nn.Conv2d:
 def _block(wide_in: int, wide_out: int, kernels: tuple[int, ...], gain: float) -> Residual:
     inner = wide_out // 4
     widths = [wide_in, inner, inner, inner, wide_out]
-    net: OrderedDict[str, nn.Module] = OrderedDict()
+    net: list[tuple[str, nn.Module]] = []
     for number, kernel in enumerate(kernels, 1):
-        net[f"relu_{number}"] = nn.ReLU()
-        net[f"conv_{number}"] = _conv(widths[number - 1], widths[number], kernel)
+        net.append((f"relu_{number}", nn.ReLU()))
+        net.append((f"conv_{number}", _conv(widths[number - 1], widths[number], kernel)))
     skip = None if wide_in == wide_out else _conv(wide_in, wide_out, 1)
-    return Residual(nn.Sequential(net), skip, gain)
+    return Residual(nn.Sequential(OrderedDict(net)), skip, gain)
 
 
 def _groups(
@@ -49,17 +49,17 @@ def _groups(
 ) -> nn.Sequential:
     """`first`, groups of blocks with `between` after each but the last, and a ReLU and 1 x 1 convolution to `out`."""
     gain = 1 / (len(widths) * blocks) ** 2
-    parts: OrderedDict[str, nn.Module] = OrderedDict(input=first)
+    parts: list[tuple[str, nn.Module]] = [("input", first)]
     for number, wide in enumerate(widths, 1):
-        group: OrderedDict[str, nn.Module] = OrderedDict()
+        group: list[tuple[str, nn.Module]] = []
         for place in range(1, blocks + 1):
-            group[f"block_{place}"] = _block(width, wide, kernels, gain)
+            group.append((f"block_{place}", _block(width, wide, kernels, gain)))
             width = wide
         if number < len(widths):
-            group["between"] = between
-        parts[f"group_{number}"] = nn.Sequential(group)
-    parts["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=_conv(width, out, 1)))
-    return nn.Sequential(parts)
+            group.append(("between", between))
+        parts.append((f"group_{number}", nn.Sequential(OrderedDict(group))))
+    parts.append(("output", nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=_conv(width, out, 1)))))
+    return nn.Sequential(OrderedDict(parts))
 
 
 class OpenAIDvae(nn.Module):

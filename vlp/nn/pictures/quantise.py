@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.distributed import sum_over_ranks
+from vlp.distributed import gather_rows, sum_over_ranks
 from vlp.nn.precision import at_least_float32, without_autocast
 
 Relaxation = Literal["soft", "straight_through", "reinmax"]
@@ -105,27 +105,34 @@ class MovingCodebook(nn.Module):
     optimizer, moves the codes, by what all micro-batches of all processes counted. With one micro-batch that is the
     original, whose `forward` moves them.
 
-    Source: VQ-VAE (arXiv 1711.00937), appendix A.1; CogView, vqvae/vqvae_zc.py (Quantize), which has 0.99 and 1e-5.
+    A code that nothing is near to stays so. `restart_below` moves it to one of the step's vectors: those stand in the
+    order of their first number, and code v takes the one at the share (v + 1/2) / V of the way, so that nothing is
+    drawn and the order of micro-batches and processes doesn't matter. It counts as the mean code then.
+
+    Sources: VQ-VAE (arXiv 1711.00937), appendix A.1; CogView, vqvae/vqvae_zc.py (Quantize), which has 0.99 and 1e-5,
+    and no restarts; these are after Jukebox (arXiv 2005.00341), section 3.1, where vectors are drawn.
 
     Args:
         codes: V.
         size: D.
         decay: share of an average that stays in a step.
+        restart_below: a code is moved whose average count is below this share of the mean code's; 0: none is.
         eps: added to the count of each code, so that none is divided by zero.
 
     Raises:
-        ValueError: `decay` is not between 0 and 1.
+        ValueError: `decay` or `restart_below` is not between 0 and 1.
     """
 
     vectors: Tensor  # [V, D]
     counts: Tensor  # [V], moving averages
     sums: Tensor  # [V, D], moving averages
 
-    def __init__(self, codes: int, size: int, decay: float = 0.99, eps: float = 1e-5):
+    def __init__(self, codes: int, size: int, decay: float = 0.99, restart_below: float = 0.0, eps: float = 1e-5):
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay is {decay}, but must be at least 0 and below 1")
-        self.decay, self.eps = decay, eps
+        for name, value in (("decay", decay), ("restart_below", restart_below)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 0 and below 1")
+        self.decay, self.restart_below, self.eps = decay, restart_below, eps
         vectors = torch.randn(codes, size)
         self.register_buffer("vectors", vectors)
         self.register_buffer("counts", torch.zeros(codes))
@@ -133,6 +140,7 @@ class MovingCodebook(nn.Module):
         # of the micro-batches of a step: [V] and [V, D]. No buffers, for between steps there is nothing to keep, and
         # those of a step that was left out may not be finite
         self.of_step: tuple[Tensor, Tensor] | None = None
+        self.seen: list[Tensor] = []  # vectors of the micro-batches of a step, where codes may be moved to one
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """The code that is nearest to each of the vectors [N, D]: int64 [N]; in training they are counted."""
@@ -144,6 +152,8 @@ class MovingCodebook(nn.Module):
             counted.index_add_(0, codes, torch.ones_like(vectors[:, 0]))
             summed.index_add_(0, codes, vectors)
             self.of_step = counted, summed
+            if self.restart_below:
+                self.seen.append(vectors)
         return codes
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -152,8 +162,12 @@ class MovingCodebook(nn.Module):
 
     @torch.no_grad()
     def follow(self, taken: bool = True) -> None:
-        """Move the codes by what was counted in a step; of a step that was left out it is dropped."""
-        of_step, self.of_step = self.of_step, None
+        """Move the codes by what was counted in a step; of a step that was left out it is dropped.
+
+        Raises:
+            ValueError: codes may be moved to vectors, and the processes hold unequally many.
+        """
+        of_step, seen, self.of_step, self.seen = self.of_step, self.seen, None, []
         if of_step is None or not taken:
             return
         counted, summed = (sum_over_ranks(values) for values in of_step)
@@ -162,3 +176,15 @@ class MovingCodebook(nn.Module):
         total = self.counts.sum()
         smoothed = (self.counts + self.eps) / (total + len(self.counts) * self.eps) * total
         self.vectors.copy_(self.sums / smoothed[:, None])
+        if self.restart_below:
+            self._restart(gather_rows(torch.cat(seen), gradient=False))
+
+    def _restart(self, seen: Tensor) -> None:
+        """Move the codes that are too rare to vectors [N, D]."""
+        mean = self.counts.mean()
+        rare = (self.counts < self.restart_below * mean)[:, None]
+        share = (torch.arange(len(self.counts), device=seen.device) + 0.5) / len(self.counts)
+        vectors = seen.index_select(0, seen[:, 0].argsort()).index_select(0, (share * len(seen)).long())
+        self.vectors.copy_(torch.where(rare, vectors, self.vectors))
+        self.sums.copy_(torch.where(rare, vectors * mean, self.sums))
+        self.counts.copy_(torch.where(rare[:, 0], mean, self.counts))

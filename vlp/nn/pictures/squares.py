@@ -19,8 +19,11 @@ def require_squares(images: Images, side: int) -> None:
     """
     if images.pixels is None or images.sizes is None:
         raise ValueError("this model sees pixels, and the batch has none; see vlp.interfaces.Regions.from_pixels")
-    if any(size != (side, side) for size in images.sizes):
-        raise ValueError(f"this coder takes pictures of {side} x {side} pixels")
+    for height, width in images.sizes:
+        if (height, width) != (side, side):
+            raise ValueError(
+                f"this coder takes pictures of {side} x {side} pixels, and there is one of {height} x {width}"
+            )
 
 
 def squares_of(images: Images, side: int, like: Tensor) -> Tensor:

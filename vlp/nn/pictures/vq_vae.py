@@ -72,7 +72,7 @@ class VqVae(nn.Module):
         even: all convolutions that make pictures 8 times smaller have that width (`simple` of the original, as
             published); if not, the first have less.
         blocks, inner_width: residual blocks, of the encoder as of the decoder, and the channels inside.
-        decay: of the moving averages of codes.
+        decay, restart_below: of the moving codes.
 
     Raises:
         ValueError: a size is out of range, or `shrink` doesn't divide the side of a picture.
@@ -94,6 +94,7 @@ class VqVae(nn.Module):
         blocks: int = 0,
         inner_width: int = 32,
         decay: float = 0.99,
+        restart_below: float = 0.0,
     ):
         super().__init__()
         if min(codes, code_size, inner_width) < 1 or width < 4 or blocks < 0:
@@ -109,7 +110,7 @@ class VqVae(nn.Module):
         inside, outside = ([_residual(width, inner_width) for _ in range(blocks)] for _ in range(2))
         self.encoder = _encoder(width, shrink, even, inside, code_size)
         self.decoder = _decoder(width, shrink, even, outside, code_size)
-        self.codebook = MovingCodebook(codes, code_size, decay)
+        self.codebook = MovingCodebook(codes, code_size, decay, restart_below)
 
     def forward(self, pixels: Tensor, step: int = 0, noise: Tensor | None = None) -> Reconstructed:
         """See `vlp.picture_contracts.PictureCodes`; nothing is drawn here."""
