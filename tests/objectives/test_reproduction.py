@@ -122,6 +122,17 @@ def test_the_weight_is_that_of_the_step() -> None:
     assert float(losses["reproduction_kl"]) == pytest.approx(2 * divergence)
 
 
+def test_the_temperature_is_that_of_the_step() -> None:
+    coder = model("discrete", temperature=Schedule(9.0, 0.01, 10))
+    made = []
+    for step in (0, 10):
+        torch.manual_seed(0)
+        made.append(coder(batch(step=step)))
+        torch.manual_seed(0)
+        assert torch.equal(made[-1].reproduced, coder.pictures(made[-1].pixels, step).reproduced)
+    assert not torch.equal(made[0].reproduced, made[1].reproduced)
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
@@ -217,6 +228,11 @@ def train(parts: int) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Tensor]:
     return train(1)
+
+
+def test_codes_move(whole: dict[str, Tensor]) -> None:
+    began = model("vq").double().state_dict()
+    assert not torch.equal(whole["pictures.codebook.vectors"], began["pictures.codebook.vectors"])
 
 
 def test_micro_batches_are_one(whole: dict[str, Tensor]) -> None:
