@@ -16,7 +16,7 @@ PARTS = {**OBJECTIVES, **MODELS}
 HOMES = {name: Path(str(inspect.getsourcefile(part))).relative_to(ROOT).as_posix() for name, part in PARTS.items()}
 CLASSES = {part.__name__: name for name, part in PARTS.items()}
 # tables from published parameters to those of objectives, by name; and what times one system against another's code
-EXCUSED = ("vlp/registry.py", "vlp/checkpoints/importers/", "tools/benchmark.py", "tools/benchmark_dual.py")
+EXCUSED = ("vlp/registry.py", "vlp/checkpoints/importers/", "tools/benchmark")
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for package in ("vlp", "data_pipelines", "tools")

@@ -72,7 +72,8 @@ def calibrate(model: nn.Module, images: Callable[[int], Images]) -> None:
     """
     for part in model.modules():
         if hasattr(part, "calibrate"):
-            part.calibrate(images(part.calibration_pictures))
+            made: Any = part
+            made.calibrate(images(made.calibration_pictures))
 
 
 def load_start_weights(model: nn.Module) -> None:

@@ -165,8 +165,8 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     folder = run if run.is_dir() else run.parent
     if draws_pictures(model):
         how = converted(options.settings, Drawing, "evaluate")
-        sources = (open_source(model, options.data, name) for name in (split, model.source.split))
-        return evaluate_pictures(model, *sources, how, options.most or DRAWN, folder, console)
+        source, training = (open_source(model, options.data, name) for name in (split, model.source.split))
+        return evaluate_pictures(model, source, training, how, options.most or DRAWN, folder, console)
     task = model.task()
     settings = own_settings(task, options.settings)
     source = open_source(model, options.data, split)
