@@ -18,7 +18,7 @@ import vlp
 from data_pipelines.scenes.build import build_scenes
 from vlp.checkpoints.load import read_weights
 from vlp.commands import train
-from vlp.config import load_config
+from vlp.config import ConfigError, load_config
 from vlp.run_folder import RunFolder
 from vlp.text.no_text import NoText
 
@@ -108,7 +108,13 @@ def test_two_processes_are_one(done: tuple[str, Path], root: Path, tmp_path: Pat
 
 def test_loaded(done: tuple[str, Path]) -> None:
     _, run = done
-    pictures = vlp.load(run).model.pictures
+    loaded = vlp.load(run)
+    pictures, shown = loaded.model.pictures, np.zeros((32, 32, 3), np.uint8)
+    for refused in (lambda: loaded.embed([None], [shown]), lambda: loaded.embed_images([shown])):
+        with pytest.raises(ConfigError, match="makes no vectors of texts and images"):
+            refused()
+    with pytest.raises(ConfigError, match="trained nothing that scores pairs"):
+        loaded.score(["a circle"], [shown])
     codes = torch.zeros(1, pictures.grid[0] * pictures.grid[1], dtype=torch.int64)
     assert pictures.decode(codes).shape == (1, 32, 32, 3)
 

@@ -92,7 +92,7 @@ def test_other_pictures_are_refused(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "more", "message"),
     [
-        ("openai_dvae", {"width": 6}, "width is 6, but must be a multiple of 4"),
+        ("openai_dvae", {"width": 3}, "must be at least 1, and width 4"),
         ("openai_dvae", {"groups": 5}, "5 groups make pictures 16 times smaller, which 24 pixels can't be"),
         ("openai_dvae", {"temperature": 0.0}, "temperature is 0.0, but must be above 0"),
         ("openai_dvae", {"temperature": {"first": 1, "last": -1, "steps": 9}}, "temperature is -1.0"),

@@ -51,7 +51,13 @@ def embed_images(run: Run, images: Sequence[Regions]) -> Tensor:
     return _some_at_a_time(run, embed, images)
 
 
+def _refuse_others(run: Run) -> None:
+    if run.model.offers.result not in ("encoded", "embedded"):
+        raise ConfigError("this model makes no vectors of texts and images; a fusion model or a dual encoder does")
+
+
 def _some_at_a_time(run: Run, embed: Callable[[Any, Any], Tensor], things: Sequence[Any]) -> Tensor:
+    _refuse_others(run)
     if not is_dual(run):
         raise ConfigError("this model sees text and image together; only a dual encoder embeds one without the other")
     parts = [embed(run.model, things[first : first + AT_ONCE]).cpu() for first in range(0, len(things), AT_ONCE)]
@@ -68,8 +74,9 @@ def embed_pairs(
 
     Raises:
         ValueError: the two lists differ in length, or a pair is (None, None).
-        ConfigError: the model is a dual encoder.
+        ConfigError: the model is a dual encoder, or makes no vectors.
     """
+    _refuse_others(run)
     if is_dual(run):
         raise ConfigError("a dual encoder has no vector of a pair: take embed_texts and embed_images")
     if len(captions) != len(images):

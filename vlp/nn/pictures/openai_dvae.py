@@ -79,8 +79,8 @@ class OpenAIDvae(nn.Module):
         relaxation: see `vlp.nn.pictures.quantise.relax`; published `soft`.
 
     Raises:
-        ValueError: a size is below 1, `width` is no multiple of 4, the halvings don't divide the side of a picture, or
-            a temperature is not positive.
+        ValueError: a size is too small, the halvings don't divide the side of a picture, or a temperature is not
+            positive.
     """
 
     channels = 6
@@ -98,10 +98,8 @@ class OpenAIDvae(nn.Module):
         relaxation: Relaxation = "soft",
     ):
         super().__init__()
-        if min(codes, width, code_width, groups, blocks) < 1:
-            raise ValueError("codes, width, code_width, groups and blocks must be at least 1")
-        if width % 4:
-            raise ValueError(f"width is {width}, but must be a multiple of 4: a block's inner convolutions have a 4th")
+        if min(codes, code_width, groups, blocks) < 1 or width < 4:
+            raise ValueError("codes, code_width, groups and blocks must be at least 1, and width 4")
         shrink = 2 ** (groups - 1)
         if size.size % shrink:
             raise ValueError(f"{groups} groups make pictures {shrink} times smaller, which {size.size} pixels can't be")
