@@ -41,7 +41,7 @@ CHOOSING_BY_SCORES = {
 }
 # the scenes that stand in for data that nobody can ship
 SCENES = {
-    **dict.fromkeys(("coco", "flickr30k", "vqa_v2", "gqa", "easy_vqa"), "scenes"),
+    **dict.fromkeys(("coco", "flickr30k", "vqa_v2", "gqa", "easy_vqa", "scenes_of_two"), "scenes"),
     **{"nlvr1": "scene_hypotheses", "nlvr2": "scene_pairs"},
     **{
         "refcoco_plus": "scene_expressions",
@@ -80,7 +80,8 @@ def small_config(name: str, root: Path) -> RunConfig:
     model = config.model
     changed = [f"model.{key}={value}" for key, value in SMALL.items() if key in model]
     if "pictures" in model:
-        changed += ["model.pixels.size=32", "model.pictures.width=8", "model.pictures.codes=16"]
+        changed += ["model.pixels.size=32", "model.pictures.codes=16"]
+        changed += ["model.pictures.width=8"] if "width" in model["pictures"] else []
         changed += ["model.vocab_size=50000"] if "vocab_size" in model else []
         changed += ["model.windows={size: 4, times: 2, pivots: 8}"] if "windows" in model else []
     elif model["type"] != "dual_encoder":
