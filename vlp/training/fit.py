@@ -132,6 +132,7 @@ def fit(
         # the loader starts where the checkpoint ended, and the number of workers is the user's choice
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training.*")  # a frozen coder
         # its successor still copies buffers once, at the start, and older versions don't have it
         warnings.filterwarnings("ignore", ".*broadcast_buffers.*")
         warnings.filterwarnings("ignore", ".*`isinstance.treespec, LeafSpec.` is deprecated.*")
