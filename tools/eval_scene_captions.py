@@ -15,13 +15,12 @@ import argparse
 import io
 import json
 import sys
-import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -36,13 +35,13 @@ from data_pipelines.shards.reader import ShardReader
 from vlp.checkpoints.load import write_atomically
 from vlp.commands.command import open_console, run_command, whole_number
 from vlp.commands.evaluate import ask_all, open_source
+from vlp.commands.evaluate_pictures import ACROSS, DOWN, draw_page
 from vlp.config import ConfigError
 from vlp.evaluation.captions import Captioned, caption_metrics
 from vlp.writing.settings import Writing
 
 SHOWN = {"own": 0, "next": 1, "another": FAMILY}  # how many pictures further
 PEOPLE = "a person"
-ACROSS, DOWN = 4, 3  # pictures of the page
 
 
 def measure(run: Path, split: str, most: int, how: Writing, console: Console) -> tuple[dict[str, Any], list[str]]:
@@ -74,21 +73,20 @@ def compared(
     for shown, further in SHOWN.items():
         written = texts[further:] + texts[:further]
         captioned = [Captioned(n, *own) for n, own in enumerate(zip(written, references, strict=True))]
-        cider = caption_metrics(captioned, slow=False)["CIDEr"]
+        try:
+            cider = caption_metrics(captioned, slow=False)["CIDEr"]
+        except ImportError as error:
+            raise ConfigError(str(error)) from error
         truth = truthfulness(zip(written, scenes, strict=True), language)
         found[shown] = {"CIDEr": cider, **truth.shares(), "counts": asdict(truth)}
     return found
 
 
-def draw_page(reader: ShardReader, texts: list[str], path: Path) -> None:
+def draw_first(reader: ShardReader, texts: list[str], path: Path) -> None:
     """The first pictures, each with its caption below."""
-    figure = Figure(figsize=(3.2 * ACROSS, 3.9 * DOWN), layout="constrained")
-    for number, axes in enumerate(figure.subplots(DOWN, ACROSS).flat):
-        axes.axis("off")
-        if number < len(texts):
-            axes.imshow(Image.open(io.BytesIO(reader.sample(number).image or b"")))
-            axes.set_title(textwrap.fill(texts[number], 34), fontsize=9, y=-0.02, va="top")
-    figure.savefig(path, dpi=100)
+    first = texts[: ACROSS * DOWN]
+    pictures = [Image.open(io.BytesIO(reader.sample(number).image or b"")) for number in range(len(first))]
+    draw_page([np.asarray(picture) for picture in pictures], first, path)
 
 
 def work(arguments: list[str]) -> None:
@@ -115,7 +113,7 @@ def work(arguments: list[str]) -> None:
     console.print(table)
     if given.page:
         model = vlp.load(run)
-        draw_page(open_source(model, None, given.split).reader, texts, given.page)
+        draw_first(open_source(model, None, given.split).reader, texts, given.page)
         console.print(f"written: {given.page}")
 
 
