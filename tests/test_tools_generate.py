@@ -13,8 +13,9 @@ from test_tools_train import run
 
 import vlp
 from data_pipelines.scenes.build import build_scenes
+from data_pipelines.scenes.placing import make_scene
 from vlp.commands import data, evaluate, generate
-from vlp.commands.evaluate_pictures import nearest_captions
+from vlp.commands.evaluate_pictures import nearest_captions, sibling
 
 ROOT = Path(__file__).parent.parent
 SIZES = [
@@ -184,6 +185,14 @@ def test_evaluate(finished: Path, root: Path, capsys: pytest.CaptureFixture[str]
     assert Image.open(finished / "generation-val.png").size[0] > 1000
     assert evaluate.main([str(finished), "--beams", "3"]) == 1
     assert "unknown key 'beams'; known keys: count, guidance, seed" in capsys.readouterr().err
+
+
+def test_a_sibling_is_another_scene_with_the_same_words() -> None:
+    """Also of the last scene that is measured."""
+    for number in range(12):
+        assert sibling(number) != number
+        own, other = (make_scene(0, "val", n, (1, 2)).objects for n in (number, sibling(number)))
+        assert sorted(o.shape for o in own) == sorted(o.shape for o in other)
 
 
 def test_the_nearest_caption_shares_most_words() -> None:

@@ -48,7 +48,8 @@ class Drawing:
 
     def how(self) -> Writing:
         """As writing has them."""
-        return Writing(self.count, "sample", 1.0, 0.0, self.temperature, self.top_k, self.top_p, self.seed)
+        own = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+        return Writing(beams=self.count, search="sample", **own)  # type: ignore[arg-type]  # of these types
 
 
 def nearest_captions(asked: list[str], known: list[str]) -> list[int]:
@@ -119,7 +120,7 @@ def measured(
         ConfigError: the data are no scenes, or too few.
     """
     reader = source.reader
-    numbers = [*range(min(most, len(reader)))]
+    numbers = [*range(min(most, len(reader) // FAMILY * FAMILY))]  # of whole families, so that each has siblings
     facts = [reader.facts(number) for number in numbers]
     if not all("objects" in own for own in facts):
         raise ConfigError(
@@ -134,7 +135,7 @@ def measured(
     rows = {
         "true pictures": true,
         "other scenes": true[FAMILY:] + true[:FAMILY],
-        "same words, dealt otherwise": [true[_sibling(number, len(true))] for number in numbers],
+        "same words, dealt otherwise": pictures_of(source, [sibling(number) for number in numbers]),
         "nearest of training": pictures_of(training, near),
         "reproduced by the coder": reproduced(model, true),
     }
@@ -159,11 +160,10 @@ def captions_of(reader: ShardReader, number: int) -> list[str]:
     return captions
 
 
-def _sibling(number: int, count: int) -> int:
-    """Another scene of the family of a scene."""
+def sibling(number: int) -> int:
+    """Another scene of the family of a scene, by their numbers."""
     first = number // FAMILY * FAMILY
-    following = first + (number - first + 1) % FAMILY
-    return following if following < count else first
+    return first + (number - first + 1) % FAMILY
 
 
 def table_of(report: dict[str, Any], title: str) -> Table:
