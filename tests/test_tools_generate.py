@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,12 @@ from test_tools_train import run
 import vlp
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.scenes.placing import make_scene
+from data_pipelines.shards.reader import ShardReader
 from vlp.commands import data, evaluate, generate
 from vlp.commands.evaluate_pictures import nearest_captions, sibling
+from vlp.interfaces import SquareSize
+from vlp.use.fitting import fits
+from vlp.use.pictures import codes_of
 
 ROOT = Path(__file__).parent.parent
 SIZES = [
@@ -52,6 +58,18 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run("train.py", str(ROOT / "configs/dalle_small.yaml"), *SIZES, *own)
     assert result.returncode == 0, result.stderr
     assert "next_token" in result.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioner(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CogView's decoder, codes before captions, trained a little."""
+    folder = tmp_path_factory.mktemp("runs") / "captions"
+    sizes = [size for size in SIZES if "patterns" not in size and "empty_share" not in size and "max_steps" not in size]
+    words = [f"data.tokenizer.vocabulary={root}/scenes_of_two/vocabulary.txt", "data.sources.0.path=scenes_of_two"]
+    own = [f"data.root={root}", f"run_dir={folder}", "init=null", "trainer.max_steps=6", *words]
+    result = run("train.py", str(ROOT / "configs/captioning/cogview_small.yaml"), *sizes, *own)
+    assert result.returncode == 0, result.stderr
     return folder
 
 
@@ -108,23 +126,57 @@ def test_the_upper_rows_are_given(finished: Path, tmp_path: Path) -> None:
     assert not np.array_equal(found[32:], photo[32:])
 
 
-def test_reranking(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a stand-in that likes bright pictures."""
+def test_reranking(finished: Path, captioner: Path, tmp_path: Path) -> None:
+    """By the caption loss of a decoder that reads pictures first: the two least losses, by hand."""
+    found = drawn(finished, tmp_path, "--text", "a ring", "--count", "5", "--rerank-by", str(captioner), "--keep", "2")
+    judge, pictures = vlp.load(captioner), vlp.load(finished).generate(["a ring"], count=5)[0].numpy()
+    scores = [caption_score(judge, "a ring", picture) for picture in pictures]
+    best = sorted(range(5), key=lambda k: -scores[k])[:2]
+    assert all(np.array_equal(a, pictures[k]) for a, k in zip(found, best, strict=True))
+    listed = json.loads((tmp_path / "page" / "pictures.json").read_text())["pictures"]
+    assert [one["score"] for one in listed] == pytest.approx([scores[k] for k in best], abs=1e-5)
 
-    class Bright:
-        dual = True
 
-        def score(self, texts: list[str], pictures: list[np.ndarray]) -> torch.Tensor:
-            return torch.tensor([[float(picture.mean()) for picture in pictures]])
+@torch.no_grad()
+def caption_score(judge: Any, text: str, picture: np.ndarray) -> float:
+    """Mean log-probability of the words, from the logits of one sequence after another."""
+    model = judge.model
+    template = model.template
+    codes = codes_of(judge, judge.make_images([picture])[0]).tolist()
+    (tokens,) = judge.tokenizer.encode([text])
 
-    load = vlp.load
-    monkeypatch.setattr(vlp, "load", lambda path, *given: Bright() if str(path) == "bright" else load(path, *given))
-    found = drawn(finished, tmp_path, "--text", "a ring", "--count", "5", "--rerank-by", "bright", "--keep", "2")
-    assert len(found) == 2
-    brightness = sorted(
-        (float(p.float().mean()) for p in load(finished).generate(["a ring"], count=5)[0]), reverse=True
-    )
-    assert [float(picture.mean()) for picture in found] == pytest.approx(brightness[:2])
+    def command(name: str) -> int:
+        return int(template.text_offset + template.command(name))
+
+    ids = [command("BASE"), command("BOI1"), *codes, command("EOI1"), command("ROI1")]
+    told = 0.0
+    for word in tokens.ids:
+        logits = model.logits(model.read(torch.tensor([ids])), "text")[0, -1]
+        ids.append(template.text_offset + word)
+        told += float(logits.log_softmax(0)[ids[-1]])
+    return told / len(tokens.ids)
+
+
+def test_fits_of_pairs_are_those_of_each_alone(finished: Path, captioner: Path) -> None:
+    texts = ["a ring", "a red circle above a blue bar", "two"]
+    pictures = vlp.load(finished).generate(texts)[:, 0].numpy()
+    judge = vlp.load(captioner)
+    told = fits(judge, texts, judge.make_images(pictures))
+    alone = [caption_score(judge, text, picture) for text, picture in zip(texts, pictures, strict=True)]
+    assert told.tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_captioner_draws_nothing(captioner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It reads pictures before texts; what is measured of it is the caption's loss."""
+    assert generate.main([str(captioner), "--text", "a ring", "--out", str(tmp_path / "new.png")]) == 1
+    assert "this run draws no pictures of texts" in capsys.readouterr().err
+    assert evaluate.main([str(captioner)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "captions: " in told
+    assert "given its own picture" in told
+    losses = json.loads((captioner / "generation-val.json").read_text())["losses"]
+    assert losses["pairs"] == 12
+    assert 0 < losses["p"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -140,7 +192,6 @@ def test_reranking(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--text", "a", "--begin", "PHOTO", "--rows", "6"], "--rows 6: a picture has 6 rows of codes; give fewer"),
         (["--text", "a", "--out", "page.jpg"], "the page is a picture; name a file *.png"),
         (["--text", "a", "--out", "THERE"], "exists already; choose another --out"),
-        (["--text", "a", "--rerank-by", "RUN"], "this is no dual encoder; take a run as clip_small"),
         (["--texts", "none.txt"], "none.txt"),
     ],
 )
@@ -178,13 +229,37 @@ def test_evaluate(finished: Path, root: Path, capsys: pytest.CaptureFixture[str]
     assert (found[2]["seed"], found[2]["count"], found[2]["top_k"]) == (1, 2, 3)
     true = found[0]["true pictures"]
     assert [true[name] for name in ("captions", "entities")] == [1.0, 1.0]
-    assert found[0]["other scenes"]["entities"] < 0.5
+    assert found[0]["other pictures"]["entities"] < 0.5
+    assert "codes: " in told
+    check_losses(finished, root, found[0]["losses"])
     assert set(found[0]) >= {"nearest of training", "reproduced by the coder", "drawn", "same words, dealt otherwise"}
     assert "objects found" in " ".join(told.split())
     assert "9 captions, split val" in told
     assert Image.open(finished / "generation-val.png").size[0] > 1000
     assert evaluate.main([str(finished), "--beams", "3"]) == 1
-    assert "unknown key 'beams'; known keys: count, guidance, seed" in capsys.readouterr().err
+    assert "unknown key 'beams'; known keys: count, guidance, rerank_by, seed" in capsys.readouterr().err
+
+
+def check_losses(finished: Path, root: Path, told: dict[str, float]) -> None:
+    """The same, one pair after another."""
+    model, reader = vlp.load(finished), ShardReader(root / "scenes_of_two", "val")
+    captions = [reader.facts(n)["captions"][0] for n in range(12)]
+    pictures = [reader.pixels(n, SquareSize(96)) for n in range(12)]
+    codes = torch.stack([codes_of(model, picture) for picture in model.make_images(pictures)])
+    found = []
+    for text, own in [*zip(captions, codes, strict=True), *zip(captions[3:] + captions[:3], codes, strict=True)]:
+        (tokens,) = model.tokenizer.encode([text])
+        template = model.model.template
+        padding = [template.words + len(template.own_commands) + place for place in range(len(tokens.ids), 30)]
+        ids = torch.tensor([[template.command("START"), *tokens.ids, *padding, *(own + template.code_offset).tolist()]])
+        logits = model.model.logits(model.model.read(ids[:, :-1])[:, 30:], "codes")[0]
+        found.append(float(torch.nn.functional.cross_entropy(logits, own)))
+    away = np.array(found[12:]) - found[:12]
+    assert [told["own"], told["other"]] == pytest.approx([np.mean(found[:12]), np.mean(found[12:])], abs=1e-5)
+    z = away.mean() / (away.std(ddof=1) / 12**0.5)
+    assert told["p"] == pytest.approx(2 * (1 - NormalDist().cdf(abs(z))), rel=0.02)
+    shares = codes.flatten().bincount() / codes.numel()
+    assert told["unigram"] == pytest.approx(-float((shares * shares.clamp(min=1e-9).log()).sum()), abs=1e-5)
 
 
 def test_a_sibling_is_another_scene_with_the_same_words() -> None:
@@ -202,7 +277,7 @@ def test_the_nearest_caption_shares_most_words() -> None:
 
 
 def test_photographs_are_not_read(
-    finished: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, captioner: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = tmp_path / "photos"
     pictures.mkdir()
@@ -216,5 +291,13 @@ def test_photographs_are_not_read(
     made = ["coco", "--images", str(pictures), "--captions", str(tmp_path / "captions.json"), "--split", "val"]
     assert data.main([*made, "--out", str(tmp_path / "photos_data")]) == 0, capsys.readouterr().err
     data.main([*made[:-1], "train", "--out", str(tmp_path / "photos_data")])
-    assert evaluate.main([str(finished), "--data", str(tmp_path / "photos_data")]) == 1
-    assert "of which it is not known what is in them; drawings are measured on scenes" in capsys.readouterr().err
+    assert evaluate.main([str(finished), "--data", str(tmp_path / "photos_data")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "it is not known what is in the pictures" in told
+    report = json.loads((finished / "generation-val.json").read_text())
+    assert report["drawn"] == {}
+    assert report["losses"]["pairs"] == 5
+    judged = [str(finished), "--data", str(tmp_path / "photos_data"), f"rerank_by={captioner}"]
+    assert evaluate.main(judged) == 0, capsys.readouterr().err
+    report = json.loads((finished / "generation-val.json").read_text())
+    assert report["drawn, the best by the judge"]["fit"] == report["drawn"]["fit"] < 0

@@ -341,8 +341,9 @@ class Objective(Protocol):
 
 
 # What a trained objective can be asked for. `pairs`: it has `score(encoded)`, float32 [P], how well text and image of
-# each pair match. `answers`: it is an `AnsweringTask`. `captions`: a `WritingTask`. `task`: it is a `Task`.
-Ability = Literal["pairs", "answers", "captions", "task"]
+# each pair match. `answers`: it is an `AnsweringTask`. `captions`: a `WritingTask`. `task`: it is a `Task`. `guidance`:
+# it learned from pictures without captions too, so that these can be made to count more.
+Ability = Literal["pairs", "answers", "captions", "task", "guidance"]
 
 
 @dataclass(frozen=True)
@@ -391,6 +392,10 @@ class Run(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
+
+    @property
+    def make_images(self) -> Callable[..., list[Regions]]:
+        """Makes of a list of files, pictures or arrays what the model sees."""
 
     @property
     def segments(self) -> Mapping[str, int]:

@@ -29,6 +29,7 @@ WHAT: dict[Ability, str] = {
     "answers": "answers questions",
     "captions": "writes captions",
     "task": "answers questions or writes captions",
+    "guidance": "learned without captions too",
 }
 
 
@@ -102,6 +103,10 @@ class TrainedModel(nn.Module):
     def dual(self) -> bool:
         """Whether this is a dual encoder, which embeds texts and images apart."""
         return embeddings.is_dual(self)
+
+    def able(self, ability: Ability) -> bool:
+        """Whether the run trained an objective that can be asked for this."""
+        return any(ability in getattr(objective, "abilities", ()) for objective in self._of_group.values())
 
     def find(self, ability: Ability) -> Any:
         """The objective that can be asked for this.

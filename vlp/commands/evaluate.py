@@ -37,7 +37,6 @@ from vlp.convert import convert
 from vlp.inference import TrainedModel
 from vlp.interfaces import Truth
 from vlp.strict_yaml import ConfigError, read_yaml
-from vlp.use.pictures import draws_pictures
 
 WRITING = (
     "Captions are written as these say, each with its default: --beams 1 (beginnings that are followed, or samples"
@@ -163,7 +162,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     run, split = options.run, options.split
     model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu", options.task)
     folder = run if run.is_dir() else run.parent
-    if draws_pictures(model):
+    if model.model.offers.result == "decoded":
         how = converted(options.settings, Drawing, "evaluate")
         source, training = (open_source(model, options.data, name) for name in (split, model.source.split))
         return evaluate_pictures(model, source, training, how, options.most or DRAWN, folder, console)

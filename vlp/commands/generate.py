@@ -5,7 +5,8 @@ RUN is the folder of a run of a token decoder (as dalle_small trains), or one of
 FILE becomes a page with a row for each text; the folder of that name without its ending gets each picture, and
 pictures.json with the texts, scores and seed.
 
---rerank-by orders them by how well a dual encoder (as clip_small trains) finds that they fit their text. --guidance
+--rerank-by orders them by how well they fit their text: as a dual encoder finds (clip_small), or by the caption loss of
+a token decoder that reads pictures before texts (captioning/cogview_small). --guidance
 above 1 makes the text count more, for a run that was trained with `empty_share`. --begin gives the upper --rows rows of
 codes, those of a photograph.
 """
@@ -28,8 +29,10 @@ import vlp
 from vlp.checkpoints.load import write_atomically
 from vlp.commands.command import open_console, options_of, run_command, whole_number
 from vlp.config import ConfigError
+from vlp.evaluation.lettering import NO_FONT, families
 from vlp.inference import TrainedModel
-from vlp.use.pictures import Drawn, codes_of, draw, require_drawing
+from vlp.use.fitting import require_judge
+from vlp.use.pictures import Drawn, codes_of, draw, require_drawing, reranked
 from vlp.writing.settings import Writing
 
 
@@ -49,7 +52,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, a .png that isn't there yet")
     parser.add_argument("--count", type=whole_number, default=4, metavar="N", help="pictures of each text")
     parser.add_argument("--keep", type=whole_number, metavar="N", help="of them, the best (default: all)")
-    parser.add_argument("--rerank-by", type=Path, metavar="RUN", help="a dual encoder's run that says which are best")
+    parser.add_argument("--rerank-by", type=Path, metavar="RUN", help="a run that says which fit best")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--temperature", type=float, help="below 1 likely codes become likelier")
     parser.add_argument("--top-k", type=int, metavar="N", help="only the N likeliest codes")
@@ -123,27 +126,25 @@ def upper_codes(run: TrainedModel, photo: Path | None, rows: int) -> list[int]:
     return codes
 
 
-def reranked(by: TrainedModel, texts: list[str], drawn: list[list[Drawn]]) -> list[list[tuple[float, Drawn]]]:
-    """The pictures of each text with the dual encoder's scores, the best first."""
-    ranked = []
-    for text, own in zip(texts, drawn, strict=True):
-        scores = by.score([text], [one.pixels.numpy() for one in own])[0].tolist()
-        ranked.append(sorted(zip(scores, own, strict=True), key=lambda item: -item[0]))
-    return ranked
-
-
-def draw_page(texts: list[str], rows: list[list[Drawn]], path: Path) -> None:
-    """A row of pictures for each text, under it."""
+def draw_page(texts: list[str], rows: list[list[Drawn]], path: Path) -> bool:
+    """A row of pictures for each text, under it. Returns whether there are fonts for the texts; they are numbered
+    otherwise.
+    """
+    fonts = families(texts)
+    if fonts is None:
+        texts = [f"text {number}" for number in range(1, len(texts) + 1)]
     across = max(map(len, rows))
     figure = Figure(figsize=(1.9 * across + 0.2, 2.25 * len(rows)), layout="constrained")
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for text, row, part in zip(texts, rows, parts, strict=True):
-        part.suptitle(textwrap.fill(text, max(24 * across, 24)), fontsize=9)
+        title = textwrap.fill(text, max(24 * across, 24))
+        part.suptitle(title, fontsize=9, family=fonts, parse_math=False)  # a dollar sign is no formula
         for axes, one in zip(part.subplots(1, across, squeeze=False)[0], [*row, *[None] * across], strict=False):
             axes.axis("off")
             if one is not None:
                 axes.imshow(one.pixels.numpy())
     figure.savefig(path, dpi=110)
+    return fonts is not None
 
 
 def generate(options: argparse.Namespace, console: Console) -> None:
@@ -162,12 +163,10 @@ def generate(options: argparse.Namespace, console: Console) -> None:
     run.make_images.say = partial(console.print, style="yellow", soft_wrap=True)
     require_drawing(run)
     by = None if options.rerank_by is None else vlp.load(options.rerank_by, device)
-    if by is not None and not by.dual:
-        raise ConfigError(f"--rerank-by {options.rerank_by}: this is no dual encoder; take a run as clip_small")
+    if by is not None:
+        require_judge(by, f"--rerank-by {options.rerank_by}")
     check_texts(run, texts, console)
-    if options.guidance is not None and not any(
-        getattr(objective.corrupt, "share", 0) for objective in run.objectives.values()
-    ):
+    if options.guidance is not None and not run.able("guidance"):
         console.print("the run was trained without empty captions (empty_share): guidance may do harm", style="yellow")
     begin = upper_codes(run, options.begin, options.rows)
     drawn = draw(run, texts, how, options.guidance, begin)
@@ -182,7 +181,8 @@ def generate(options: argparse.Namespace, console: Console) -> None:
             listed.append({"file": name, "text": text, "score": score, "log_probability": one.score})
     about = {"run": str(options.run), "seed": options.seed, "count": options.count, "pictures": listed}
     write_atomically(folder / "pictures.json", json.dumps(about, indent=1, ensure_ascii=False).encode())
-    draw_page(texts, [[one for _, one in own] for own in kept], options.out)
+    if not draw_page(texts, [[one for _, one in own] for own in kept], options.out):
+        console.print(NO_FONT, style="yellow", soft_wrap=True)
     console.print(f"written: {options.out}, and {len(listed)} pictures in {folder}", soft_wrap=True, markup=False)
 
 

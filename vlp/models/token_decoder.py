@@ -106,7 +106,7 @@ class TokenDecoder(nn.Module):
             raise ValueError("windows and patterns can't be had both")
         self.hidden_size, self.shape, self.windows = hidden_size, shape, windows
         self.reversible, self.stable = reversible, stable
-        self.offers = Offers("decoded", writes=frozenset({"caption", "codes"}))
+        self.offers = Offers("decoded", writes=frozenset({"caption" if self.template.text_last else "codes"}))
         self.shifting = Shifting(text, width) if shape.token_shift and text is not None else None
         rows = self.template.text_rows + coder.codes
         self.tokens = nn.Embedding(rows, hidden_size)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import Losses, Report
+from vlp.contracts import Ability, Losses, Report
 from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
 from vlp.nn.precision import at_least_float32
@@ -49,6 +49,8 @@ class NextToken(nn.Module):
         ValueError: weights that aren't positive, or a share that is none.
     """
 
+    abilities: frozenset[Ability] = frozenset()
+
     @classmethod
     def needs(cls, **settings: Any) -> Needs:
         """See `vlp.needs.Needs`."""
@@ -71,6 +73,8 @@ class NextToken(nn.Module):
             raise ValueError(f"empty_share is {empty_share}, but must be between 0 and 1")
         self.text_weight, self.image_weight, self.mean = text_weight, image_weight, mean
         self.corrupt = Emptying(empty_share)
+        if empty_share:
+            self.abilities = frozenset({"guidance"})
 
     def loss(self, decoded: Decoded, targets: None, model: TokenModel) -> tuple[Losses, Report]:
         """Losses: `next_token`. Report: `next_token_text` and `next_token_image`, the mean losses of the parts."""

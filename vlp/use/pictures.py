@@ -13,6 +13,7 @@ from vlp.contracts import Run
 from vlp.evaluation.asking import texts_of
 from vlp.interfaces import NONE, Batch, Images, Regions
 from vlp.strict_yaml import ConfigError
+from vlp.use.fitting import fits
 from vlp.writing.filters import begins
 from vlp.writing.guided import Guided
 from vlp.writing.settings import Writing
@@ -48,12 +49,7 @@ def require_drawing(run: Run) -> None:
 
 
 def codes_of(run: Run, picture: Regions) -> Tensor:
-    """The codes int64 [n] of a picture that is as large as the run's pictures.
-
-    Raises:
-        ConfigError: see `require_drawing`.
-    """
-    require_drawing(run)
+    """The codes int64 [n] of a picture that is as large as the pictures of the run, of a token decoder."""
     images = Images.from_regions([picture], [0])
     assert images.pixels is not None
     codes: Tensor = run.model.pictures.encode(replace(images, pixels=images.pixels.to(run.device)))
@@ -98,6 +94,14 @@ def draw(
         each = iter(codes.cpu())
         found += [[Drawn(next(pictures), one.score, next(each)) for one in own] for own in written]
     return found
+
+
+def reranked(by: Run, texts: Sequence[str], drawn: Sequence[Sequence[Drawn]]) -> list[list[tuple[float, Drawn]]]:
+    """The pictures of each text with how well they fit it by another run (`vlp.use.fitting.fits`), the best first."""
+    pairs = [(text, one) for text, own in zip(texts, drawn, strict=True) for one in own]
+    shown = by.make_images([one.pixels.numpy() for _, one in pairs])
+    scores = iter(fits(by, [text for text, _ in pairs], shown).tolist())
+    return [sorted(((next(scores), one) for one in own), key=lambda item: -item[0]) for own in drawn]
 
 
 def _without_images(texts: Any) -> Batch:
