@@ -57,6 +57,7 @@ ROOMS: dict[str, set[str]] = {
     "features": {"shards"},
     "inspection": {"shards"},
     "batches": {"shards", "sources"},
+    "codes": {"shards", "sources"},
     "datamodule": {"doing"},
     "doing": set(),
     "prepare": {"shards", "sources", "scenes", "batches"},
