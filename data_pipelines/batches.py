@@ -69,7 +69,8 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
             *([] if pair.second is None else [pair.second]),
             *pair.hard,
         ):
-            if sample not in rows and (len(regions.boxes) or regions.pixels is not None):
+            shown = len(regions.boxes) or regions.pixels is not None or regions.codes is not None
+            if sample not in rows and shown:
                 rows[sample] = len(images)
                 images.append(regions)
     segments = loaded[0].segments if loaded else {}

@@ -51,12 +51,13 @@ DATA_MAY_IMPORT = {"vlp.interfaces", "vlp.text", "vlp.distributed", "data_pipeli
 # what each room of data_pipelines may import from data_pipelines, itself apart
 ROOMS: dict[str, set[str]] = {
     "shards": {"doing"},
-    "sources": {"shards"},
+    "sources": {"shards", "doing"},
     "scenes": {"shards"},
     "annotations": {"shards"},
     "features": {"shards"},
     "inspection": {"shards"},
     "batches": {"shards", "sources"},
+    "codes": {"shards", "sources"},
     "datamodule": {"doing"},
     "doing": set(),
     "prepare": {"shards", "sources", "scenes", "batches"},

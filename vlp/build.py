@@ -85,6 +85,16 @@ def _with_towers(settings: dict[str, Any], special_tokens: dict[str, int]) -> nn
     return model
 
 
+def has_frozen_coder(settings: dict[str, Any]) -> bool:
+    """Whether a config's `model` block is of a model that reads codes of pictures, and doesn't train what makes them.
+
+    Raises:
+        ConfigError: its type is unknown or missing.
+    """
+    parts = inspect.signature(chosen("model", settings, MODELS)).parameters
+    return "pictures" in parts and "weights" in parts
+
+
 def _with_pictures(settings: dict[str, Any], special_tokens: dict[str, int]) -> nn.Module:
     pixels: Any = pixel_size(settings)
     if pixels.boxes:
@@ -93,7 +103,7 @@ def _with_pictures(settings: dict[str, Any], special_tokens: dict[str, int]) -> 
         raise ConfigError("model: the key pictures (the coder of pictures) is missing")
     own = convert(settings["pictures"], dict[str, Any], "model", "pictures")
     weights = convert(own.pop("weights", None), str | None, "model.pictures", "weights")
-    if weights is not None and "weights" not in inspect.signature(chosen("model", settings, MODELS)).parameters:
+    if weights is not None and not has_frozen_coder(settings):
         raise ConfigError("model.pictures.weights: a coder that is trained begins with the weights of `init`")
     pictures = construct("model.pictures", own, PICTURES, size=pixels)
     rest = {key: value for key, value in settings.items() if key not in ("pixels", "pictures")}

@@ -63,7 +63,8 @@ class SourceConfig:
     the steps.
 
     `micro_batch`: pairs of its micro-batches, where they are not those of `data`. `max_tokens`: of the segments of
-    `model.max_tokens` those that are loaded from it, and the most tokens of each.
+    `model.max_tokens` those that are loaded from it, and the most tokens of each. `codes`: the name of codes of its
+    pictures (`vlp data encode`), which a token decoder reads in the place of the pictures.
     """
 
     name: str
@@ -74,6 +75,7 @@ class SourceConfig:
     micro_batch: int | None = None
     max_tokens: dict[str, int] | None = None
     neighbours: NeighboursConfig | None = None
+    codes: str | None = None
 
 
 @dataclass

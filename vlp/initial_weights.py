@@ -66,12 +66,14 @@ def load_initial_weights(
 
 
 def calibrate(model: nn.Module, images: Callable[[int], Images]) -> None:
-    """Make those parts of a model that are made from pictures, as a codebook of patches.
+    """Make those parts of a model that are made from pictures, as a codebook of patches, but those that begin with the
+    weights of a run.
 
     images: gives so many, the same ones whenever it is asked.
     """
+    loaded: set[nn.Module] = {inner for _, start in _starts(model) for inner in start.trunk.modules()}
     for part in model.modules():
-        if hasattr(part, "calibrate"):
+        if hasattr(part, "calibrate") and part not in loaded:
             made: Any = part
             made.calibrate(images(made.calibration_pictures))
 
@@ -83,15 +85,21 @@ def load_start_weights(model: nn.Module) -> None:
     Raises:
         ConfigError: there is no such file, or it is another trunk's.
     """
-    for name, part in model.named_modules():
-        start: Start | None = part.start_weights() if hasattr(part, "start_weights") else None
-        if start is not None:
-            try:
-                path = Path(start.path)
-                load_trunk(start.trunk, weights_file(path) if start.begin else path, start.left_out, start.begin)
-            except (FileNotFoundError, ValueError) as error:
-                place = start.begin or f"model.{name}."
-                raise ConfigError(f"{place}weights: {error}") from error
+    for name, start in _starts(model):
+        try:
+            path = Path(start.path)
+            load_trunk(start.trunk, weights_file(path) if start.begin else path, start.left_out, start.begin)
+        except (FileNotFoundError, ValueError) as error:
+            place = start.begin or f"model.{name}."
+            raise ConfigError(f"{place}weights: {error}") from error
+
+
+def _starts(model: nn.Module) -> list[tuple[str, Start]]:
+    """What parts of a model begin with, by the names of those that say so."""
+    found: list[tuple[str, Start | None]] = [
+        (name, part.start_weights()) for name, part in model.named_modules() if hasattr(part, "start_weights")
+    ]
+    return [(name, start) for name, start in found if start is not None]
 
 
 def _check_answers(init: InitConfig, loaded: Loaded, answers: dict[str, list[str]]) -> None:

@@ -139,7 +139,7 @@ class SquareSize:
 class Regions:
     """Regions of one image: `features` float [R, F], `boxes` float [R, 4] corners as shares of the image,
     `scores` float [R, C] a distribution over classes, or None; `attribute_scores` float [R, A], how sure each
-    attribute is, or None. `pixels` uint8 [h, w, 3], or None.
+    attribute is, or None. `pixels` uint8 [h, w, 3], or None. `codes` int64 [n], of the picture, or None.
     """
 
     features: Tensor
@@ -147,11 +147,17 @@ class Regions:
     scores: Tensor | None = None
     attribute_scores: Tensor | None = None
     pixels: Tensor | None = None
+    codes: Tensor | None = None
 
     @classmethod
     def from_pixels(cls, pixels: Tensor) -> Regions:
         """An image given by its pixels alone, uint8 [h, w, 3], for models that find regions by themselves."""
         return cls(torch.zeros(0, 0), torch.zeros(0, 4), pixels=pixels)
+
+    @classmethod
+    def from_codes(cls, codes: Tensor) -> Regions:
+        """An image given by its codes alone, int64 [n], for models that read codes."""
+        return cls(torch.zeros(0, 0), torch.zeros(0, 4), codes=codes)
 
 
 @dataclass(frozen=True)
@@ -229,13 +235,14 @@ class Images:
 
     @classmethod
     def from_regions(cls, regions: Sequence[Regions], ids: Sequence[int]) -> Images:
-        """Images given by their regions, all with class scores or none, and all with pixels or none.
+        """Images given by their regions, all with class scores or none, and so too with pixels and with codes.
 
         Features and scores become float32. So too for attribute scores: the best is a region's attribute, its score
         the confidence.
         """
         pixels = [r.pixels for r in regions if r.pixels is not None]
         with_pixels = bool(regions) and len(pixels) == len(regions)
+        codes = [r.codes for r in regions if r.codes is not None]
         lengths = torch.tensor([0, *(len(r.boxes) for r in regions)], dtype=torch.int64)
         with_scores = bool(regions) and all(r.scores is not None for r in regions)
         confidence = attributes = None
@@ -252,6 +259,7 @@ class Images:
             attribute_confidence=confidence,
             pixels=torch.cat([p.flatten(0, 1) for p in pixels]) if with_pixels else None,
             sizes=[(p.shape[0], p.shape[1]) for p in pixels] if with_pixels else None,
+            codes=torch.stack(codes) if codes and len(codes) == len(regions) else None,
         )
 
 

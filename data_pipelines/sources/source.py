@@ -12,6 +12,7 @@ from data_pipelines.shards.format import BadSampleError, Manifest, ShardError
 from data_pipelines.shards.reader import ShardReader
 from data_pipelines.sources.captions import CaptionTexts
 from data_pipelines.sources.choices import ChoiceTexts
+from data_pipelines.sources.codes import CodeImages, StoredCodes, read_codes
 from data_pipelines.sources.images import IMAGE_SIDES, NoImages
 from data_pipelines.sources.lengths import measured_lengths
 from data_pipelines.sources.neighbours import read_neighbours
@@ -84,6 +85,7 @@ class Source:
             raise ShardError(
                 f"source {name!r} is text alone, which models that see pixels can't be trained on; leave it out"
             )
+        self.codes: StoredCodes | None = None
         self.images: ImageSide = NoImages(self.reader, loads)
         if not self.text_only:
             self.images = IMAGE_SIDES[loads.images](self.reader, loads, training)
@@ -129,6 +131,15 @@ class Source:
             ShardError: `path` is no file of neighbours, or they were mined from other data.
         """
         self._neighbours, self._hard_images = read_neighbours(path, self.reader), images
+
+    def bring_codes(self, name: str) -> None:
+        """Have images be the codes of that name, and decode no picture. The pairs stay the same.
+
+        Raises:
+            ShardError: see `read_codes`.
+        """
+        self.codes = read_codes(self.reader, name)
+        self.images = CodeImages(self.reader, self.codes)
 
     def _hard(self, sample: int, pair: int, draw: int, crop: int) -> list[tuple[int, Regions]]:
         """Neighbours of a sample, drawn for a pair, those left out that have no image."""

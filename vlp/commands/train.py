@@ -26,6 +26,7 @@ from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
 from vlp.build import loads_of, objective_needs
 from vlp.commands.command import GO_ON, open_console, options_of, run_command
+from vlp.commands.encode import check_coder, check_reads_codes
 from vlp.config import ConfigError, RunConfig, load_config, ratio_for
 from vlp.initial_weights import calibrate, describe, load_initial_weights, load_start_weights
 from vlp.interfaces import Tokenizer
@@ -60,6 +61,7 @@ def read_arguments(arguments: list[str]) -> tuple[RunConfig, str | None]:
 
 def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tuple[list[Source], DataFacts]:
     """The sources of the configuration (their own splits, or `split`), and what the run must remember of them."""
+    check_reads_codes(config)
     data = config.data
     loads = [loads_of(config, listed) for listed in data.sources]
     sources, manifest = open_sources(
@@ -78,6 +80,10 @@ def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tup
         and source.reader.manifest.answer_names  # a source of captions alone has none
     }
     for source, listed in zip(sources, data.sources, strict=True):
+        if listed.codes is not None:
+            source.bring_codes(listed.codes)
+            assert source.codes is not None
+            fingerprints[f"{source.name}, codes"] = source.codes.digest
         if listed.neighbours is not None and split is None:
             drawn = [group for group in config.objectives if ratio_for(group.sampling_ratio, source.name) > 0]
             if not any(needs.mined for needs in objective_needs(drawn).values()):
@@ -108,7 +114,7 @@ def check_resumed(began: RunConfig, now: RunConfig) -> None:
     def order(config: RunConfig) -> dict[str, Any]:
         """What decides which samples a step has, by key; a data set may have moved, its fingerprint tells it."""
         kept = ("micro_batch", "micro_batch_tokens", "micro_batches_per_step", "max_regions")
-        sources = [replace(source, path="", scenes=None, neighbours=None) for source in config.data.sources]
+        sources = [replace(source, path="", scenes=None, neighbours=None, codes=None) for source in config.data.sources]
         return {
             "seed": config.seed,
             **{f"data.{key}": getattr(config.data, key) for key in kept},
@@ -240,6 +246,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             loaded = load_initial_weights(config.init, module, tokenizer, answers)
             if launching:
                 console.print(describe(config.init, loaded), soft_wrap=True)
+        check_coder(config, module.model, [*sources, *held_out])
     if launching:
         if data.workers:
             prepared.require_sendable()
