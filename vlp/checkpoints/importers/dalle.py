@@ -1,7 +1,7 @@
-"""The layouts of DALLE-pytorch, a copy of DALL-E with published weights, and of OpenAI's coder of pictures as key maps.
+"""Layouts of DALLE-pytorch, a copy of DALL-E with published weights, and of OpenAI's coder of pictures as key maps.
 
-Sources: DALLE-pytorch, dalle_pytorch/dalle_pytorch.py (DALLE, DiscreteVAE), transformer.py, train_dalle.py (save_model);
-openai/DALL-E, dall_e/encoder.py, decoder.py.
+Sources: DALLE-pytorch, dalle_pytorch/dalle_pytorch.py (DALLE, DiscreteVAE), transformer.py, and train_dalle.py
+(save_model); openai/DALL-E, dall_e/encoder.py, decoder.py.
 
 DALLE-pytorch reads id 0 of a text as padding, and begins every sequence with it: PAD of the template, which of CLIP's
 byte pairs is the token "!". Where a text has that token, which only stands before other signs, ours reads it as a word.
