@@ -23,7 +23,12 @@ def topology(names: Iterable[str], kinds: Mapping[str, str]) -> str | None:
     kinds: what the names of its parameters begin with, a regular expression, by a kind of model.
     """
     names = list(names)
-    return next((kind for kind, begin in kinds.items() if any(re.match(begin, name) for name in names)), None)
+    # a model that has a coder of pictures is not one
+    for own in ([name for name in names if not name.startswith(CODER)], names):
+        for kind, begin in kinds.items():
+            if any(re.match(begin, name) for name in own):
+                return kind
+    return None
 
 
 def parts_of(names: Iterable[str]) -> dict[str, tuple[str, int]]:
