@@ -239,6 +239,13 @@ def test_modules_that_grow_without_end(tmp_path: Path) -> None:
         read_module(archive(tmp_path / "m.pkl", data + b"h\x08."))
 
 
+def test_modules_that_are_too_deep(tmp_path: Path) -> None:
+    """Names of a deep module are as long as it is deep."""
+    chain = b"cdall_e\nM\n)\x81}S'_modules'\n}S'x'\n" * 100 + b"cdall_e\nM\n)\x81}S'_modules'\n}sb" + b"ssb" * 100
+    with pytest.raises(ConversionError, match="hold each other"):
+        read_module(archive(tmp_path / "m.pkl", chain + b"."))
+
+
 def tensor(
     size: str, stride: str, offset: int = 0, numbers: int = 6, kind: str = "FloatStorage", key: str = "0"
 ) -> bytes:

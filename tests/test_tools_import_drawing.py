@@ -202,6 +202,9 @@ def test_a_coder_of_its_own_is_taken(tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["model.vocab_size=96", "model.commands={PAD: 30, ROI1: 32, BASE: 35, EOI1: 39}"]  # 120 rows with 24 codes
     missing = "init.may_be_missing=['^model.pictures']"
     assert main([*arguments, f"model.pictures={with_coder}", *words, missing]) == 0
+    said = capsys.readouterr().out
+    assert f"19 tensors begin with the weights of {tmp_path / 'coder'}" in said
+    assert "at random" not in said
     held = vlp.load(tmp_path / "run").state_dict()
     imported = vlp.load(tmp_path / "coder").state_dict()
     assert all(torch.equal(held[name], value) for name, value in imported.items())

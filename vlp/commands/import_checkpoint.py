@@ -16,6 +16,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -157,8 +158,12 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     trained = build(config, tokenizer, names)
     assert config.init is not None
     loaded = load_initial_weights(config.init, trained, tokenizer, answers_of_objectives(config, trained.facts))
-    if any(name.startswith("model.pictures.") for name in loaded.missing):
-        load_start_weights(trained.model)  # a coder that has a run of its own
+    coder = [name for name in loaded.missing if name.startswith("model.pictures.")]
+    if coder and config.model["pictures"].get("weights") is not None:  # a coder that has a run of its own
+        load_start_weights(trained.model)
+        loaded = replace(loaded, missing=[name for name in loaded.missing if name not in coder])
+        told = f"{len(coder)} tensors begin with the weights of {config.model['pictures']['weights']}"
+        console.print(told, markup=False, soft_wrap=True)
     report(respelled(read_checkpoint(options.file), key_map), key_map, console)
     console.print(describe(config.init, loaded), markup=False, soft_wrap=True)
     partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")
