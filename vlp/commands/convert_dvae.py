@@ -199,7 +199,14 @@ def convert(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
-    parser = options_of("convert-dvae", __doc__, ["convert-dvae encoder.pkl decoder.pkl dvae.safetensors"])
+    parser = options_of(
+        "convert-dvae",
+        __doc__,
+        [
+            "convert-dvae encoder.pkl decoder.pkl dvae.safetensors",
+            "convert-dvae openai/encoder.pkl openai/decoder.pkl data/dvae.safetensors",
+        ],
+    )
     parser.add_argument("encoder", type=Path, metavar="ENCODER", help="encoder.pkl")
     parser.add_argument("decoder", type=Path, metavar="DECODER", help="decoder.pkl")
     parser.add_argument("out", type=Path, metavar="OUT", help="a file *.safetensors that isn't there yet")
