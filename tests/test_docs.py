@@ -63,6 +63,12 @@ NOT_RUN = {
     "vlp data refcoco": FILES,
     "vlp data flickr30k_entities": FILES,
     "vlp convert-refcoco": "RefCOCO's pickles can't be shipped; tests/test_tools_convert.py converts made-up ones",
+    "vlp convert-dvae": "OpenAI's pickles can't be shipped; tests/test_tools_convert_dvae.py converts made-up ones",
+    **dict.fromkeys(
+        ("vlp import openai_dvae", "vlp import dalle_pytorch", "vlp import dalle_pytorch_vae", "vlp import cogview"),
+        "published weights of that size can't be shipped; tests/test_tools_import_drawing.py imports small ones",
+    ),
+    "vlp import cogview_vqvae": "as the others; tests/test_tools_import_drawing.py",
     "vlp learn": "takes minutes for each system, or nothing is learned; tests/test_learn.py",
     "vlp compare studies/pretraining_helps": "takes an hour and a half; tests/test_compare.py runs a tiny study",
 }

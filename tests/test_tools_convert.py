@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp.commands import convert_refcoco
-from vlp.commands.convert_refcoco import ConversionError, check_instructions, read_plain
+from vlp.commands import convert_refcoco, pickles
+from vlp.commands.pickles import ConversionError, check_instructions, read_plain
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = {
@@ -150,7 +150,7 @@ def test_the_first_lock_holds_alone(tmp_path: Path) -> None:
 def test_the_second_lock_holds_alone() -> None:
     for data in (b"cos\nsystem\n.", pickle.dumps(WithState()), b"Pname\n."):
         with pytest.raises(ConversionError):
-            convert_refcoco._PlainUnpickler(io.BytesIO(data)).load()
+            pickles._PlainUnpickler(io.BytesIO(data)).load()
 
 
 def test_a_list_that_grows_without_end() -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import vlp
-from vlp.checkpoints.key_map import export_state
+from vlp.checkpoints.key_map import export_state, import_state
 from vlp.commands.import_checkpoint import main
 from vlp.interfaces import Regions
 from vlp.registry import IMPORTERS
@@ -106,6 +106,25 @@ def test_every_layout_gives_a_run_with_the_same_weights(case: str, vocabulary: P
     back = export_state(vlp.load(out).state_dict(), key_map)
     assert all(torch.equal(value, theirs[name]) for name, value in back.items())
     assert all(any(part in name for part in NOT_KEPT) for name in set(theirs) - set(back))
+
+
+@pytest.mark.parametrize(
+    ("layout", "case"),
+    [("visualbert_vcr", "multichoice"), ("visualbert_grounding", "flickr_grounding"), ("visualbert_vqa", "vqa")],
+)
+def test_released_files_of_tasks(layout: str, case: str) -> None:
+    """The official program's have one more `bert.` before every key of the official code's."""
+    theirs = Golden.read(GOLDEN / "visualbert" / f"{case}.safetensors").weights
+    released = {f"bert.{name}": value for name, value in theirs.items()}
+    expected, found = (
+        import_state(dict(theirs), IMPORTERS[layout]),
+        import_state(released, IMPORTERS[f"{layout}_released"]),
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    back = export_state(found, IMPORTERS[f"{layout}_released"])
+    assert all(torch.equal(value, released[name]) for name, value in back.items())
+    assert all("flickr_attention.value" in name for name in set(released) - set(back))
 
 
 def test_imported_model_computes_the_official_numbers(tmp_path: Path) -> None:

@@ -51,18 +51,29 @@ def load_initial_weights(
         kinds = {name: model.parameters_begin for name, model in MODELS.items()}
         told = "".join(f"\n- {line}" for line in faults(error, tensors, module.state_dict(), kinds))
         raise KeyMismatchError(f"init: the weights of {init.path} do not fit the configuration:{told}") from error
+    model: Any = module.model
     if init.importer is None:
         _check_answers(init, loaded, answers)
-    # a run of ours may have more rows than tokens, and its vocabulary was compared; for others this is all there is
-    table: Any = module.model.tied("word_embeddings")  # type: ignore[union-attr, operator]
-    names = {name for name, parameter in module.named_parameters() if parameter is table}
-    for words in names & set(loaded.loaded) if init.importer is not None else ():
-        if len(tensors[words]) != len(tokenizer):
-            raise ConfigError(
-                f"init: {init.path} was trained with {len(tensors[words])} tokens, and the vocabulary {tokenizer.path}"
-                f" has {len(tokenizer)}: give the vocabulary of these weights, or words would get the vectors of others"
-            )
+    elif model.words:
+        _check_words(init, loaded, module, tensors, tokenizer)
     return loaded
+
+
+def _check_words(
+    init: InitConfig, loaded: Loaded, module: nn.Module, tensors: dict[str, Tensor], tokenizer: Tokenizer
+) -> None:
+    """Refuse a vocabulary of another length than that of a published file, of which this is all that is known; of a run
+    of ours, which may have more rows than tokens, the vocabulary itself was compared.
+    """
+    model: Any = module.model
+    table = model.tied("word_embeddings")
+    for name in {name for name, p in module.named_parameters() if p is table} & set(loaded.loaded):
+        words = len(tensors[name]) - (len(table) - model.words)  # without rows that aren't words, as of codes
+        if words != len(tokenizer):
+            raise ConfigError(
+                f"init: {init.path} was trained with {words} tokens, and the vocabulary {tokenizer.path} has"
+                f" {len(tokenizer)}: give the vocabulary of these weights, or words would get the vectors of others"
+            )
 
 
 def calibrate(model: nn.Module, images: Callable[[int], Images]) -> None:

@@ -267,8 +267,9 @@ def build_run(
     if words < len(tokenizer):
         place = "model.text.settings" if "text" in config.model else "model"
         place = "model.embedder" if "embedder" in config.model else place
+        until = " up to the first of its commands" if config.model.get("commands") else ""
         raise ConfigError(
-            f"{place}.vocab_size is {words}, but the vocabulary {tokenizer.path} has {len(tokenizer)} tokens"
+            f"{place}.vocab_size is {words}{until}, but the vocabulary {tokenizer.path} has {len(tokenizer)} tokens"
         )
     objectives, groups = build_objectives(config.objectives, model, tokenizer, facts.for_model())
     return model, objectives, groups

@@ -57,6 +57,21 @@ def test_states_and_labels_by_hand() -> None:
                 assert label == ids[pair, place + 1] - (0 if joint else template.code_offset)
 
 
+def test_commands_of_weights() -> None:
+    """They have the ids that are given, behind the words, in the place of ids of their own."""
+    commands = {"PAD": 11, "BOI1": 12, "ROI1": 14, "BASE": 17, "EOI1": 13}
+    model = cogview(vocab_size=20, commands=commands)
+    assert model.words == 11
+    assert len(model.tokens.weight) == 7 + 20
+    (ids, codes, real) = model.template.lay(batch_of([[3, 4]]).texts.segments["caption"], torch.tensor([0]))
+    text = (ids - 7)[~codes].tolist()
+    assert text == [14, 3, 4, 17, 12, 13, 11, 11, 11]
+    assert int(real.sum()) == 6 + 12
+    for number in (0, 20):
+        with pytest.raises(ValueError, match="the id of BASE must be above 0 and below vocab_size, 20"):
+            cogview(vocab_size=20, commands={**commands, "BASE": number})
+
+
 def test_logits_of_parts() -> None:
     apart, joint = dalle(), cogview()
     states = torch.randn(2, 3, 20)

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from golden import LOSSES, STATES, Golden, golden_cases
 from torch import Tensor, nn
 
-from vlp.checkpoints.importers.bert_parts import both
-from vlp.checkpoints.key_map import KeyMap, Rule, export_state, import_state
+from vlp.checkpoints.key_map import export_state, import_state
 from vlp.checkpoints.load import load_strictly
 from vlp.models.token_decoder import TokenDecoder
 from vlp.nn.norms import MaxScaledNorm
@@ -19,30 +18,10 @@ from vlp.nn.patterns import Windows, only_rows
 from vlp.nn.token_block import BlockShape, Whole, through
 from vlp.nn.token_writer import TokenWriter
 from vlp.objectives.next_token import NextToken
+from vlp.registry import IMPORTERS
 from vlp.token_contracts import Decoded
 
-LAYER, THEIRS = "layers.{i}", "transformer.layers.{i}"
-KEY_MAP = KeyMap(
-    [
-        Rule("tokens.weight", ("word_embeddings.weight",)),
-        Rule("positions", ("transformer.position_embeddings.weight",)),
-        *both("norm", "transformer.final_layernorm"),
-        *(
-            rule
-            for ours, theirs in (
-                ("attention_norm", "input_layernorm"),
-                ("qkv", "attention.query_key_value"),
-                ("out", "attention.dense"),
-                ("attention_end", "third_layernorm"),
-                ("mlp_norm", "post_attention_layernorm"),
-                ("mlp_in", "mlp.dense_h_to_4h"),
-                ("mlp_out", "mlp.dense_4h_to_h"),
-                ("mlp_end", "fourth_layernorm"),
-            )
-            for rule in both(f"{LAYER}.{ours}", f"{THEIRS}.{theirs}")
-        ),
-    ]
-)
+KEY_MAP = IMPORTERS["cogview"]
 CASES = {
     "dense": "gpt_dense",
     "incremental": "gpt_incremental",
@@ -96,8 +75,11 @@ def load(golden: Golden) -> TokenDecoder:
         tied=True,
         head_bias=False,
     )
-    load_strictly(model, import_state(golden.weights, KEY_MAP), str(golden.path))
-    for key, value in export_state(model.state_dict(), KEY_MAP).items():
+    held = nn.ModuleDict({"model": model})
+    load_strictly(held, import_state(golden.weights, KEY_MAP), str(golden.path))
+    back = export_state(held.state_dict(), KEY_MAP)
+    assert back.keys() == golden.weights.keys()
+    for key, value in back.items():
         assert torch.equal(value, golden.weights[key]), key
     places = torch.arange(golden.inputs["tokens"].shape[1]).expand_as(golden.inputs["tokens"])
     assert torch.equal(golden.inputs["position_ids"], places)
@@ -118,7 +100,7 @@ def logits_of(model: TokenDecoder, states: Tensor) -> Tensor:
 
 def finish(golden: Golden, model: TokenDecoder, loss: Tensor) -> None:
     loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
+    gradients = {f"model.{name}": p.grad for name, p in model.named_parameters()}
     for name, gradient in export_state(gradients, KEY_MAP).items():
         golden.check_gradient(name, gradient.norm())
     golden.assert_all_read()

@@ -12,46 +12,21 @@ import torch.nn.functional as F
 from golden import LOSSES, STATES, Golden, golden_cases
 from torch import Tensor, nn
 
-from vlp.checkpoints.importers.bert_parts import both
-from vlp.checkpoints.key_map import KeyMap, Rule, import_state
+from vlp.checkpoints.importers.dalle import as_saved
+from vlp.checkpoints.key_map import KeyMap, export_state, import_state
 from vlp.checkpoints.load import load_strictly
-from vlp.interfaces import Batch, Images, Segment, Texts
+from vlp.interfaces import Batch, Images, Segment, SquareSize, Texts
 from vlp.models.token_decoder import TokenDecoder
+from vlp.nn.pictures.discrete_vae import DiscreteVae
 from vlp.nn.ragged import offsets_of
 from vlp.nn.token_block import BlockShape
 from vlp.objectives.next_token import NextToken
+from vlp.registry import IMPORTERS
 from vlp.writing.guided import Guided
 from vlp.writing.searches import greedy
 
 CPU = torch.device("cpu")
 PATTERNS = {"full": "full", "axial_row": "row", "axial_col": "column", "conv_like": "corner"}
-LAYER, THEIRS = "layers.{i}", "transformer.layers.layers.{i}"
-SPELLINGS = {
-    r"transformer\.layers\.blocks\.(\d+)\.f\.net\.": r"transformer.layers.layers.\1.0.",
-    r"transformer\.layers\.blocks\.(\d+)\.g\.net\.": r"transformer.layers.layers.\1.1.",
-    r"\.(fn\.)+(?=(to_qkv|to_out|net)\.)": ".",
-}
-RULES = [
-    *both("norm", "to_logits.0"),
-    Rule("head_bias", ("to_logits.1.bias",)),
-    Rule("text_positions", ("text_pos_emb.weight",), optional=True),
-    Rule("row_positions", ("image_pos_emb.weights_0",), optional=True),
-    Rule("column_positions", ("image_pos_emb.weights_1",), optional=True),
-    Rule(f"{LAYER}.qkv.weight", (f"{THEIRS}.0.to_qkv.weight",)),
-    *both(f"{LAYER}.out", f"{THEIRS}.0.to_out.0"),
-    *both(f"{LAYER}.mlp_in", f"{THEIRS}.1.net.0"),
-    *both(f"{LAYER}.mlp_out", f"{THEIRS}.1.net.3"),
-    *(
-        rule
-        for number, part in enumerate(("attention", "mlp"))
-        for rule in (
-            *both(f"{LAYER}.{part}_norm", f"{THEIRS}.{number}.fn.norm"),
-            *both(f"{LAYER}.{part}_end", f"{THEIRS}.{number}.fn.norm_out", optional=True),
-            Rule(f"{LAYER}.{part}_scale", (f"{THEIRS}.{number}.scale",)),
-        )
-    ),
-]
-UNUSED = {r"vae\..*": "the coder's", r"transformer\.pos_emb": "a table of angles, compared in the test"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -61,43 +36,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("path", paths, ids=[f"dalle/{path.stem}" for path in paths])
 
 
-class Coder(nn.Module):
-    """The picture coder of a file: strided convolutions, and transposed ones back."""
-
-    def __init__(self, golden: Golden):
-        super().__init__()
-        c = golden.config
-        self.weights = {key[4:]: value for key, value in golden.weights.items() if key.startswith("vae.")}
-        self.codes, self.strided = c["num_image_tokens"], c["vae_layers"]
-        side = c["image_size"] // 2**self.strided
-        self.grid = side, side
-
-    def encode(self, images: Images) -> Tensor:
-        assert images.pixels is not None
-        assert images.sizes is not None
-        side, w = images.sizes[0][0], self.weights
-        rows = images.pixels.view(-1, side, side, 3).permute(0, 3, 1, 2) * 2 - 1
-        for n in range(self.strided):
-            rows = F.conv2d(rows, w[f"encoder.{n}.0.weight"], w[f"encoder.{n}.0.bias"], 2, 1).relu()
-        last = self.strided
-        return F.conv2d(rows, w[f"encoder.{last}.weight"], w[f"encoder.{last}.bias"]).argmax(1).flatten(1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        w = self.weights
-        rows = F.embedding(codes, w["codebook.weight"]).unflatten(1, self.grid).permute(0, 3, 1, 2)
-        for n in range(self.strided):
-            rows = F.conv_transpose2d(rows, w[f"decoder.{n}.0.weight"], w[f"decoder.{n}.0.bias"], 2, 1).relu()
-        return F.conv2d(rows, w[f"decoder.{self.strided}.weight"], w[f"decoder.{self.strided}.bias"])
-
-
-def key_map(golden: Golden) -> KeyMap:
-    if "text_emb.weight" in golden.weights:
-        tables = [Rule("tokens.weight", ("text_emb.weight", "image_emb.weight")), *both("head", "to_logits.1")[:1]]
-        return KeyMap([*RULES, *tables], unused=UNUSED, spellings=SPELLINGS)
-    ties = {
-        f"{side}_emb.linear.{kind}": f"to_logits.1.{kind}" for side in ("text", "image") for kind in ("weight", "bias")
-    }
-    return KeyMap([*RULES, Rule("tokens.weight", ("to_logits.1.weight",))], ties, UNUSED, SPELLINGS)
+def layout(golden: Golden) -> str:
+    return "dalle_pytorch" if "text_emb.weight" in golden.weights else "dalle_pytorch_shared"
 
 
 def load(golden: Golden) -> TokenDecoder:
@@ -113,10 +53,11 @@ def load(golden: Golden) -> TokenDecoder:
         qkv_bias=False,
         token_shift=c.get("shift_tokens", True),
     )
+    coding = golden.weights["vae.codebook.weight"].shape[1], len(golden.weights["vae.encoder.0.0.bias"])
     model = TokenDecoder(
-        Coder(golden),
-        ["START", "caption", "codes"],
-        {"START": 0},
+        DiscreteVae(SquareSize(c["image_size"]), c["num_image_tokens"], *coding, [2] * c["vae_layers"]),
+        ["PAD", "caption", "codes"],
+        {"PAD": 0},
         c["num_text_tokens"],
         {"caption": c["text_seq_len"]},
         c["dim"],
@@ -132,9 +73,16 @@ def load(golden: Golden) -> TokenDecoder:
         stable=c.get("stable", False),
         tied=c.get("share_input_output_emb", False),
     )
-    load_strictly(model, import_state(golden.weights, key_map(golden)), str(golden.path))
+    held, key_map = nn.ModuleDict({"model": model}), IMPORTERS[layout(golden)]
+    load_strictly(held, import_state(golden.weights, key_map), str(golden.path))
+    back = as_saved(export_state(held.state_dict(), key_map), model.reversible, shape.token_shift, model.angles)
+    assert back.keys() == golden.weights.keys()
     if rotary:
-        torch.testing.assert_close(model.angles, golden.weights["transformer.pos_emb"][0], rtol=1e-6, atol=1e-5)
+        angles = back.pop("transformer.pos_emb")
+        torch.testing.assert_close(angles, golden.weights["transformer.pos_emb"], rtol=1e-6, atol=1e-5)
+    for key, value in back.items():
+        assert value.dtype == golden.weights[key].dtype
+        assert torch.equal(value, golden.weights[key]), key
     return model
 
 
@@ -206,7 +154,11 @@ def generation(golden: Golden, model: TokenDecoder, batch: Batch) -> None:
     found = likeliest(model.writer(batch, "codes"))
     golden.check("greedy_codes", found, **exact)
     golden.check("greedy_cache_codes", found, **exact)
-    golden.check("greedy_image", model.pictures.decode(found), **STATES)
+    coder = model.pictures
+    drawn = coder.decoder(coder.codebook(found.unflatten(1, coder.grid)).movedim(-1, 1))
+    golden.check("greedy_image", drawn, **STATES)
+    shown = (((drawn + 1) / 2).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
+    assert torch.equal(coder.decode(found), shown)
     pixels = batch_of(g["text"], pixels=g["raw_image"])
     golden.check("codes_of_raw_image", model.see(pixels.images).codes, **exact)
     empty = batch_of(torch.zeros_like(g["text"]), g["image_codes"])
@@ -228,8 +180,8 @@ def generation(golden: Golden, model: TokenDecoder, batch: Batch) -> None:
 
 def gradients(golden: Golden, model: TokenDecoder) -> None:
     """Compare gradient norms, found by what our parameters of their keys are called; a table of two is cut apart."""
-    own = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
-    the_map = key_map(golden)
+    own = {f"model.{name}": p.grad for name, p in model.named_parameters() if p.requires_grad}
+    the_map = IMPORTERS[layout(golden)]
     for key, norm in golden.grads.items():
         if float(norm) == -1:
             assert key.startswith("vae.")
@@ -237,7 +189,7 @@ def gradients(golden: Golden, model: TokenDecoder) -> None:
             continue
         name = our_name(key, the_map)
         part = own[name]
-        if name == "tokens.weight" and "text_emb.weight" in golden.weights:
+        if name == "model.tokens.weight" and "text_emb.weight" in golden.weights:
             rows = len(golden.weights["text_emb.weight"])
             part = part[:rows] if key == "text_emb.weight" else part[rows:]
         golden.check_gradient(key, part.norm())

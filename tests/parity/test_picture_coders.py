@@ -13,12 +13,15 @@ import torch
 from golden import LOSSES, STATES, Golden, golden_cases
 from torch import Tensor, nn
 
+from vlp.checkpoints.key_map import export_state, import_state
+from vlp.checkpoints.load import load_strictly
 from vlp.interfaces import Images, SquareSize
 from vlp.nn.pictures.discrete_vae import DiscreteVae
 from vlp.nn.pictures.openai_dvae import OpenAIDvae, from_logit_scale, to_logit_scale
 from vlp.nn.pictures.quantise import negative_distances, one_hot, relax
 from vlp.nn.pictures.vq_vae import VqVae
 from vlp.objectives.reproduction import Reproduction, divergence_from_uniform
+from vlp.registry import IMPORTERS
 
 CASES = {
     "openai_dvae": ("dalle", "openai_dvae"),
@@ -48,16 +51,19 @@ def images_of(pixels: Tensor) -> Images:
     )
 
 
-def load(coder: nn.Module, weights: dict[str, Tensor], spellings: dict[str, str]) -> dict[str, str]:
-    """Give a coder the weights of a file; returns our names by theirs."""
-    ours = {}
-    for name in weights:
-        own = name
-        for pattern, replacement in spellings.items():
-            own = re.sub(pattern, replacement, own)
-        ours[name] = own
-    coder.load_state_dict({ours[name]: value for name, value in weights.items()})
-    return ours
+def load(coder: nn.Module, golden: Golden, layout: str) -> dict[str, str]:
+    """Give a coder the weights of a file, and see that they are exported as they were; returns our names by theirs."""
+    key_map, held = IMPORTERS[layout], nn.ModuleDict({"model": nn.ModuleDict({"pictures": coder})})
+    load_strictly(held, import_state(golden.weights, key_map), str(golden.path))
+    back = export_state(held.state_dict(), key_map)
+    assert back.keys() == golden.weights.keys()
+    for name, value in back.items():
+        assert value.dtype == golden.weights[name].dtype
+        assert torch.equal(value, golden.weights[name]), name
+    # each of our names, told by a number that stands for it alone
+    numbers = {f"model.pictures.{name}": torch.full((1, 1), n) for n, name in enumerate(coder.state_dict())}
+    names = list(coder.state_dict())
+    return {theirs: names[int(number)] for theirs, number in export_state(numbers, key_map).items()}
 
 
 def check_gradients(golden: Golden, coder: nn.Module, ours: dict[str, str]) -> None:
@@ -79,14 +85,7 @@ def test_openai_dvae(golden_file: Path) -> None:
     coder = OpenAIDvae(
         SquareSize(pixels.shape[-1]), c["vocab_size"], c["n_hid"], c["n_init"], c["group_count"], c["n_blk_per_group"]
     )
-    spelling = {
-        r"\.blocks\.": ".",
-        r"\.id_path\.": ".skip.",
-        r"\.res_path\.": ".net.",
-        r"\.w$": ".weight",
-        r"\.b$": ".bias",
-    }
-    ours = load(coder, golden.weights, spelling)
+    ours = load(coder, golden, "openai_dvae")
     coder.eval()
     assert coder.grid == tuple(logits_seen.shape[2:])
     golden.check("mapped_pixels", to_logit_scale(pixels), **STATES)
@@ -132,7 +131,7 @@ def test_discrete_vae(golden_file: Path) -> None:
         c["temperature"],
         relaxation,
     )
-    ours = load(coder, golden.weights, {})
+    ours = load(coder, golden, "dalle_pytorch_vae")
     coder.train()
     made = coder(pixels, noise=noise)
     golden.check("normalized_image", made.pictures, **STATES)
@@ -172,16 +171,7 @@ def test_vq_vae(golden_file: Path) -> None:
         c["n_res_block"],
         inner[0] if inner else 1,
     )
-    spelling = {
-        r"^enc_b\.blocks\.": "encoder.",
-        r"^dec\.blocks\.": "decoder.",
-        r"\.conv\.": ".net.",
-        r"^quantize_t\.embed$": "codebook.vectors",
-        r"^quantize_t\.embed_avg$": "codebook.sums",
-        r"^quantize_t\.cluster_size$": "codebook.counts",
-    }
-    turned = {name: value.T if "embed" in name else value for name, value in golden.weights.items()}
-    ours = load(coder, turned, spelling)
+    ours = load(coder, golden, "cogview_vqvae")
     coder.train()
     # the recorded picture is on the coder's own scale already
     pixels = image * coder.std + coder.mean

@@ -22,7 +22,8 @@ class Rule:
     `optional`: only some checkpoints, and only some of our models, have it.
     `order`: ours has their rows in that order (row k of ours is row order[k] of theirs), as where classes are numbered
     in another way. `transposed`: ours is the transpose of theirs. `scalar`: ours is a number, theirs a vector of
-    that one number.
+    that one number. `last_as`: a key of ours with as many rows as the last of several of theirs, which are two of
+    different lengths; without it they are equally long.
     """
 
     ours: str
@@ -33,6 +34,7 @@ class Rule:
     order: tuple[int, ...] | None = None
     transposed: bool = False
     scalar: bool = False
+    last_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,15 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
                 whole = value.new_zeros(rule.rows, *value.shape[1:])
                 whole[rule.row] = value[0]
                 value = whole
-            parts = [value] if len(rule.theirs) == 1 else value.chunk(len(rule.theirs))  # scalars can't be cut
+            parts = [value]  # scalars can't be cut
+            if rule.last_as is not None:
+                if rule.last_as not in ours:
+                    missing.append(rule.last_as)
+                    continue
+                rows = len(ours[rule.last_as])
+                parts = [value[:-rows], value[-rows:]]
+            elif len(rule.theirs) > 1:
+                parts = list(value.chunk(len(rule.theirs)))
             for key, part in zip(rule.theirs, parts, strict=True):
                 theirs[_fill(key, layer)] = part
     for begin, their_begin in key_map.prefixes.items():

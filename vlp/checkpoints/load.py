@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from vlp.checkpoints.digest import digest
 from vlp.checkpoints.key_map import KeyMismatchError, listed
 
+# what training checkpoints call their weights: Lightning and many others, DeepSpeed, DALLE-pytorch
+WRAPPERS = ("state_dict", "module", "weights")
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU.
@@ -59,12 +62,12 @@ def read_facts_of_weights(path: Path) -> dict[str, Any]:
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint that was not written here: safetensors, or torch's format with tensors alone.
 
-    Nothing in it is run. Of a training checkpoint the `state_dict` is taken; the prefix `module.`, which parallel
-    training puts before every key, is left out.
+    Nothing in it is run. Of a training checkpoint the weights are taken (`WRAPPERS`); the prefix `module.`, which
+    parallel training puts before every key, is left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds anything but tensors, or is damaged.
+        ValueError: it holds anything but tensors, or weights beside those that are taken, or is damaged.
     """
     if path.suffix == ".safetensors" or not path.is_file():
         return read_weights(path)
@@ -75,7 +78,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file fails in many ways
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
-            reason = f"it holds {found[1]}, which could run code"
+            reason = (
+                f"it holds {found[1]}, which could run code. If you trust its source, save its tensors alone:"
+                " state = torch.load(FILE, weights_only=False); torch.save(state[KEY], OUT), where KEY is"
+                f" {' or '.join(WRAPPERS)}, or what the weights are called there"
+            )
         elif "TorchScript" in str(error):
             reason = (
                 "it is a TorchScript archive, which holds code; take the same weights as a state dict or safetensors"
@@ -83,8 +90,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         else:
             reason = f"it is damaged, or no file of torch's ({type(error).__name__})"
         raise ValueError(f"{path} cannot be read as weights alone, and nothing else is loaded: {reason}") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    wrapper = next((key for key in WRAPPERS if isinstance(state, dict) and isinstance(state.get(key), dict)), None)
+    if wrapper is not None:
+        # a generator's state is a tensor too, but of bytes
+        beside = [str(key) for key, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()]
+        if beside:
+            raise ValueError(f"{path} has weights beside its {wrapper}: {listed(beside)}; save those to be read alone")
+        state = state[wrapper]
     plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not plain or not state:
         held = listed([str(key) for key in state]) if isinstance(state, dict) else type(state).__name__

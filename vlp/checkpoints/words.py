@@ -13,6 +13,7 @@ TABLES = {  # what rows of a table stand for, and the key that sets their number
     "position_table": ("positions", "positions"),
     "type_table": ("types of tokens", "types"),
 }
+TOKENS, CODER = "model.tokens.weight", "model.pictures."  # of a token decoder
 FEATURES = r"^model\.embedder\.(feature|region)_projection\.weight$"
 
 
@@ -22,7 +23,12 @@ def topology(names: Iterable[str], kinds: Mapping[str, str]) -> str | None:
     kinds: what the names of its parameters begin with, a regular expression, by a kind of model.
     """
     names = list(names)
-    return next((kind for kind, begin in kinds.items() if any(re.match(begin, name) for name in names)), None)
+    # a model that has a coder of pictures is not one
+    for own in ([name for name in names if not name.startswith(CODER)], names):
+        for kind, begin in kinds.items():
+            if any(re.match(begin, name) for name in own):
+                return kind
+    return None
 
 
 def parts_of(names: Iterable[str]) -> dict[str, tuple[str, int]]:
@@ -81,6 +87,7 @@ def faults(
 
     theirs, ours: names of all tensors in the file and in the model.
     """
+    theirs, ours = list(theirs), list(ours)
     of_theirs, of_ours = topology(theirs, kinds), topology(ours, kinds)
     if None not in (of_theirs, of_ours) and of_theirs != of_ours:
         return [
@@ -88,7 +95,14 @@ def faults(
             " of one mean nothing in the other; take weights of the same kind of model, or that kind of model"
         ]
     lines = _shapes(error.other_shape)
-    for part, (pattern, count) in parts_of(error.missing).items():
+    missing, coder = error.missing, [name for name in ours if name.startswith(CODER)]
+    if set(coder) <= set(missing) and len(coder) < len(ours):  # of a model that is more than its coder
+        missing = [name for name in missing if name not in coder]
+        lines += [
+            f"model.pictures, the coder of pictures, is not in the file ({_tensors(len(coder))}): name the run of one,"
+            " model.pictures.weights=RUN, and say that the file lacks it, init.may_be_missing=['^model.pictures']"
+        ] * bool(coder)
+    for part, (pattern, count) in parts_of(missing).items():
         lines.append(
             f"{part} is not in the file ({_tensors(count)}); to begin at random: init.may_be_missing: ['{pattern}']"
         )
@@ -119,6 +133,11 @@ def _shapes(other: dict[str, Shapes]) -> list[str]:
                 " says how many): features of another size can't be read by these weights, which know each number by"
                 " its place; take data with the features of the weights, or begin what reads them at random, with"
                 f" '{pattern}' under init.may_be_missing and under init.may_be_unused"
+            )
+        elif name == TOKENS and theirs[1:] == ours[1:]:
+            lines.append(
+                f"words and codes: {theirs[0]:,} rows in the file, {ours[0]:,} here: those of model.vocab_size, of"
+                " commands and padding (model.template, model.commands, model.max_tokens) and of model.pictures.codes"
             )
         elif theirs[1:] == ours[1:] and any(table in name for table in TABLES):
             what, key = _table(name)

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import vlp
-from vlp.checkpoints.importers import lxmert, visualbert
+from vlp.checkpoints.importers import dalle, lxmert, visualbert
 from vlp.checkpoints.key_map import KeyMismatchError, export_state
 from vlp.checkpoints.load import write_atomically
 from vlp.commands.command import open_console, options_of, run_command
@@ -34,6 +34,7 @@ from vlp.text.choose import CLIP
 
 OPEN_CLIP = ["open_clip", "open_clip_custom_text"]
 MOST_SHOWN = 600  # characters of what is wrong with a layout
+OF_MODEL = ["dalle_pytorch", "dalle_pytorch_shared"]  # layouts that say more of the model than its weights do
 MODEL_ALONE = [*OPEN_CLIP, "clip_transformers"]  # layouts without objectives, as the queues of momentum_contrast
 # the layouts of transformers: from our `model` block and their weights to config.json, and what a user should know
 HF: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], tuple[dict[str, Any], str]]] = {
@@ -82,7 +83,11 @@ def _translated(trained: TrainedModel, layout: str) -> dict[str, Tensor]:
     state = trained.state_dict()
     if layout in MODEL_ALONE:
         state = {name: value for name, value in state.items() if name.startswith("model.")}
-    return export_state(state, IMPORTERS[layout])
+    theirs = export_state(state, IMPORTERS[layout])
+    if layout in OF_MODEL:
+        model = trained.model
+        return dalle.as_saved(theirs, model.reversible, model.shape.token_shift, model.angles)
+    return theirs
 
 
 def _fits(trained: TrainedModel, layout: str) -> bool:

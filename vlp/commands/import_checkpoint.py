@@ -16,6 +16,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,10 +29,10 @@ from vlp.checkpoints.load import read_checkpoint
 from vlp.commands.command import open_console, options_of, run_command
 from vlp.config import ConfigError, RunConfig, load_config
 from vlp.inference import TrainedModel
-from vlp.initial_weights import describe, load_initial_weights, read_layout
+from vlp.initial_weights import describe, load_initial_weights, load_start_weights, read_layout
 from vlp.interfaces import Tokenizer
 from vlp.registry import IMPORTERS
-from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run
+from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run, tokenizer_of
 from vlp.text.choose import CLIP, open_tokenizer
 from vlp.text.wordpiece import WordPiece
 
@@ -46,6 +47,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         [
             "import uniter uniter-base.pt --config uniter_base --vocabulary bert-base-cased.txt --out runs/uniter",
             "import open_clip open_clip_model.safetensors --config clip_vit_b32 --vocabulary clip --out runs/clip",
+            "import dalle_pytorch_vae vae.pt --config dvae_small --out runs/vae model.pictures.width=64",
         ],
         f"layouts: {', '.join(IMPORTERS)}\n\n",
     )
@@ -56,7 +58,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="the run folder to make")
     parser.add_argument(
-        "--vocabulary", type=Path, required=True, help="the vocabulary that comes with the weights, or clip"
+        "--vocabulary", type=Path, help="the vocabulary that comes with the weights, or clip; of models that read text"
     )
     for kind in NAMED:
         parser.add_argument(f"--{kind}", type=Path, help=f"names of the {kind}, one a line (default: numbers)")
@@ -115,6 +117,27 @@ def report(theirs: Iterable[str], key_map: KeyMap, console: Console) -> None:
             console.print(f"  {pattern}{times}", markup=False, soft_wrap=True)
 
 
+def vocabulary_of(given: Path | None, config: RunConfig, name: str) -> Tokenizer:
+    """The tokenizer of a vocabulary, which the configuration of that name then says; none for models without text.
+
+    Raises:
+        ConfigError: it lacks, or is given for a model that reads no text, or its words aren't lower-cased as texts are.
+        FileNotFoundError, VocabularyError: there is no such file, or it can't be used.
+    """
+    if config.data.tokenizer is None:
+        if given is not None:
+            raise ConfigError(f"--vocabulary: {name} is of a model that reads no text; leave it out")
+        return tokenizer_of(config)
+    if given is None:
+        raise ConfigError(f"{name} is of a model that reads texts: give --vocabulary, that of the weights, or clip")
+    config.data.tokenizer.vocabulary = CLIP if str(given) == CLIP else str(given.resolve())
+    tokenizer = open_tokenizer(given, config.data.tokenizer.lowercase)
+    words = [tokenizer.tokens[word] for word in tokenizer.word_ids] if isinstance(tokenizer, WordPiece) else []
+    if tokenizer.lowercase and any(word != word.lower() for word in words):
+        raise ConfigError(f"{given} has words in capitals: add data.tokenizer.lowercase=false")
+    return tokenizer
+
+
 def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     """Read, check, build, write."""
     options.out = options.out.resolve()
@@ -124,14 +147,7 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
         f"{key}={json.dumps(str(value), ensure_ascii=False)}" for key, value in paths.items()
     ]  # quoted, for values are YAML
     config = load_config(options.config, [*options.overrides, *given])
-    if config.data.tokenizer is None:
-        raise ConfigError(f"{options.config} is of a model that reads no text, and layouts of such are not read yet")
-    given_clip = str(options.vocabulary) == CLIP
-    config.data.tokenizer.vocabulary = CLIP if given_clip else str(options.vocabulary.resolve())
-    tokenizer = open_tokenizer(options.vocabulary, config.data.tokenizer.lowercase)
-    words = [tokenizer.tokens[word] for word in tokenizer.word_ids] if isinstance(tokenizer, WordPiece) else []
-    if tokenizer.lowercase and any(word != word.lower() for word in words):
-        raise ConfigError(f"{options.vocabulary} has words in capitals: add data.tokenizer.lowercase=false")
+    tokenizer = vocabulary_of(options.vocabulary, config, options.config)
     key_map = IMPORTERS[options.layout]
     given_names = {kind: getattr(options, kind) for kind in NAMED}
     tensors = {} if all(given_names.values()) else read_layout(options.file, options.layout)
@@ -142,6 +158,12 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     trained = build(config, tokenizer, names)
     assert config.init is not None
     loaded = load_initial_weights(config.init, trained, tokenizer, answers_of_objectives(config, trained.facts))
+    coder = [name for name in loaded.missing if name.startswith("model.pictures.")]
+    if coder and config.model["pictures"].get("weights") is not None:  # a coder that has a run of its own
+        load_start_weights(trained.model)
+        loaded = replace(loaded, missing=[name for name in loaded.missing if name not in coder])
+        told = f"{len(coder)} tensors begin with the weights of {config.model['pictures']['weights']}"
+        console.print(told, markup=False, soft_wrap=True)
     report(respelled(read_checkpoint(options.file), key_map), key_map, console)
     console.print(describe(config.init, loaded), markup=False, soft_wrap=True)
     partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")

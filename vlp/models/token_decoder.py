@@ -36,7 +36,9 @@ class TokenDecoder(nn.Module):
         pictures: the frozen coder of pictures (`vlp.picture_contracts.PictureCodes`); it isn't trained.
         template: the order of a sequence, as [START, caption, codes]; see `vlp.nn.token_stream.Template`, as for
             `special`, `padding` and `vocabulary`.
-        vocab_size: rows of the vocabulary of texts.
+        vocab_size: rows of the vocabulary of texts, with those of `commands`.
+        commands: ids of command tokens that weights were trained with, all behind the words and below `vocab_size`;
+            other commands have ids as the template says.
         max_tokens: of the segment `caption`.
         hidden_size, layers: H, and how many blocks there are.
         shape: what a block is like.
@@ -82,6 +84,7 @@ class TokenDecoder(nn.Module):
         tied: bool = False,
         head_bias: bool = True,
         weights: str | None = None,
+        commands: dict[str, int] | None = None,
     ):
         super().__init__()
         coder = cast(PictureCodes, pictures)
@@ -89,6 +92,12 @@ class TokenDecoder(nn.Module):
         if list(max_tokens) != ["caption"]:
             raise ValueError("max_tokens must have the segment caption and no other: a token decoder has one text")
         most, cells = max_tokens["caption"], height * width
+        commands = commands or {}
+        outside = [name for name, number in commands.items() if not 0 < number < vocab_size]
+        if outside:
+            raise ValueError(f"commands: the id of {outside[0]} must be above 0 and below vocab_size, {vocab_size}")
+        self.words = min(commands.values(), default=vocab_size)  # rows of the vocabulary of texts
+        special = {**special, **commands}
         self.template = Template(tuple(template), most, coder.codes, cells, vocab_size, special, padding, vocabulary)
         self.patterns = list(islice(cycle(patterns or ["full"]), layers))
         unknown = sorted(set(self.patterns) - PATTERNS.keys())
@@ -145,11 +154,6 @@ class TokenDecoder(nn.Module):
         super().train(mode)
         self.pictures.eval()
         return self
-
-    @property
-    def words(self) -> int:
-        """Rows of the vocabulary of texts."""
-        return self.template.words
 
     @property
     def plan(self) -> TokenPlanner:
