@@ -103,16 +103,19 @@ def validation_batches(
     return ValidationBatches(MicroBatchLoader(Plan(planned, 0, 1, pairs, tokens), sources), count)
 
 
-def some_images(source: Source, count: int) -> Images:
-    """So many images of a source, or all, evenly spread; a broken one is left out."""
+def some_images(source: Source, say: Callable[[str], None], count: int) -> Images:
+    """So many images of a source, or all, evenly spread; broken ones are left out, named and counted."""
     _, first = np.unique(source.sample_of, return_index=True)
     chosen = np.unique(np.linspace(0, len(first) - 1, min(count, len(first))).astype(np.int64))
-    found = []
+    found, broken = [], []
     for pair in first[chosen].tolist():
         try:
             loaded = source.load(pair).regions
-        except BadSampleError:
+        except BadSampleError as error:
+            broken.append(error)
             continue
         if loaded is not None:
             found.append(loaded)
+    if broken:
+        say(f"{len(broken)} of {len(chosen)} pictures that codes are made from are broken, as {broken[0]}")
     return Images.from_regions(found, range(len(found)))

@@ -11,7 +11,7 @@ import torch
 from samples import CLASSES, FEATURES, WORDS
 
 from vlp.build import build_model, build_objectives
-from vlp.commands.learn import Blind, Row, held_out, shipped, shortened, small_overrides, train_blind
+from vlp.commands.learn import Blind, Row, held_out, main, shipped, shortened, small_overrides, train_blind
 from vlp.config import load_config
 from vlp.needs import FeatureFacts
 from vlp.training.module import TrainingModule
@@ -69,3 +69,9 @@ def test_every_shipped_system_has_a_small_version(path: Path) -> None:
     config = load_config(path, small_overrides(path))
     assert config.model["hidden_size"] <= 128
     assert config.trainer.max_steps <= 2000
+
+
+@pytest.mark.parametrize("name", ["clip_small", "vqvae_small", "dalle_small"])
+def test_others_than_fusion_models_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name]) == 1
+    assert "is of no fusion model" in " ".join(capsys.readouterr().err.split())

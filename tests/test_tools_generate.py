@@ -221,7 +221,7 @@ def test_texts_that_are_cut_or_unknown_are_told(
 def test_evaluate(finished: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """True pictures are read without an error; what is drawn depends on the settings alone."""
     found = []
-    for settings in ([], [], ["--seed", "1", "--count", "2", "--top_k", "3"]):
+    for settings in ([], [], ["--seed", "1", "--count", "2", "--top-k", "3"]):
         assert evaluate.main([str(finished), "--most", "9", *settings]) == 0, capsys.readouterr().err
         found.append(json.loads((finished / "generation-val.json").read_text()))
     told = capsys.readouterr().out

@@ -13,6 +13,7 @@ from made_up_shards import loads, make_data_set, make_sample, write_vocabulary
 from PIL import Image
 
 from data_pipelines.batches import MicroBatchLoader
+from data_pipelines.prepare import some_images
 from data_pipelines.shards.format import Sample, ShardError
 from data_pipelines.shards.pictures import random_box, sized_pixels
 from data_pipelines.sources.plan import Plan
@@ -178,3 +179,15 @@ def test_a_tokenizer_file(tmp_path: Path) -> None:
         open_tokenizer(tmp_path / "broken.json", lowercase=True)
     with pytest.raises(FileNotFoundError, match="no tokenizer file"):
         open_tokenizer(tmp_path / "none.json", lowercase=True)
+
+
+def test_broken_pictures_that_codes_would_be_made_from_are_counted(tmp_path: Path) -> None:
+    samples = [replace(make_sample(n), image=encoded(noise(20, 20, n)) if n % 3 else b"no picture") for n in range(9)]
+    make_data_set(tmp_path / "d", samples)
+    tokenizer = WordPiece(write_vocabulary(tmp_path / "vocabulary.txt"), lowercase=True)
+    source = Source("d", tmp_path / "d", "train", tokenizer, loads({"caption": 9}, pixels=SquareSize(20, "squash")))
+    told: list[str] = []
+    images = some_images(source, told.append, 9)
+    assert len(images.ids) == 6
+    assert len(told) == 1
+    assert told[0].startswith("3 of 9 pictures that codes are made from are broken, as sample ")

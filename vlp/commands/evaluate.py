@@ -80,7 +80,7 @@ def other_settings(parser: Parser, arguments: list[str]) -> dict[str, str]:
             if not word.startswith("--"):
                 parser.error(f"unrecognized argument {word}")
             value = next(words, "")
-        settings[name] = value
+        settings[name.replace("-", "_")] = value
     return settings
 
 

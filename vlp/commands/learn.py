@@ -242,11 +242,12 @@ def table_of(rows: list[Row]) -> Table:
 def shipped() -> list[Path]:
     """The pretraining configurations of which this is a fair test; dual encoders tell by their retrieval."""
     paths = sorted(folder().glob("*.yaml"))
-    paths = [path for path in paths if path.stem not in NOT_SMALL]
-    results = {
-        path: {needs.result for needs in objective_needs(load_config(path, []).objectives).values()} for path in paths
-    }
-    return [path for path in paths if results[path] == {"encoded"}]
+    return [path for path in paths if path.stem not in NOT_SMALL and fuses(path)]
+
+
+def fuses(path: Path) -> bool:
+    """Whether a configuration is of a fusion model, which has states that a blind model can stand for."""
+    return {needs.result for needs in objective_needs(load_config(path, []).objectives).values()} == {"encoded"}
 
 
 def finished_run(config: RunConfig, same: Iterable[str], console: Console) -> RunFolder:
@@ -285,6 +286,12 @@ def learn(arguments: list[str], console: Console) -> int:
     given = parser.read(arguments).given
     overrides = [a for a in given if "=" in a]
     paths = [config_file(a) for a in given if "=" not in a] or shipped()
+    others = [str(path) for path in paths if not fuses(path)]
+    if others:
+        raise ConfigError(
+            f"{others[0]} is of no fusion model, and there is no blind model to compare it with; what a dual encoder, a"
+            " token decoder or a coder of pictures has learned is told by `vlp retrieve`, `vlp evaluate` and training"
+        )
     rows: list[Row] = []
     try:
         for path in paths:

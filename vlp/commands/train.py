@@ -237,10 +237,11 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     stop_and_go = None
     if config.stop_and_go is not None:
         stop_and_go = StopAndGo(config.stop_and_go, module.groups, [source.name for source in sources], plan)
-    start = checkpoint_of(folder, resume, module, console if launching else Console(quiet=True)) if resume else None
+    first = console if launching else Console(quiet=True)  # of several processes one speaks
+    start = checkpoint_of(folder, resume, module, first) if resume else None
     if start is None:
         load_start_weights(module.model)
-        calibrate(module.model, partial(some_images, sources[0]))
+        calibrate(module.model, partial(some_images, sources[0], partial(first.print, style="yellow", soft_wrap=True)))
         if config.init is not None:
             answers = answers_of_objectives(config, facts)
             loaded = load_initial_weights(config.init, module, tokenizer, answers)
