@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,16 +151,41 @@ def test_values_of_another_type(write, old: str, new: str, expected: str) -> Non
         ("a: [", "is not valid YAML"),
         ("a: 1\n---\nb: 2", "is not valid YAML"),
         ("a: !!python/object/apply:os.getcwd []", "is not valid YAML"),
-        ("a: &x {b: 1}\nc:\n  <<: *x", "is not valid YAML"),
+        ("a: &x {b: 1}\nc:\n  <<: *x", "x.yaml, line 3: aliases (*x) are not read; write the value out"),
+        ("a: &x [1]\nb: *x", "line 2: aliases (*x)"),
+        ("a: &x [*x]", "line 1: aliases (*x)"),
         ("a: 1\x00", "is not valid YAML"),
         ("? [a, b]\n: 1", "x.yaml"),
     ],
-    ids=["empty", "list", "cut", "two documents", "python object", "merge key", "zero byte", "list as key"],
+    ids=[
+        "empty",
+        "list",
+        "cut",
+        "two documents",
+        "python object",
+        "merge key",
+        "alias",
+        "within itself",
+        "zero byte",
+        "list as key",
+    ],
 )
 def test_files_that_are_no_config(text: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=r"x\.yaml") as caught:
         read_yaml(text, "x.yaml")
     assert expected in str(caught.value)
+
+
+def test_aliases_do_not_swell(tmp_path: Path) -> None:
+    """Ten lines of them would stand for 9^9 values; they are refused before any is made."""
+    names = "abcdefghi"
+    lines = ["a: &a [" + ",".join("x" * 9) + "]"]
+    lines += [f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]" for old, new in pairwise(names)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"bomb\.yaml, line 2: aliases \(\*a\)"):
+        load_config(tmp_path / "bomb.yaml", [])
+    with pytest.raises(ConfigError, match="aliases"):
+        load_config("uniter_small", ["seed={a: &a [x], b: [*a, *a]}"])
 
 
 def test_no_such_file(tmp_path: Path) -> None:

@@ -332,7 +332,11 @@ def ratio_for(sampling_ratio: float | dict[str, float], source: str) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes tuples as lists."""
+    """Writes tuples as lists, and what stands in two places twice, since aliases are not read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Always."""
+        return True
 
 
 _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)

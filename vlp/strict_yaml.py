@@ -1,4 +1,4 @@
-"""YAML that is read strictly: plain values, no key twice, errors that name file and line."""
+"""YAML that is read strictly: plain values, no key twice, no aliases, errors that name file and line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ class ConfigError(ValueError):
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML without repeated keys."""
+    """YAML without repeated keys and aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node; a ConfigError if it is an alias: ten lines of them can stand for more than a machine can hold."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise ConfigError(
+                f"{event.start_mark.name}, line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not read;"
+                " write the value out"
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping; a ConfigError if it has a key twice, or one that is no text or number."""
@@ -33,7 +43,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     """A YAML mapping, safely and without repeated keys.
 
     Raises:
-        ConfigError: not YAML, not a mapping, or a key twice.
+        ConfigError: not YAML, not a mapping, a key twice, or an alias.
     """
     try:
         loader = StrictLoader(text)

@@ -9,8 +9,9 @@ top, right, bottom in pixels, and a score), `names`, `width`, `height` and `segm
 Facts of a picture: `boxes` (corners as shares of the image) and `box_names`; `vcr`, a list of objects with `annot_id`,
 `question` (a text), `answers` and `rationales` (four texts each), and but for test `labels` (the numbers of the right
 answer and the right rationale). A text is an object with `text`, in which the class of an object stands for it, and
-`regions`, for each word between blanks the number of the box that it speaks of, or -1. Several objects that stand
-together give a word each, as in the official baseline (github.com/rowanz/r2c, dataloaders/vcr.py).
+`regions`, for each word between blanks the number of the box that it speaks of, or -1, also where the box can't be
+used, since the file for the server wants a line for every question. Several objects that stand together give a word
+each, as in the official baseline (github.com/rowanz/r2c, dataloaders/vcr.py).
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from data_pipelines.annotations.pictures import Annotations, Picture
 from data_pipelines.shards.format import Manifest
 from vlp.interfaces import NONE
 
-# the 80 classes of COCO's detection task, in its order; those of VCR's objects
+# the 80 classes of COCO's detection task, in its order, as VCR writes them (rowanz/r2c, dataloaders/cocoontology.json)
 CLASSES = """
-person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking
-meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie,
-suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis
-racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog,
-pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell
-phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, trafficlight, firehydrant, stopsign,
+parkingmeter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag,
+tie, suitcase, frisbee, skis, snowboard, sportsball, kite, baseballbat, baseballglove, skateboard, surfboard,
+tennisracket, bottle, wineglass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot,
+hotdog, pizza, donut, cake, chair, couch, pottedplant, bed, diningtable, toilet, tv, laptop, mouse, remote, keyboard,
+cellphone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddybear, hairdrier, toothbrush
 """
-CLASS_NAMES = [BACKGROUND, *(" ".join(name.split()) for name in CLASSES.split(","))]
+CLASS_NAMES = [BACKGROUND, *(name.strip() for name in CLASSES.split(","))]
 KINDS: dict[str, type] = {
     **dict.fromkeys(("annot_id", "img_id", "img_fn", "metadata_fn"), str),
     **dict.fromkeys(("objects", "question", "answer_choices", "rationale_choices"), list),
@@ -166,9 +167,7 @@ def _text(words: Any, names: list[str], places: dict[int, int]) -> dict[str, Any
         if is_unicode(word):
             parts = [(part, NONE) for part in word.split()]
         elif isinstance(word, list) and all(type(n) is int and 0 <= n < len(names) for n in word):
-            if any(n not in places for n in word):
-                raise _Unusable("question about an object whose box is not used")
-            parts = [(part, places[n]) for n in word for part in names[n].split()]
+            parts = [(part, places.get(n, NONE)) for n in word for part in names[n].split()]
         else:
             raise _Unusable("question with a word that is no text, or about an object that is not there")
         said += [part for part, _ in parts]

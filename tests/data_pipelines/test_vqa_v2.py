@@ -87,8 +87,8 @@ def test_the_vocabulary(tmp_path: Path) -> None:
         [question(n) for n in numbers], [annotation(n, usual=text) for n, text in zip(numbers, usual, strict=True)]
     )
     annotations = read_vqa_v2(asked, known, known, at_least=2)
-    assert annotations.manifest.answer_names == ["no", "yes", "2", "don't"]
-    assert annotations.remarks[0].endswith("train2014_annotations.json and answer 76.9% of its questions")
+    assert annotations.manifest.answer_names == ["no", "yes", "", "2", "don't"]  # "a" and "the" are articles alone
+    assert annotations.remarks[0].endswith("train2014_annotations.json and answer 92.3% of its questions")
     assert read_vqa_v2(asked, known, [], at_least=2).manifest.answer_names == []
     other = Files(tmp_path / "val", "val2014").write([], [annotation(n, usual="maybe") for n in range(2)])[1]
     assert read_vqa_v2(asked, known, other, at_least=2).manifest.answer_names == ["maybe"]

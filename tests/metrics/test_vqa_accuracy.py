@@ -6,7 +6,15 @@ from itertools import combinations
 
 import pytest
 
-from vlp.metrics.vqa_accuracy import answer_type, consistency, means_by_kind, statement_of, vqa_accuracy
+from vlp.metrics.vqa_accuracy import (
+    answer_type,
+    consistency,
+    means_by_kind,
+    right_answers,
+    statement_of,
+    vqa_accuracy,
+)
+from vlp.text.answers import normalise_answer
 
 
 def by_definition(prediction: str, answers: list[str]) -> float:
@@ -29,6 +37,24 @@ def test_spellings_count_as_one_unless_all_agree() -> None:
     assert vqa_accuracy("the two", answers) == pytest.approx(0.9)
     assert vqa_accuracy("2", ["two"] * 10) == 0.0, "where all wrote the same, that spelling counts"
     assert vqa_accuracy("two", ["two"] * 10) == 1.0
+
+
+def test_blanks_at_the_ends_make_no_other_spelling() -> None:
+    """As the published program has it: cleaned of them, all ten are one, so what was typed counts, and "a dog" is not
+    "dog".
+    """
+    answers = ["a dog"] * 5 + ["a dog ", "a dog\n"] + [" a dog"] * 3
+    assert vqa_accuracy("dog", answers) == 0.0
+    assert vqa_accuracy("a dog", answers) == 1.0
+
+
+@pytest.mark.parametrize("answers", [["pillow, blanket"] * 10, ["Two"] * 9 + ["2"], ["a dog"] * 9 + ["a dog "]])
+def test_right_answers_are_those_that_score(answers: list[str]) -> None:
+    right = right_answers(answers)
+    assert all(vqa_accuracy(answer, answers) > 0 for answer in right)
+    for said in ("pillow blanket", "pillow, blanket", "2", "two", "dog", "a dog"):
+        if said == normalise_answer(said):
+            assert (vqa_accuracy(said, answers) > 0) == (said in right)
 
 
 def test_kinds() -> None:

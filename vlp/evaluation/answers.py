@@ -10,8 +10,14 @@ from typing import Any, Literal
 from vlp.contracts import AnsweringTask, Measured, Prompt, Reply, Run
 from vlp.evaluation.asking import accuracy_table, likeliest, likelihoods, likelihoods_of_one
 from vlp.interfaces import Batch, Truth
-from vlp.metrics.vqa_accuracy import answer_type, consistency, means_by_kind, statement_of, vqa_accuracy
-from vlp.text.answers import normalise_answer
+from vlp.metrics.vqa_accuracy import (
+    answer_type,
+    consistency,
+    means_by_kind,
+    right_answers,
+    statement_of,
+    vqa_accuracy,
+)
 
 Form = Literal["vqa", "gqa", "csv"]
 
@@ -111,7 +117,7 @@ class AnswerEvaluation:
             return Measured(
                 found, notes=[f"{len(records)} questions answered; the split says nothing of their answers"]
             )
-        outside = sum(bool(a.answers) and not names & {*a.answers, *map(normalise_answer, a.answers)} for a in records)
+        outside = sum(bool(a.answers) and not names & right_answers(a.answers) for a in records)
         warnings = []
         if outside:
             found["outside"] = outside

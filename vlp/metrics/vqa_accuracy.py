@@ -11,16 +11,22 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """How right a prediction is, given the answers of (ten) people, 0 to 1.
 
     The mean, over all ways to leave one person out, of min(1, n / 3) where n of the others gave that answer. Spellings
-    are normalised unless all people wrote the same.
+    are normalised unless all people wrote the same but for blanks at the ends, as in the published program.
     Source: Antol et al. 2015; GT-Vision-Lab/VQA, vqaEval.py.
     """
     given = [answer.replace("\n", " ").replace("\t", " ").strip() for answer in answers]
     said = prediction.replace("\n", " ").replace("\t", " ").strip()
-    if len(set(answers)) > 1:
-        given, said = [normalise_answer(answer) for answer in answers], normalise_answer(prediction)
+    if len(set(given)) > 1:
+        given, said = [normalise_answer(answer) for answer in given], normalise_answer(said)
     agreeing = sum(answer == said for answer in given)
     each = (min(1.0, (agreeing - (answer == said)) / 3) for answer in given)
     return sum(each) / len(given)
+
+
+def right_answers(answers: Sequence[str]) -> set[str]:
+    """The predictions, among those that are normalised, which `vqa_accuracy` doesn't find wholly wrong."""
+    said = {answer.replace("\n", " ").replace("\t", " ").strip() for answer in answers}
+    return said if len(said) == 1 else {normalise_answer(answer) for answer in said}
 
 
 def answer_type(answers: Sequence[str]) -> str:

@@ -55,6 +55,8 @@ def answer_scores(answers: Sequence[str]) -> dict[str, float]:
 
     A single answer, which is not one of several opinions, is right: 1.
     Source: the soft scores of the bottom-up attention models (Teney et al. 2018), which all systems were trained with.
+    Their program (compute_softscore.py) counts the ten answers as they were typed; here they are normalised first, so
+    that "Two" counts as "2", which is how predictions are compared.
     """
     counts = Counter(normalise_answer(answer) for answer in answers)
     if len(answers) == 1:

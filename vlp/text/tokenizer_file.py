@@ -37,6 +37,7 @@ class TokenizerFile:
         except Exception as error:  # tokenizers raises Exception itself
             raise VocabularyError(f"{self.path}: not a tokenizer.json ({error})") from error
         self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # in a text they are its letters and signs
         padding = self._tokenizer.padding
         self._tokenizer.no_padding()
         self.lowercase = self.canonicalize = canonicalize
