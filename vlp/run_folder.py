@@ -17,7 +17,7 @@ from vlp.contracts import AnyModel
 from vlp.convert import convert
 from vlp.interfaces import Replacement, Tokenizer
 from vlp.needs import FeatureFacts
-from vlp.text.choose import CLIP, open_tokenizer
+from vlp.text.choose import CLIP, check_case, open_tokenizer
 from vlp.text.no_text import NoText
 
 
@@ -230,12 +230,14 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     """The tokenizer that a configuration names; one without tokens, where it names none.
 
     Raises:
-        FileNotFoundError, VocabularyError: there is no such file, or it can't be used.
+        FileNotFoundError, VocabularyError: there is no such file, or it can't be used, or see `check_case`.
     """
     listed = config.data.tokenizer
     if listed is None:
         return NoText()
-    return open_tokenizer(Path(config.data.root) / listed.vocabulary, listed.lowercase)
+    tokenizer = open_tokenizer(Path(config.data.root) / listed.vocabulary, listed.lowercase)
+    check_case(tokenizer)
+    return tokenizer
 
 
 def answers_of_objectives(config: RunConfig, facts: DataFacts) -> dict[str, list[str]]:

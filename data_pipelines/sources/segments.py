@@ -185,12 +185,17 @@ class Filler:
         """The segments of a text, cut, with the regions that words refer to, where these are loaded.
 
         Raises:
-            BadSampleError: the regions of words don't fit the words.
+            BadSampleError: the regions of words don't fit the words, or the caption or question has no token.
         """
         texts = [SEGMENTS[name](material) for name in self.loads.segments]
         encoded = self._with_regions(sample, facts, texts) if self.loads.token_region else self.tokenizer.encode(texts)
         pairs = zip(self.loads.segments.items(), encoded, strict=True)
-        return {name: tokens.first(most) for (name, most), tokens in pairs}
+        filled = {name: tokens.first(most) for (name, most), tokens in pairs}
+        own = "question" if material.chosen == NONE else "caption"
+        if own in filled and not filled[own].ids:  # as one of invisible signs
+            what = own if own == "question" else f"caption {material.chosen}"
+            raise BadSampleError(self.reader.key(sample), f"{what} has no token of the vocabulary")
+        return filled
 
     def _with_regions(self, sample: int, facts: dict[str, Any], texts: list[str]) -> list[Tokens]:
         """Tokens of texts with the regions that they refer to: those of a word to what it does, punctuation to none."""

@@ -24,6 +24,7 @@ from vlp.distributed import derive_seed
 from vlp.interfaces import NONE, Loads, Regions, Tokenizer, Tokens, Truth
 
 REPLACEMENT_TRIES = 20
+BESIDE = {"foil", "second_caption", "tags"}  # segments that don't tell how long a text is
 TEXT_SIDES: list[Any] = [CaptionTexts, QuestionTexts, ChoiceTexts, NoTexts]  # in the order of a sample's items
 
 
@@ -197,6 +198,19 @@ class Source:
             text.more,
             self._hard(sample, pair, draw, crop) if side.mined else [],
         )
+
+    def text(self, pair: int) -> tuple[dict[str, Tokens], dict[str, int]]:
+        """The segments of a pair's text, without what names its regions, and how long each is before it is cut.
+
+        Raises:
+            BadSampleError: it cannot be used.
+        """
+        sample, side, number = self._place(pair)
+        facts = self.reader.facts(sample)
+        segments = side.load(Item(sample, number, facts, list, derive_seed(0, pair))).segments
+        lengths = side.lengths(sample, facts).reshape(len(self.loads.segments), side.texts, -1)
+        longest = lengths[:, :, number].max(1).tolist()
+        return segments, {n: own for n, own in zip(self.loads.segments, longest, strict=True) if n not in BESIDE}
 
     def asked(self, of: Literal["questions", "images"]) -> list[int]:
         """What an evaluation goes through: pairs, the first of each question, or of each sample."""

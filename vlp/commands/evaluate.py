@@ -29,6 +29,7 @@ import vlp
 from data_pipelines.batches import collate
 from data_pipelines.shards.format import BadSampleError
 from data_pipelines.sources.source import LoadedPair, Source
+from data_pipelines.sources.vocabulary_fit import tell_fit
 from vlp.checkpoints.load import write_atomically
 from vlp.commands.command import Parser, open_console, options_of, run_command, whole_number
 from vlp.commands.evaluate_pictures import Drawing, evaluate_pictures
@@ -169,6 +170,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     task = model.task()
     settings = own_settings(task, options.settings)
     source = open_source(model, options.data, split)
+    tell_fit([source], console)
     records, done, left_out, stopped = ask_all(model, task, source, settings, options.most, console)
     what = task.evaluation.measured_on
     if not records:

@@ -33,8 +33,7 @@ from vlp.initial_weights import describe, load_initial_weights, load_start_weigh
 from vlp.interfaces import Tokenizer
 from vlp.registry import IMPORTERS
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run, tokenizer_of
-from vlp.text.choose import CLIP, open_tokenizer
-from vlp.text.wordpiece import WordPiece
+from vlp.text.choose import CLIP, check_case, open_tokenizer
 
 NAMED = {"classes": "class", "attributes": "attribute", "answers": "answer"}
 
@@ -121,8 +120,8 @@ def vocabulary_of(given: Path | None, config: RunConfig, name: str) -> Tokenizer
     """The tokenizer of a vocabulary, which the configuration of that name then says; none for models without text.
 
     Raises:
-        ConfigError: it lacks, or is given for a model that reads no text, or its words aren't lower-cased as texts are.
-        FileNotFoundError, VocabularyError: there is no such file, or it can't be used.
+        ConfigError: it lacks, or is given for a model that reads no text.
+        FileNotFoundError, VocabularyError: there is no such file, or it can't be used, or see `check_case`.
     """
     if config.data.tokenizer is None:
         if given is not None:
@@ -132,9 +131,7 @@ def vocabulary_of(given: Path | None, config: RunConfig, name: str) -> Tokenizer
         raise ConfigError(f"{name} is of a model that reads texts: give --vocabulary, that of the weights, or clip")
     config.data.tokenizer.vocabulary = CLIP if str(given) == CLIP else str(given.resolve())
     tokenizer = open_tokenizer(given, config.data.tokenizer.lowercase)
-    words = [tokenizer.tokens[word] for word in tokenizer.word_ids] if isinstance(tokenizer, WordPiece) else []
-    if tokenizer.lowercase and any(word != word.lower() for word in words):
-        raise ConfigError(f"{given} has words in capitals: add data.tokenizer.lowercase=false")
+    check_case(tokenizer)
     return tokenizer
 
 

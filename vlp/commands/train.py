@@ -24,6 +24,7 @@ from data_pipelines.prepare import ensure_scenes, open_sources, some_images, val
 from data_pipelines.shards.format import ShardError
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
+from data_pipelines.sources.vocabulary_fit import tell_fit
 from vlp.build import loads_of, objective_needs
 from vlp.commands.command import GO_ON, open_console, options_of, run_command
 from vlp.commands.encode import check_coder, check_reads_codes
@@ -214,6 +215,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         raise ConfigError(f"the data is not what {folder.path}/data.json says the run was trained on; restore it")
     if launching:
         check_truths(config, [*sources, *held_out], console)
+        tell_fit(sources, console)
     with_lengths = data.micro_batch_tokens is not None
     planned = [s.planned(c.ratio, with_lengths, c.micro_batch) for s, c in zip(sources, data.sources, strict=True)]
     sizes = (data.micro_batch, data.micro_batch_tokens)

@@ -8,9 +8,31 @@ from vlp.interfaces import Tokenizer
 from vlp.text.clip_bpe import ClipBytePairs
 from vlp.text.sentencepiece_file import SentencePiece
 from vlp.text.tokenizer_file import TokenizerFile
-from vlp.text.wordpiece import WordPiece
+from vlp.text.wordpiece import VocabularyError, WordPiece
 
 CLIP = "clip"
+
+
+def check_case(tokenizer: Tokenizer) -> None:
+    """Look whether the words of a vocabulary are written as texts come to it.
+
+    Raises:
+        VocabularyError: texts are lower-cased and some of its words are in capitals, or they are not and none is.
+    """
+    if not isinstance(tokenizer, WordPiece):  # others have their own normalisation in their files
+        return
+    words = [tokenizer.tokens[number] for number in tokenizer.word_ids]
+    capitals = next((word for word in words if word != word.lower()), None)
+    if tokenizer.lowercase and capitals is not None:
+        raise VocabularyError(
+            f"{tokenizer.path} has words in capitals, as {capitals!r}, and texts are lower-cased before: set"
+            " data.tokenizer.lowercase=false"
+        )
+    if not tokenizer.lowercase and capitals is None and any(word != word.upper() for word in words):
+        raise VocabularyError(
+            f"{tokenizer.path} has no word in capitals, so that every word of a text that has one would be unknown: set"
+            " data.tokenizer.lowercase=true"
+        )
 
 
 def open_tokenizer(vocabulary: str | Path, lowercase: bool) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 from vlp.interfaces import Tokens
@@ -9,6 +10,11 @@ from vlp.text.wordpiece import VocabularyError
 
 INSTALL = "pip install 'vlp[sentencepiece]'"
 BLANK = "\u2581"  # what a piece begins with after a blank
+
+
+def begins_word(piece: str) -> bool:
+    """Whether a piece begins a word: after a blank, or in a script that writes none between words, as Chinese does."""
+    return piece.startswith(BLANK) or unicodedata.category(piece[:1] or " ") == "Lo"
 
 
 class SentencePiece:
@@ -72,8 +78,7 @@ class SentencePiece:
         """Tokens of each text; an empty text has none."""
         ids = self._model.encode([text.lower() if self.lowercase else text for text in texts])
         return [
-            Tokens(own, [n == 0 or self.tokens[number].startswith(BLANK) for n, number in enumerate(own)])
-            for own in ids
+            Tokens(own, [n == 0 or begins_word(self.tokens[number]) for n, number in enumerate(own)]) for own in ids
         ]
 
     def decode(self, ids: list[int]) -> str:
