@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from safetensors.torch import save_file
 from test_tools_train import SIZES, run
 
 from data_pipelines.scenes.build import build_scenes
+from data_pipelines.shards.format import write_manifest
+from data_pipelines.shards.index import write_split
 from data_pipelines.shards.reader import ShardReader
 from vlp.config import ConfigError
 from vlp.evaluation.answers import Answered, official_file, summary
@@ -63,6 +66,43 @@ def test_evaluate(finished: Path, root: Path) -> None:
     assert f"{100 * right:.2f}" in result.stdout
     assert "yes/no" in result.stdout
     assert sum(count for _, count in report["by_answer_type"].values()) == len(truth)
+
+
+def holes(root: Path, folder: Path) -> tuple[Path, ShardReader, list[str]]:
+    """The held-out scenes, each third without regions, and another one with a record that can't be read."""
+    reader = ShardReader(root / "scenes", "val")
+    samples = [reader.sample(n) for n in range(len(reader))]
+    samples = [replace(s, regions=None) if n % 3 == 0 else s for n, s in enumerate(samples)]
+    write_split(folder, "val", samples)
+    write_manifest(folder, replace(reader.manifest, samples={"val": len(samples)}))
+    return folder, reader, [sample.key for sample in samples[::3]]
+
+
+def test_questions_about_what_has_no_regions_count_as_wrong(finished: Path, root: Path, tmp_path: Path) -> None:
+    folder, reader, without = holes(root, tmp_path / "holes")
+    for options in ([], ["--seen-only"]):
+        result = run("evaluate.py", str(finished), "data=" + str(folder), "split=val", *options)
+        assert result.returncode == 0, result.stderr
+        report = json.loads((finished / "evaluation-val.json").read_text())
+        predictions = json.loads((finished / "predictions-val.json").read_text())
+        truth = {
+            f"{reader.key(n)}/{m}": answer
+            for n in range(len(reader))
+            for m, answer in enumerate(reader.facts(n)["answers"])
+        }
+        lost = [key for key in truth if key.split("/")[0] in without]
+        assert len(lost) == 12
+        assert {one["question_id"] for one in predictions} == truth.keys()  # a server wants all
+        assert all(one["answer"] == "" for one in predictions if one["question_id"] in lost)
+        right = sum(truth[one["question_id"]] == one["answer"] for one in predictions)
+        counted = len(truth) - len(lost) if options else len(truth)
+        assert report["accuracy"] == pytest.approx(right / counted)
+        assert (report["left_out"], report["left_out_count_as_wrong"]) == (len(lost), not options)
+        assert len(report["not_looked_at"]) == len(lost)
+        assert report["not_looked_at"][0] == f"{lost[0]} of sample {without[0]}, which has no region features"
+        told = " ".join(result.stdout.split())
+        assert f"{len(lost)} questions could not be looked at, and {'are not counted' if options else 'count'}" in told
+        assert f"and {len(lost) - 5} more, which evaluation-val.json names" in told
 
 
 def test_other_forms_and_errors(finished: Path, tmp_path: Path) -> None:

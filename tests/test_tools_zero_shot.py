@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +118,49 @@ def test_retrieval_by_a_dual_encoder(root: Path, run: Callable[..., Result]) -> 
     assert report["model"]["text_to_image"]["recall_at_5"] == pytest.approx(float(hits))
     any_hit, true = (report["model"]["image_to_text"][f"{kind}recall_at_10"] for kind in ("", "true_"))
     assert any_hit > true > 0
+
+
+def test_folds_are_galleries_one_after_another(root: Path, run: Callable[..., Result]) -> None:
+    """COCO's 1K protocol: the means of the metrics of 1,000 images each, which are fewer here."""
+    result = run("retrieve", root / "dual", "gallery=5", "folds=2", "pictures=0")
+    assert result.code == 0, result.err
+    report = json.loads((root / "dual" / "retrieval-val-10-in-2.json").read_text())
+    assert (report["folds"], report["images"], report["captions"]) == (2, 10, 50)
+    model, reader = vlp.load(root / "dual"), ShardReader(root / "scenes", "val")
+    size = pixel_size(model.config.model)
+    hits = []
+    for first in (0, 5):
+        images = [Regions.from_pixels(torch.from_numpy(reader.pixels(n, size))) for n in range(first, first + 5)]
+        texts = [caption for n in range(first, first + 5) for caption in reader.facts(n)["captions"]]
+        scores = model.embed_texts(texts) @ model.embed_images(images).t()
+        own = scores[torch.arange(25), torch.arange(25) // 5]
+        hits.append(float(((scores >= own[:, None]).sum(1) <= 1).double().mean()))
+    assert report["model"]["text_to_image"]["recall_at_1"] == pytest.approx(sum(hits) / 2)
+    assert report["model"]["text_to_image"]["queries"] == 50
+    assert run("retrieve", root / "dual", "gallery=7", "folds=2").code == 1
+
+
+def test_images_without_a_picture_are_not_found(root: Path, run: Callable[..., Result], tmp_path: Path) -> None:
+    """Every third has none; captions of such find nothing, and such find no caption."""
+    reader = ShardReader(root / "scenes", "val")
+    samples = [replace(reader.sample(n), **({"image": None} if n % 3 == 0 else {})) for n in range(9)]
+    write_split(tmp_path / "holes", "val", samples)
+    write_manifest(tmp_path / "holes", replace(reader.manifest, samples={"val": 9}))
+    reports = []
+    for options in ([], ["--seen-only"]):
+        result = run("retrieve", root / "dual", f"data={tmp_path / 'holes'}", "gallery=9", "pictures=0", *options)
+        assert result.code == 0, result.err
+        assert "3 images with 15 captions could not be looked at" in " ".join(result.out.split())
+        reports.append(json.loads((root / "dual" / "retrieval-holes-val-6.json").read_text()))
+    wrong, seen = reports
+    assert wrong["not_looked_at"] == [f"sample {s.key}: no picture" for s in samples[::3]]
+    assert [one["left_out_count_as_not_found"] for one in reports] == [True, False]
+    assert wrong["left_out"] == 3
+    for direction, queries in (("text_to_image", (45, 30)), ("image_to_text", (9, 6))):
+        ours, theirs = wrong["model"][direction], seen["model"][direction]
+        assert (ours["queries"], theirs["queries"]) == queries
+        for k in (1, 5, 10):
+            assert ours[f"recall_at_{k}"] == pytest.approx(theirs[f"recall_at_{k}"] * 2 / 3)
 
 
 def test_reranking_all_equals_the_fusion_model(root: Path, run: Callable[..., Result]) -> None:

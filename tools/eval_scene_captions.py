@@ -48,9 +48,10 @@ def measure(run: Path, split: str, most: int, how: Writing, console: Console) ->
     """The numbers of a run, and its captions."""
     model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu")
     source = open_source(model, None, split)
-    records, _, left_out, stopped = ask_all(model, model.task(), source, how, most, console)
-    if stopped or left_out or len(records) <= FAMILY:
-        told = f"{len(records)} captions were written, {left_out} left out"
+    asked = ask_all(model, model.task(), source, how, most, console)
+    records = asked.records
+    if asked.stopped or asked.missed or len(records) <= FAMILY:
+        told = f"{len(records)} captions were written, {len(asked.missed)} left out"
         raise ConfigError(f"{run}: {told}; there must be more than {FAMILY}, and none left out")
     facts = [source.reader.facts(number) for number in range(len(records))]
     if not all("objects" in own for own in facts):

@@ -427,6 +427,9 @@ class Evaluation(Protocol):
         that a question was asked in.
         """
 
+    def unseen(self, run: Run, truth: Truth) -> Any:
+        """The record of a question or image that can't be looked at: what counts as wrong, and fits the file."""
+
     def predictions(self, records: Sequence[Any], options: Any) -> tuple[str, str, str]:
         """What a file of them is called, its ending, and its content in the benchmark's own form."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from data_pipelines.shards.format import BadSampleError, ShardError
 from data_pipelines.shards.reader import ShardReader
@@ -13,11 +13,15 @@ from vlp.interfaces import Loads, Regions
 
 @dataclass(frozen=True)
 class Gallery:
-    """`numbers` of samples in their split, `captions` of each, and for every model `images`, one a sample."""
+    """`numbers` of samples in their split, `captions` of each, and for every model `images`, one a sample. `lost`: how
+    many captions each of those samples has that can't be shown to the models. `end`: the number after the last sample.
+    """
 
     numbers: list[int]
     captions: list[list[str]]
     images: list[list[Regions]]
+    lost: list[int] = field(default_factory=list)
+    end: int = 0
 
     @property
     def texts(self) -> list[str]:
@@ -25,34 +29,43 @@ class Gallery:
         return [caption for own in self.captions for caption in own]
 
     def first(self, count: int) -> Gallery:
-        """The first `count` samples."""
-        return Gallery(self.numbers[:count], self.captions[:count], [own[:count] for own in self.images])
+        """The first `count` samples that can be shown."""
+        images = [own[:count] for own in self.images]
+        return replace(self, numbers=self.numbers[:count], captions=self.captions[:count], images=images)
 
 
-def read_gallery(reader: ShardReader, count: int, loads: Sequence[Loads], left_out: Callable[[str], None]) -> Gallery:
-    """The first `count` samples with captions and all that the models see.
+def read_gallery(
+    reader: ShardReader, count: int, loads: Sequence[Loads], left_out: Callable[[str], None], first: int = 0
+) -> Gallery:
+    """The first `count` samples with captions from number `first` on; of these, those with all that the models see.
 
     Args:
         reader: of the split.
         count: samples at most.
         loads: what each model wants of the data.
-        left_out: told of each broken sample.
+        left_out: told of each that can't be shown.
 
     Raises:
         ShardError: there is no usable sample.
     """
     sides = [all_images(reader, own) for own in loads]
-    gallery = Gallery([], [], [[] for _ in sides])
-    for number in range(len(reader)):
-        if len(gallery.numbers) == count:
+    gallery, end = Gallery([], [], [[] for _ in sides]), first
+    for number in range(first, len(reader)):
+        if len(gallery.numbers) + len(gallery.lost) == count:
             break
+        end = number + 1
+        captions: list[str] = []
         try:
             captions = [caption for caption in reader.facts(number)["captions"] if caption.strip()]
-            seen = [replace(side.load(number, 0), scores=None) for side in sides if side.shown[number]]
+            lacking = [side.lacking.partition(";")[0] for side in sides if not side.shown[number]]
+            if captions and lacking:
+                raise BadSampleError(reader.key(number), f"no {lacking[0].removeprefix('a ')}")
+            seen = [replace(side.load(number, 0), scores=None) for side in sides] if captions else []
         except BadSampleError as error:
+            gallery.lost.append(len(captions))
             left_out(str(error))
             continue
-        if captions and len(seen) == len(sides):
+        if captions:
             gallery.numbers.append(number)
             gallery.captions.append(captions)
             for own, image in zip(gallery.images, seen, strict=True):
@@ -60,4 +73,4 @@ def read_gallery(reader: ShardReader, count: int, loads: Sequence[Loads], left_o
     if not gallery.numbers:
         kinds = " and ".join(sorted({"regions" if own.pixels is None else "a picture" for own in loads}))
         raise ShardError(f"split {reader.split!r} of {reader.folder} has no sample with captions and {kinds}")
-    return gallery
+    return replace(gallery, end=end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -228,13 +229,40 @@ class Source:
             BadSampleError: it can't be used.
         """
         sample, side, number = self._place(pair)
+        truth = self._truth(sample, side, number, of)
+        asks = ((0, None),) if of == "images" else side.asks
+        return truth, [self.load(pair + step, given=given) for step, given in asks]
+
+    def truth(self, pair: int, of: Literal["questions", "images"]) -> Truth:
+        """What is known of one of these, which may not be fit to be looked at.
+
+        Raises:
+            BadSampleError: it can't be read.
+        """
+        sample, side, number = self._place(pair)
+        return self._truth(sample, side, number, of)
+
+    def _truth(self, sample: int, side: TextSide, number: int, of: Literal["questions", "images"]) -> Truth:
         facts = self.reader.facts(sample)
         if of == "images":
-            identifier = facts.get("image_id", self.reader.key(sample))
-            return Truth(identifier, captions=facts["captions"]), [self.load(pair)]
+            return Truth(facts.get("image_id", self.reader.key(sample)), captions=facts["captions"])
         truth = side.truth(sample, number, facts)
         assert truth is not None, "only questions are asked"
-        return truth, [self.load(pair + step, given=given) for step, given in side.asks]
+        return truth
+
+    def unseen(self, of: Literal["questions", "images"]) -> Iterator[tuple[str, Truth | None]]:
+        """The questions about, or the images of, samples that have nothing to look at: the key of the sample, and what
+        is known; None: it can't be read.
+        """
+        for sample in np.flatnonzero(~self.usable).tolist():
+            for side in self.texts:
+                steps, count = len({step for step, _ in side.asks}), int(side.counts[sample])
+                numbers = range(min(count, 1)) if of == "images" else range(0, 0 if side.mined else count, steps)
+                for number in numbers:
+                    try:
+                        yield self.reader.key(sample), self._truth(sample, side, number, of)
+                    except BadSampleError:
+                        yield self.reader.key(sample), None
 
     def known_truths(self, most: int = 500) -> tuple[int, int]:
         """How many questions were looked at, `most` of the pairs evenly spread, and of how many the answer is in the

@@ -53,7 +53,11 @@ def test_captions_of_invisible_signs_are_refused_as_empty_ones_are(tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "lowercase", "message"),
     [
-        (["a", "Red", "red"], True, "has words in capitals, as 'Red', and texts are lower-cased before: set data.token"),
+        (
+            ["a", "Red", "red"],
+            True,
+            "has words in capitals, as 'Red', and texts are lower-cased before: set data",
+        ),
         (["a", "red"], False, "has no word in capitals, so that every word of a text that has one would be unknown"),
         (["a", "Red", "red"], False, None),
         (["a", "red"], True, None),

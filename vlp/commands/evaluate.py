@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -45,6 +46,7 @@ WRITING = (
     " --length_bonus 0.0 (of frames), --temperature, --top_k, --top_p and --seed 0 (of samples), --no_repeat (no N"
     " words in a row twice), --least_length 0 (words)."
 )
+SHOWN = 5  # of what could not be looked at; the rest is in a file
 DRAWN = 200  # pictures that a token decoder draws, if --most is not given
 PAIRS = 64  # of a batch, if the run's batches were not of so many pairs
 
@@ -59,6 +61,11 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set (default: the run's own)")
     parser.add_argument("--task", metavar="GROUP", help="of a run on several tasks, the one to measure (default: none)")
     parser.add_argument("--most", type=whole_number, metavar="N", help="the first N questions or images (default: all)")
+    parser.add_argument(
+        "--seen-only",
+        action="store_true",
+        help="measure over what could be looked at; else what could not counts as wrong",
+    )
     own = parser.add_argument_group("settings of some tasks", "(a task without such a setting refuses it)")
     own.add_argument("--form", default=argparse.SUPPRESS, help="vqa, gqa or csv, of answers' files (default: vqa)")
     own.add_argument(
@@ -102,14 +109,33 @@ def open_source(model: TrainedModel, data: Path | None, split: str) -> Source:
     return source
 
 
+@dataclass
+class Asked:
+    """What was asked of a source. `records`: of those that were looked at. `unseen`: of those that can't be, as of
+    samples without regions. `unread`: of how many not even the question can be read. `missed`: for each of both, which
+    and why. `done`: how many of those that are there were gone through. `stopped`: Ctrl-C came before the last.
+    """
+
+    records: list[Any] = field(default_factory=list)
+    unseen: list[Any] = field(default_factory=list)
+    unread: int = 0
+    missed: list[str] = field(default_factory=list)
+    done: int = 0
+    stopped: bool = False
+
+
 def ask_all(
     model: TrainedModel, task: Task, source: Source, settings: Any, most: int | None, console: Console
-) -> tuple[list[Any], int, int, bool]:
-    """What the model says of the questions or images of a source, in order; how many were looked at, how many of them
-    are broken and were left out, and whether Ctrl-C came before the last.
-    """
-    evaluation, left_out, done = task.evaluation, 0, 0
-    records: list[Any] = []
+) -> Asked:
+    """What the model says of the questions or images of a source, in order, or the first of them."""
+    evaluation, found = task.evaluation, Asked()
+
+    def miss(truth: Truth | None, reason: str) -> None:
+        found.missed.append(reason)
+        found.unread += truth is None
+        if truth is not None:
+            found.unseen.append(evaluation.unseen(model, truth))
+
     places = source.asked(evaluation.measured_on)[:most]
     size = model.source.micro_batch or model.config.data.micro_batch or PAIRS
     parts = max(len(side.asks) for side in source.texts)  # items of a question
@@ -119,25 +145,35 @@ def ask_all(
             for first in range(0, len(places), max(size // parts, 1)):
                 chunk = places[first : first + max(size // parts, 1)]
                 asked: list[tuple[Truth, list[LoadedPair]]] = []
-                broken: list[BadSampleError] = []
                 for place in chunk:
                     try:
                         asked.append(source.ask(place, evaluation.measured_on))
                     except BadSampleError as error:
-                        broken.append(error)
+                        miss(truth_of(source, place, evaluation.measured_on), str(error))
                 said: list[Any] = []
                 if asked:
                     batch = collate([pair for _, pairs in asked for pair in pairs], source.name, 0, 0, [])
                     answers = iter(evaluation.answer(task, model, batch, settings))
                     said = [evaluation.record(model, truth, [next(answers) for _ in pairs]) for truth, pairs in asked]
-                records, left_out, done = records + said, left_out + len(broken), done + len(chunk)
-                for told in broken:
-                    console.print(f"left out: {told}", style="yellow", soft_wrap=True)
+                found.records, found.done = found.records + said, found.done + len(chunk)
                 progress.advance(bar, len(chunk))
         except KeyboardInterrupt:
-            if not records:
+            if not found.records:
                 raise
-    return records, done, left_out, done < len(places)
+    found.stopped = found.done < len(places)
+    if most is None and not found.stopped:
+        for key, truth in source.unseen(evaluation.measured_on):
+            named = evaluation.measured_on.removesuffix("s") if truth is None else truth.identifier
+            miss(truth, f"{named} of sample {key}, which has no {source.images.lacking.partition(';')[0]}")
+    return found
+
+
+def truth_of(source: Source, place: int, of: Literal["questions", "images"]) -> Truth | None:
+    """What is known of a question or image; None: it can't be read."""
+    try:
+        return source.truth(place, of)
+    except BadSampleError:
+        return None
 
 
 def own_settings(task: Task, given: dict[str, str], command: str = "evaluate") -> Any:
@@ -171,13 +207,15 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     settings = own_settings(task, options.settings)
     source = open_source(model, options.data, split)
     tell_fit([source], console)
-    records, done, left_out, stopped = ask_all(model, task, source, settings, options.most, console)
-    what = task.evaluation.measured_on
-    if not records:
+    found = ask_all(model, task, source, settings, options.most, console)
+    what, done = task.evaluation.measured_on, found.done
+    if not found.records:
         raise ConfigError(f"split {split!r} of {source.reader.folder} has no {what} that can be read")
     there = len(source.asked(what))
+    every = [*found.records, *found.unseen]
+    records = found.records if options.seen_only else every
     name = "-".join(filter(None, [options.task, split, f"first-{done}" if done < there else ""]))
-    kind, ending, content = task.evaluation.predictions(records, settings)
+    kind, ending, content = task.evaluation.predictions(every, settings)
     predictions = folder / f"{kind}-{name}.{ending}"
     write_atomically(predictions, content.encode())
     console.print(f"written: {predictions}", soft_wrap=True)
@@ -188,7 +226,13 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     for note in measured.notes:
         console.print(note, soft_wrap=True, markup=False)
     left = [f"these are the first {done} of {there} {what}"] if done < there else []
-    left += [f"{left_out} {what} could not be read and have no prediction"] if left_out else []
+    if found.unseen:
+        counted = "are not counted" if options.seen_only else "count as wrong (--seen-only leaves them out)"
+        left.append(f"{len(found.unseen)} {what} could not be looked at, and {counted}")
+    left += [f"{found.unread} {what} could not be read and have no prediction"] if found.unread else []
+    left += [f"not looked at: {reason}" for reason in found.missed[:SHOWN]]
+    if len(found.missed) > SHOWN:
+        left.append(f"and {len(found.missed) - SHOWN} more, which evaluation-{name}.json names")
     for warning in (*measured.warnings, *left):
         console.print(warning, style="yellow", soft_wrap=True, markup=False)
     report = {
@@ -198,13 +242,15 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "split": split,
         "asked": done,
         "in_split": there,
-        "left_out": left_out,
+        "left_out": len(found.unseen) + found.unread,
+        "left_out_count_as_wrong": not options.seen_only,
+        "not_looked_at": found.missed,
         **measured.report,
     }
     written = folder / f"evaluation-{name}.json"
     write_atomically(written, json.dumps(report, indent=1).encode())
     console.print(f"written: {written}", soft_wrap=True)
-    if stopped:
+    if found.stopped:
         raise KeyboardInterrupt
     return report
 

@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,12 @@ from vlp.evaluation.retrieval import (
 )
 from vlp.evaluation.retrieval_picture import draw_retrieval, images_shown
 from vlp.inference import TrainedModel
-from vlp.interfaces import Regions
+from vlp.interfaces import Loads, Regions
 from vlp.metrics.recall import RetrievalMetrics
 
 Results = dict[str, dict[str, RetrievalMetrics]]  # by method and direction
 IMAGES_AT_ONCE = 64  # that a fusion model scores with all captions before the next; Ctrl-C loses so many
+SHOWN = 5  # of images that can't be looked at; the rest is in the JSON
 MOST_BAG_PAIRS = 20_000_000  # the bag of words is slow
 
 
@@ -68,6 +69,16 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder or one of its weight files")
     parser.add_argument("--split", default="val", help="of the data set")
     parser.add_argument("--gallery", type=whole_number, default=1000, metavar="N", help="images, with their captions")
+    parser.add_argument(
+        "--folds",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="galleries, one after another, whose means are told; COCO's 1K test: 5",
+    )
+    parser.add_argument(
+        "--seen-only", action="store_true", help="measure over what can be looked at; else what can't is not found"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set (default: the run's own)")
     parser.add_argument("--task", metavar="GROUP", help="of a run on several tasks, that which scores (default: none)")
     parser.add_argument("--pictures", type=count, default=8, metavar="N", help="queries that are drawn")
@@ -171,11 +182,87 @@ def table_of(results: Results, texts: int, images: int) -> Table:
     return table
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured in one gallery, or in the part that was scored before Ctrl-C came (`stopped`); `ranked_again`:
+    the second model had its say.
+    """
+
+    gallery: Gallery
+    scores: Scores
+    results: Results
+    stopped: bool
+    ranked_again: bool
+
+
+def read_galleries(
+    reader: ShardReader, options: argparse.Namespace, loads: list[Loads], missed: Callable[[str], None]
+) -> list[Gallery]:
+    """As many as are asked for, one after another.
+
+    Raises:
+        ConfigError: the split has too few samples for more than one.
+    """
+    galleries, first = [], 0
+    for number in range(options.folds):
+        galleries.append(read_gallery(reader, options.gallery, loads, missed, first))
+        first = galleries[-1].end
+        full = len(galleries[-1].numbers) + len(galleries[-1].lost) == options.gallery
+        if options.folds > 1 and not full:
+            raise ConfigError(
+                f"split {reader.split!r} of {reader.folder} ends in gallery {number + 1} of {options.folds} of"
+                f" {options.gallery} images; take fewer --folds, or a smaller --gallery"
+            )
+    return galleries
+
+
+def measure(
+    models: list[TrainedModel], gallery: Gallery, reader: ShardReader, options: argparse.Namespace, progress: Progress
+) -> Measured:
+    """Score a gallery, and compare with what needs no model."""
+    whole, ranked_again = len(gallery.numbers), False
+    lost = (0, 0) if options.seen_only else (sum(gallery.lost), len(gallery.lost))
+    scores, gallery = scores_of(models[0], gallery, progress)
+    texts, images = gallery.texts, len(gallery.numbers)
+    stopped = images < whole
+    image_of_text = torch.tensor([n for n, own in enumerate(gallery.captions) for _ in own])
+    results: Results = {"model": both_directions(scores, image_of_text, images, lost=lost)}
+    if len(models) > 1:
+        again = rerank_by(models[1], texts, gallery.images[1], progress)
+        try:
+            scores = reranked(scores, image_of_text, images, options.rerank, again)
+            results["re-ranked"] = both_directions(scores, image_of_text, images, lost=lost)
+            ranked_again = True
+        except KeyboardInterrupt:
+            stopped = True
+    facts = [reader.facts(number) for number in gallery.numbers]
+    objects = [own.get("objects", []) for own in facts if own.get("language") == "en"]  # the words are
+    if len(objects) == len(facts) and all(objects) and len(texts) * images <= MOST_BAG_PAIRS:
+        baseline = torch.from_numpy(bag_of_words_scores(texts, objects)).float()
+        results["bag of words"] = both_directions(scores_of_matrix(baseline), image_of_text, images, lost=lost)
+    results["chance"] = chance(image_of_text, images)
+    return Measured(gallery, scores, results, stopped, ranked_again)
+
+
+def means(results: list[Results]) -> Results:
+    """The means over galleries, of what was measured in all of them; `queries` are added up."""
+    found: Results = {}
+    for method in results[0]:
+        if all(method in own for own in results):
+            found[method] = {}
+            for direction in results[0][method]:
+                each = [asdict(own[method][direction]) for own in results]
+                mean: dict[str, Any] = {key: sum(one[key] for one in each) / len(each) for key in each[0]}
+                mean["queries"] = sum(one["queries"] for one in each)
+                found[method][direction] = RetrievalMetrics(**mean)
+    return found
+
+
 def name_of(options: argparse.Namespace, reader: ShardReader, images: int) -> str:
     """A file name that no other evaluation of the run has."""
     run: Path = options.run
     parts = ["retrieval", "" if run.is_dir() else run.stem, reader.folder.name if options.data else ""]
-    parts += [options.task or "", reader.split, str(images)]
+    parts += [options.task or "", reader.split, str(images) if options.folds == 1 else f"{images}-in-{options.folds}"]
     if options.rerank:
         parts.append(f"rerank-{options.rerank}-{options.rerank_by.resolve().name}")
     return "-".join(part for part in parts if part)
@@ -213,7 +300,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     def warn(text: str) -> None:
         console.print(text, style="yellow", markup=False, soft_wrap=True)
 
-    run, rerank = options.run, options.rerank
+    run = options.run
     models = load_models(run, options.task, options.rerank_by)
     own = Path(models[0].config.data.root) / models[0].source.path
     data = options.data or own
@@ -221,41 +308,47 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     for model in models:
         check_features(model, reader)
     loads = [model.loads for model in models]
-    gallery = read_gallery(reader, options.gallery, loads, lambda text: warn(f"left out: {text}"))
-    whole = len(gallery.numbers)
+    missed: list[str] = []
+    galleries = read_galleries(reader, options, loads, missed.append)
+    for text in missed[:SHOWN]:
+        warn(f"not looked at: {text}")
+    if missed:
+        captions = sum(sum(gallery.lost) for gallery in galleries)
+        counted = "are not counted" if options.seen_only else "count as not found (--seen-only leaves them out)"
+        warn(f"{len(missed)} images with {captions} captions could not be looked at, and {counted}")
     began = time.perf_counter()
+    measured: list[Measured] = []
     with Progress(console=console, transient=True) as progress:
-        scores, gallery = scores_of(models[0], gallery, progress)
-        texts, images = gallery.texts, len(gallery.numbers)
-        stopped = images < whole
-        image_of_text = torch.tensor([n for n, own in enumerate(gallery.captions) for _ in own])
-        results: Results = {"model": both_directions(scores, image_of_text, images)}
-        if len(models) > 1:
-            again = rerank_by(models[1], texts, gallery.images[1], progress)
-            try:
-                scores = reranked(scores, image_of_text, images, rerank, again)
-                results["re-ranked"] = both_directions(scores, image_of_text, images)
-            except KeyboardInterrupt:
-                stopped, models, options.rerank = True, models[:1], 0
+        for gallery in galleries:
+            measured.append(measure(models, gallery, reader, options, progress))
+            if measured[-1].stopped:
+                break
     seconds = time.perf_counter() - began
-    facts = [reader.facts(number) for number in gallery.numbers]
-    objects = [own.get("objects", []) for own in facts if own.get("language") == "en"]  # the words are
-    if len(objects) == len(facts) and all(objects) and len(texts) * images <= MOST_BAG_PAIRS:
-        baseline = torch.from_numpy(bag_of_words_scores(texts, objects)).float()
-        results["bag of words"] = both_directions(scores_of_matrix(baseline), image_of_text, images)
-    results["chance"] = chance(image_of_text, images)
-    console.print(table_of(results, len(texts), images))
-    if len(texts) > images:
+    results = means([one.results for one in measured])
+    texts, images = (sum(len(getattr(one.gallery, name)) for one in measured) for name in ("texts", "numbers"))
+    pairs = sum(len(one.gallery.texts) * len(one.gallery.numbers) for one in measured)
+    if len(galleries) > 1:
+        console.print(f"means over {len(measured)} galleries of {options.gallery} images")
+    console.print(table_of(results, texts, images))
+    if texts > images:
         console.print("R@k: any caption of the image is found; true recall: the share that is found")
-    console.print(f"{len(texts) * images} pairs in {seconds:.1f} s")
+    console.print(f"{pairs} pairs in {seconds:.1f} s")
+    scores, gallery, stopped = measured[0].scores, measured[0].gallery, measured[-1].stopped
+    again = all(one.ranked_again for one in measured)
+    if not again:
+        options.rerank = 0
     report = {
         "run": run.name,
         "data": str(data),
         "fingerprint": reader.fingerprint,
         "split": options.split,
-        "captions": len(texts),
+        "captions": texts,
         "images": images,
-        "rerank": {"top": rerank, "by": str(options.rerank_by)} if len(models) > 1 else None,
+        "folds": len(measured),
+        "left_out": len(missed),
+        "left_out_count_as_not_found": not options.seen_only,
+        "not_looked_at": missed,
+        "rerank": {"top": options.rerank, "by": str(options.rerank_by)} if again else None,
         "ties": "a wrong candidate with an equal score counts as ahead",
         **{method: {k: asdict(m) for k, m in directions.items()} for method, directions in results.items()},
     }

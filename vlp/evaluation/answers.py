@@ -106,6 +106,10 @@ class AnswerEvaluation:
         """The answer beside people's."""
         return Answered(truth.identifier, said[0], truth.answers, truth.kind, truth.answer_kind)
 
+    def unseen(self, run: Run, truth: Truth) -> Answered:
+        """An empty answer. To people whose answers are empty too it would be right; so would any other be to some."""
+        return self.record(run, truth, [""])
+
     def predictions(self, records: Sequence[Answered], options: AnswerOptions) -> tuple[str, str, str]:
         """See `official_file`."""
         return "predictions", "csv" if options.form == "csv" else "json", official_file(records, options.form)

@@ -191,6 +191,10 @@ class CaptionEvaluation:
         """The caption beside people's."""
         return Captioned(truth.identifier, said[0], truth.captions)
 
+    def unseen(self, run: Run, truth: Truth) -> Captioned:
+        """An empty caption."""
+        return self.record(run, truth, [""])
+
     def predictions(self, records: Sequence[Captioned], options: Writing) -> tuple[str, str, str]:
         """See `official_captions`."""
         return "captions", "json", official_captions(records)

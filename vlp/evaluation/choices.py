@@ -16,6 +16,8 @@ from vlp.evaluation.asking import NoOptions, likeliest, likelihoods, one_image, 
 from vlp.interfaces import AnswerScores, Batch, Images, Truth
 from vlp.strict_yaml import ConfigError
 
+CHOICES = 4  # of a question, and of rationales of each
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -34,14 +36,15 @@ class Chosen:
         if self.labels is None:
             return {}
         answer, rationale = self.labels
-        found = {"answer": _best(self.answers) == answer} if self.answers else {}
+        found = {"answer": _is_best(self.answers, answer)} if self.answers else {}
         if self.rationales:
-            found["rationale"] = _best(self.rationales[answer]) == rationale
+            found["rationale"] = _is_best(self.rationales[answer], rationale)
         return found | ({"joint": all(found.values())} if len(found) == 2 else {})
 
 
-def _best(likely: list[float]) -> int:
-    return max(range(len(likely)), key=likely.__getitem__)
+def _is_best(likely: list[float], place: int) -> bool:
+    """Whether one is likelier than all others; one of several that are equally likely is no choice."""
+    return all(likely[place] > other for n, other in enumerate(likely) if n != place)
 
 
 def summary(chosen: Sequence[Chosen]) -> dict[str, Any]:
@@ -92,6 +95,11 @@ class ChoiceEvaluation:
         parts = iter(said)
         answers = next(parts) if "answer" in run.segments else []
         return Chosen(str(truth.identifier), answers, [*parts], truth.labels)
+
+    def unseen(self, run: Run, truth: Truth) -> Chosen:
+        """All choices equally likely."""
+        parts = [[1 / CHOICES] * CHOICES] * (("answer" in run.segments) + CHOICES * ("rationale" in run.segments))
+        return self.record(run, truth, parts)
 
     def predictions(self, records: Sequence[Chosen], options: NoOptions) -> tuple[str, str, str]:
         """See `official_choices`."""

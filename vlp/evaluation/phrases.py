@@ -14,7 +14,7 @@ from rich.table import Table
 from vlp.contracts import AnsweringTask, Measured, Prompt, Reply, Run
 from vlp.evaluation.asking import NoOptions, batch_of_one, likeliest, likelihoods, one_image
 from vlp.interfaces import Batch, Phrases, Truth
-from vlp.metrics.boxes import RIGHT, overlaps
+from vlp.metrics.boxes import overlap_by_half
 from vlp.metrics.vqa_accuracy import means_by_kind
 from vlp.strict_yaml import ConfigError
 from vlp.text.phrases import bracketed, last_tokens
@@ -43,9 +43,9 @@ class Grounded:
     size: tuple[int, int] | None = None
 
 
-def first_right(chosen: torch.Tensor, boxes: torch.Tensor) -> int | None:
+def first_right(chosen: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int] | None = None) -> int | None:
     """The place of the first of some boxes [n, 4] that overlaps by half or more with one of others [m, 4], if any."""
-    right = (overlaps(chosen[:, None], boxes) >= RIGHT).any(1).nonzero()[:, 0]
+    right = overlap_by_half(chosen[:, None], boxes, size).any(1).nonzero()[:, 0]
     return int(right[0]) if len(right) else None
 
 
@@ -142,13 +142,17 @@ class PhraseEvaluation:
                     words=(phrase.first, phrase.last),
                     text=" ".join(words[phrase.first : phrase.last + 1]),
                     box=tuple(chosen[0].tolist()) if len(chosen) else None,
-                    ranks=tuple(first_right(chosen, right) for right in asked),
+                    ranks=tuple(first_right(chosen, right, truth.size) for right in asked),
                     known=bool(phrase.boxes),
                     kinds=phrase.kinds,
                     size=truth.size,
                 )
             )
         return found
+
+    def unseen(self, run: Run, truth: Truth) -> list[Grounded]:
+        """No box for any phrase."""
+        return self.record(run, truth, [[]])
 
     def predictions(self, records: Sequence[list[Grounded]], options: NoOptions) -> tuple[str, str, str]:
         """See `predictions_file`."""

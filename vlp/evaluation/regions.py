@@ -12,7 +12,7 @@ import torch
 from vlp.contracts import AnsweringTask, Measured, Prompt, Reply, Run
 from vlp.evaluation.asking import NoOptions, accuracy_table, likeliest, likelihoods, likelihoods_of_one, one_image
 from vlp.interfaces import Batch, Truth
-from vlp.metrics.boxes import RIGHT, overlaps
+from vlp.metrics.boxes import overlap_by_half
 from vlp.metrics.vqa_accuracy import means_by_kind
 
 Box = tuple[float, ...]
@@ -35,7 +35,8 @@ class Located:
         """1 if the two boxes overlap by half of their union or more, else 0."""
         if self.box is None:
             return 0.0
-        return float(overlaps(torch.tensor(self.prediction), torch.tensor(self.box)) >= RIGHT)
+        said, true = (torch.tensor(box, dtype=torch.float64) for box in (self.prediction, self.box))
+        return float(overlap_by_half(said, true, self.size))
 
 
 def summary(located: Sequence[Located]) -> dict[str, Any]:
@@ -82,6 +83,10 @@ class RegionEvaluation:
     def record(self, run: Run, truth: Truth, said: list[Box]) -> Located:
         """The box beside the true one."""
         return Located(truth.identifier, said[0], truth.box, truth.kind, truth.size)
+
+    def unseen(self, run: Run, truth: Truth) -> Located:
+        """A box without area."""
+        return self.record(run, truth, [(0.0, 0.0, 0.0, 0.0)])
 
     def predictions(self, records: Sequence[Located], options: NoOptions) -> tuple[str, str, str]:
         """See `predictions_file`."""

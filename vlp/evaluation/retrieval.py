@@ -42,7 +42,11 @@ def scores_of_embeddings(texts: Tensor, images: Tensor) -> Scores:
 
 
 def both_directions(
-    scores: Scores, image_of_text: Tensor, images: int, scores_per_chunk: int = SCORES_PER_CHUNK
+    scores: Scores,
+    image_of_text: Tensor,
+    images: int,
+    scores_per_chunk: int = SCORES_PER_CHUNK,
+    lost: tuple[int, int] = (0, 0),
 ) -> dict[str, RetrievalMetrics]:
     """`text_to_image` and `image_to_text` metrics.
 
@@ -54,20 +58,21 @@ def both_directions(
         scores: of T texts and I images. image_of_text: int64 [T].
         images: I.
         scores_per_chunk: bounds memory; a chunk is one query at least.
+        lost: texts, and images, that could not be scored and count as queries that find nothing.
     """
     every = torch.arange(images)
 
-    def metrics(score: Callable[[Tensor], Tensor], queries: Tensor, candidates: Tensor) -> RetrievalMetrics:
+    def metrics(score: Callable[[Tensor], Tensor], queries: Tensor, candidates: Tensor, lost: int) -> RetrievalMetrics:
         # one tensor for all, since small ones kept between large ones that are freed would scatter the memory
         found = torch.zeros(len(queries), int(candidates.bincount().max()), dtype=torch.int64)
         for own in torch.arange(len(queries)).split(max(scores_per_chunk // len(candidates), 1)):
             part = places(score(own), queries[own, None] == candidates)
             found[own, : part.shape[1]] = part
-        return retrieval_metrics(found)
+        return retrieval_metrics(found, lost)
 
     return {
-        "text_to_image": metrics(scores.of_texts, image_of_text, every),
-        "image_to_text": metrics(scores.of_images, every, image_of_text),
+        "text_to_image": metrics(scores.of_texts, image_of_text, every, lost[0]),
+        "image_to_text": metrics(scores.of_images, every, image_of_text, lost[1]),
     }
 
 

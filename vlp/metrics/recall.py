@@ -54,8 +54,14 @@ def places(scores: Tensor, correct: Tensor) -> Tensor:
     return (ahead + number + 1).masked_fill(number >= count[:, None], 0)
 
 
-def retrieval_metrics(places: Tensor) -> RetrievalMetrics:
-    """Recall at 1, 5, 10 and median rank, from the `places` of every query."""
+def retrieval_metrics(places: Tensor, lost: int = 0) -> RetrievalMetrics:
+    """Recall at 1, 5, 10 and median rank, from the `places` of every query.
+
+    lost: queries besides whose one correct candidate is not among the candidates; they find it behind all others.
+    """
+    last = torch.zeros(lost, places.shape[1], dtype=places.dtype, device=places.device)
+    last[:, :1] = max(int(places.max()), 10) + 1  # where recall sees none of them
+    places = torch.cat([places, last])
     count, rank = (places > 0).sum(1), places[:, 0].double()
     found = [((places > 0) & (places <= k)).sum(1) for k in (1, 5, 10)]
     hits = [float((n > 0).double().mean()) for n in found]
