@@ -65,12 +65,22 @@ class Source:
         tokenizer: of the texts.
         loads: what the model wants of it.
         training: random crops are cut from pictures, if the model asks for them.
+        asking: it is only asked about its images, which need no captions for that.
 
     Raises:
         ShardError: the data set is damaged, has no pair that can be used, or lacks what the model wants.
     """
 
-    def __init__(self, name: str, folder: Path, split: str, tokenizer: Tokenizer, loads: Loads, training: bool = False):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        split: str,
+        tokenizer: Tokenizer,
+        loads: Loads,
+        training: bool = False,
+        asking: bool = False,
+    ):
         self.name, self.tokenizer, self.loads = name, tokenizer, loads
         self.reader = ShardReader(folder, split)
         self.text_only = self.reader.text_only
@@ -89,7 +99,7 @@ class Source:
         self.images: ImageSide = NoImages(self.reader, loads)
         if not self.text_only:
             self.images = IMAGE_SIDES[loads.images](self.reader, loads, training)
-        made_from = Split(name, self.reader, tokenizer, loads)
+        made_from = Split(name, self.reader, tokenizer, loads, asking)
         self.texts: list[TextSide] = [side(made_from) for side in TEXT_SIDES if side.fits(loads.segments)]
         self.usable = self.images.usable
         of_sides = np.array([np.where(self.usable, side.counts, 0) for side in self.texts], dtype=np.int64)
@@ -217,7 +227,8 @@ class Source:
         facts = self.reader.facts(sample)
         if of == "images":
             identifier = facts.get("image_id", self.reader.key(sample))
-            return Truth(identifier, captions=facts["captions"]), [self.load(pair)]
+            domain = str(facts.get("domain", ""))
+            return Truth(identifier, kind=domain, captions=facts["captions"]), [self.load(pair)]
         truth = side.truth(sample, number, facts)
         assert truth is not None, "only questions are asked"
         return truth, [self.load(pair + step, given=given) for step, given in side.asks]

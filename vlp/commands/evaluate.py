@@ -91,7 +91,7 @@ def open_source(model: TrainedModel, data: Path | None, split: str) -> Source:
         ConfigError: the data's features are not of the model's size.
     """
     folder = data or Path(model.config.data.root) / model.source.path
-    source = Source(model.source.name, folder, split, model.tokenizer, model.loads)
+    source = Source(model.source.name, folder, split, model.tokenizer, model.loads, asking=True)
     size = source.reader.manifest.feature_size
     if source.loads.pixels is None and size != model.facts.feature_size:
         raise ConfigError(
