@@ -84,14 +84,14 @@ def other_settings(parser: Parser, arguments: list[str]) -> dict[str, str]:
     return settings
 
 
-def open_source(model: TrainedModel, data: Path | None, split: str) -> Source:
-    """The split, loaded as the model was trained.
+def open_source(model: TrainedModel, data: Path | None, split: str, asking: bool = False) -> Source:
+    """The split, loaded as the model was trained. asking: see `Source`.
 
     Raises:
         ConfigError: the data's features are not of the model's size.
     """
     folder = data or Path(model.config.data.root) / model.source.path
-    source = Source(model.source.name, folder, split, model.tokenizer, model.loads, asking=True)
+    source = Source(model.source.name, folder, split, model.tokenizer, model.loads, asking=asking)
     size = source.reader.manifest.feature_size
     if source.loads.pixels is None and size != model.facts.feature_size:
         raise ConfigError(
@@ -168,7 +168,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         return evaluate_pictures(model, source, training, how, options.most or DRAWN, folder, console)
     task = model.task()
     settings = own_settings(task, options.settings)
-    source = open_source(model, options.data, split)
+    source = open_source(model, options.data, split, asking=True)
     records, done, left_out, stopped = ask_all(model, task, source, settings, options.most, console)
     what = task.evaluation.measured_on
     if not records:
