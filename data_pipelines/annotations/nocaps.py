@@ -35,7 +35,9 @@ def read_nocaps(file: Path) -> Annotations:
     files = {entry["id"]: entry["file_name"] for entry in listed}
     kept = without_repeats(((entry["id"], entry) for entry in listed), lambda number: files[number], "image", left_out)
     pictures = {number: _picture(file, entry) for number, entry in kept.items()}
-    captions = entries(file, values, "annotations", {"image_id": int, "caption": str}) if "annotations" in values else []
+    captions = (
+        entries(file, values, "annotations", {"image_id": int, "caption": str}) if "annotations" in values else []
+    )
     for entry in captions:
         picture = pictures.get(entry["image_id"])
         if picture is None:

@@ -40,9 +40,11 @@ from vlp.strict_yaml import ConfigError, read_yaml
 
 WRITING = (
     "Captions are written as these say, each with its default: --beams 1 (beginnings that are followed, or samples"
-    " drawn; `vlp predict`: 5), --search beams (or frames, VLP's search; or sample), --length_penalty 1.0 (of beams),"
-    " --length_bonus 0.0 (of frames), --temperature, --top_k, --top_p and --seed 0 (of samples), --no_repeat (no N"
-    " words in a row twice), --least_length 0 (words)."
+    " drawn; `vlp predict`: 5), --search beams (or frames, VLP's search; or constrained, which names objects; or"
+    " sample), --length_penalty 1.0 (of beams and constrained), --length_bonus 0.0 (of frames), --objects 3,"
+    " --least_named 2 and --unnamed 'NAME, NAME' (of constrained: how many objects are asked for, how many of these a"
+    " caption names at least, and which are never asked for), --temperature, --top_k, --top_p and --seed 0 (of"
+    " samples), --no_repeat (no N words in a row twice), --least_length 0 (words)."
 )
 DRAWN = 200  # pictures that a token decoder draws, if --most is not given
 PAIRS = 64  # of a batch, if the run's batches were not of so many pairs
@@ -169,6 +171,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     task = model.task()
     settings = own_settings(task, options.settings)
     source = open_source(model, options.data, split, asking=True)
+    model.class_names = source.reader.manifest.class_names  # another data set may have other objects
     records, done, left_out, stopped = ask_all(model, task, source, settings, options.most, console)
     what = task.evaluation.measured_on
     if not records:

@@ -18,9 +18,11 @@ from rich.table import Table
 
 from vlp.contracts import Measured, Prompt, Reply, Run, WritingTask
 from vlp.evaluation.asking import one_image, texts_of
-from vlp.interfaces import Batch, Images, Truth
+from vlp.evaluation.objects import constraints_of, objects_of
+from vlp.interfaces import NONE, Batch, Images, Truth
 from vlp.metrics.cider import Frequencies, cider_d
 from vlp.strict_yaml import ConfigError
+from vlp.writing.constrained import Constraint
 from vlp.writing.settings import Writing
 
 INSTALL = "pip install pycocoevalcap"
@@ -233,19 +235,27 @@ class CaptionEvaluation:
         image = one_image(prompt, "a caption")
         how = Writing(**{"beams": 5, **prompt.settings})
         top = how.beams if prompt.top is None else prompt.top
-        text = {"caption": "", "tags": prompt.tags} if "tags" in run.segments else {"caption": ""}
+        names = [name.strip() for name in prompt.tags.split(",") if name.strip()]
+        text = {"caption": "", "tags": " ".join(names)} if "tags" in run.segments else {"caption": ""}
         batch = Batch(
             texts=texts_of(run, [text]),
             images=Images.from_regions([image], [0]),
             pairs=torch.zeros(1, 2, dtype=torch.int64),
             matched=torch.ones(1, dtype=torch.bool),
         )
-        return Reply(("caption", "score"), write(task, run, batch, how, min(top, how.beams), prompt.begin)[0])
+        written = write(task, run, batch, how, min(top, how.beams), prompt.begin, [names] if names else None)
+        return Reply(("caption", "score"), written[0])
 
 
 @torch.no_grad()
 def write(
-    task: WritingTask, run: Run, batch: Batch, how: Writing, keep: int = 1, begin: str = ""
+    task: WritingTask,
+    run: Run,
+    batch: Batch,
+    how: Writing,
+    keep: int = 1,
+    begin: str = "",
+    names: Sequence[Sequence[str]] | None = None,
 ) -> list[list[tuple[str, float]]]:
     """Captions of the pairs of a clean batch, whose own are not looked at: the best of each first, with its score.
 
@@ -254,14 +264,34 @@ def write(
         batch: clean.
         how, keep: see `vlp.contracts.WritingTask.write`.
         begin: what each caption begins with.
+        names: of the objects of each pair's image, for a search that is to name them; None: as its regions say.
 
     Raises:
-        ConfigError: the run's tokenizer can't put words together.
+        ConfigError: the run's tokenizer can't put words together, or it is not known what the objects are called.
     """
     if not hasattr(run.tokenizer, "decode"):
         raise ConfigError(f"the tokenizer {run.tokenizer.path} can't make a text of tokens; WordPiece can")
+    hold: list[list[Constraint]] = []
+    if how.search == "constrained":
+        unnamed = [name.strip() for name in how.unnamed.split(",")]
+        known = _names(run, batch, unnamed) if names is None else names
+        asked = [[name for name in dict.fromkeys(own) if name not in unnamed][: how.objects] for own in known]
+        hold = [constraints_of(own, run.tokenizer) for own in asked]
     batch = run.prepared(batch)
     batch = replace(batch, images=run.model.see(batch.images))
     (first,) = run.tokenizer.encode([begin])
-    written = task.write(run.model, batch, how, keep=keep, begin=first.ids)
+    written = task.write(run.model, batch, how, keep=keep, begin=first.ids, hold=hold)
     return [[(run.tokenizer.decode(one.tokens), one.score) for one in best] for best in written]
+
+
+def _names(run: Run, batch: Batch, unnamed: Sequence[str]) -> list[list[str]]:
+    """The names of the objects of each pair's image, by the classes of its regions."""
+    images = batch.images
+    if images.scores is None or images.scores.shape[1] != len(run.class_names):
+        raise ConfigError(
+            "search=constrained names objects, and the regions of these images have no classes, or others than the data"
+            " names; take another search, or name the objects: `vlp predict --tags 'dog, red hat'`"
+        )
+    parts = list(zip(images.offsets[:-1].tolist(), images.offsets[1:].tolist(), strict=True))
+    found = [objects_of(images.scores[a:b], images.boxes[a:b], run.class_names, unnamed) for a, b in parts]
+    return [[] if image == NONE else found[image] for image in batch.pairs[:, 1].tolist()]

@@ -20,6 +20,7 @@ from vlp.nn.precision import at_least_float32
 from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, ranges
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import choose_some, replace_tokens, take_texts
+from vlp.writing.constrained import Constraint
 from vlp.writing.filters import Filter, begins
 from vlp.writing.settings import Writing
 from vlp.writing.writer import Written
@@ -237,7 +238,13 @@ class Captioning(nn.Module):
 
     @torch.no_grad()
     def write(
-        self, model: Model, batch: Batch, how: Writing = DEFAULT, keep: int = 1, begin: Sequence[int] = ()
+        self,
+        model: Model,
+        batch: Batch,
+        how: Writing = DEFAULT,
+        keep: int = 1,
+        begin: Sequence[int] = (),
+        hold: Sequence[Sequence[Constraint]] = (),
     ) -> list[list[Written]]:
         """Captions of the P pairs of a clean batch, whose own captions are not looked at; the best of a pair first.
 
@@ -248,10 +255,11 @@ class Captioning(nn.Module):
             how: which search, and what is allowed.
             keep: how many captions of each pair.
             begin: ids of the words that each begins with.
+            hold: see `vlp.writing.settings.Writing.texts`.
 
         Raises:
             ValueError: a caption begins with more words than are written, or with one that never is, or the filters
-                leave no word.
+                leave no word, or constraints no text.
         """
         most, image = self.most_written, batch.pairs[:, 1]
         if len(begin) >= most:
@@ -262,7 +270,7 @@ class Captioning(nn.Module):
         names = [NONE if number == NONE else ids[number] for number in image.tolist()]
         writer = CaptionWriter(self, model, batch)
         filters: list[Filter] = [begins(begin)] if begin else []
-        return how.texts(writer, names, most, self.end_id, image.device, keep, filters)
+        return how.texts(writer, names, most, self.end_id, image.device, keep, filters, hold)
 
     def placeholders(self, batch: Batch) -> Batch:
         """The batch with causal captions that are masks alone, as many as are written."""
