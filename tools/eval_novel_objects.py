@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.progress import track
@@ -33,6 +34,7 @@ from vlp.checkpoints.load import write_atomically
 from vlp.commands.command import open_console, run_command, whole_number
 from vlp.commands.evaluate import open_source
 from vlp.config import ConfigError
+from vlp.contracts import WritingTask
 from vlp.evaluation.captions import Captioned, caption_metrics, write
 from vlp.writing.settings import Writing
 
@@ -71,6 +73,7 @@ def work(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     console = open_console()
     model = vlp.load(given.run, "cuda" if torch.cuda.is_available() else "cpu")
+    task = cast(WritingTask, model.find("captions"))
     source = open_source(model, None, given.split)
     asked = [source.ask(place, "images") for place in source.asked("images")[: given.most]]
     facts = [source.reader.facts(pair.sample) for _, [pair] in asked]
@@ -86,7 +89,7 @@ def work(arguments: list[str]) -> None:
             chunk = slice(first, first + PAIRS)
             batch = collate([pair for _, [pair] in asked[chunk]], source.name, 0, 0, [])
             names = new[chunk] if way == "a new combination" else None
-            written = write(model.task(), model, batch, replace(how, beams=given.beams), names=names)
+            written = write(task, model, batch, replace(how, beams=given.beams), names=names)
             texts += [best for [(best, _)] in written]
         people = [truth.captions for truth, _ in asked]
         captioned = [Captioned(n, *own) for n, own in enumerate(zip(texts, people, strict=True))]
