@@ -326,7 +326,9 @@ class Objective(Protocol):
     nothing is needed); `after_step(model, taken)`, called after each step of the optimizer, for queues, momentum copies
     and limits of parameters (`taken` is False where the step was left out, since it was not finite); `abilities`, a set
     of what a trained one can be asked for (`Ability`); `validated() -> Validated`, called after each validation on all
-    processes, for what the losses of its batches, taken in evaluation mode, don't say one by one.
+    processes, for what the losses of its batches, taken in evaluation mode, don't say one by one. One that needs
+    captions has `frequencies`, which are set before training to what `count_captions` made of the tokens of the
+    captions of each image when the run began.
     """
 
     @property

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 LONGEST = 4  # words of an n-gram
 SIGMA = 6.0  # of the Gaussian of the difference in length
 SCALE = 10.0
 
-Gram = tuple[str, ...]
+Words = Sequence[Hashable]  # texts, or numbers that stand for them
+Gram = tuple[Hashable, ...]
 
 
-def grams(words: Sequence[str]) -> Counter[Gram]:
+def grams(words: Words) -> Counter[Gram]:
     """How often each n-gram of one to four words occurs."""
     return Counter(
         tuple(words[first : first + length])
@@ -34,7 +38,7 @@ class Frequencies:
     images: int
 
     @classmethod
-    def of(cls, references: Iterable[Sequence[Sequence[str]]]) -> Frequencies:
+    def of(cls, references: Iterable[Sequence[Words]]) -> Frequencies:
         """Those of images, each given by its captions, each given by its words."""
         counts: Counter[Gram] = Counter()
         images = 0
@@ -43,13 +47,30 @@ class Frequencies:
             images += 1
         return cls(dict(counts), images)
 
-    def weights(self, words: Sequence[str]) -> dict[Gram, float]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as tensors, of words that are numbers from 0: `grams` int64 [n, 4], filled up with -1, `counts`
+        int64 [n] and `images` int64 [1].
+        """
+        rows = [[*gram, *[-1] * (LONGEST - len(gram))] for gram in self.counts]
+        return {
+            "grams": torch.tensor(rows, dtype=torch.int64).view(-1, LONGEST),
+            "counts": torch.tensor([*self.counts.values()], dtype=torch.int64),
+            "images": torch.tensor([self.images]),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Frequencies:
+        """Those that `tensors` gave."""
+        grams = (tuple(word for word in row if word >= 0) for row in tensors["grams"].tolist())
+        return cls(dict(zip(grams, tensors["counts"].tolist(), strict=True)), int(tensors["images"]))
+
+    def weights(self, words: Words) -> dict[Gram, float]:
         """The n-grams of a text, each with its count times its rarity; one that no image has is as rare as can be."""
         known = math.log(max(self.images, 1))
         return {gram: count * (known - math.log(self.counts.get(gram, 1))) for gram, count in grams(words).items()}
 
 
-def cider_d(words: Sequence[str], references: Sequence[Sequence[str]], frequencies: Frequencies) -> float:
+def cider_d(words: Words, references: Sequence[Words], frequencies: Frequencies) -> float:
     """CIDEr-D of a text beside those that people wrote, 0 to 10.
 
     A person's caption counts by the cosine of the weights of n-grams, mean over n = 1 to 4, where no n-gram of the text
