@@ -246,7 +246,8 @@ class Captioning(nn.Module):
         if self.rewarded and self.training:
             if self.frequencies is None or at.drawing is None:
                 raise ValueError("rewarded captions are measured by the words of the training captions; count these")
-            return self_critical(self, model, at.drawing, self.frequencies)
+            loss, report = self_critical(self, model, at.drawing, self.frequencies)
+            return {"captioning": loss}, report
         logits, labels = self.predict(encoded, at, model)
         losses = smoothed_divergence(at_least_float32(logits), labels, self.label_smoothing, self.smoothing_skips)
         correct = (logits.detach().argmax(1) == labels).sum() / max(len(labels), 1)

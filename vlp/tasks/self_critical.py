@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vlp.contracts import Losses, Model, Report
+from vlp.contracts import Model, Report
 from vlp.interfaces import Batch
 from vlp.metrics.cider import Frequencies, cider_d
 from vlp.nn.ragged import lengths_of
@@ -59,7 +59,7 @@ def in_evaluation(*modules: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def self_critical(task: Writes, model: Model, drawing: Drawing, frequencies: Frequencies) -> tuple[Losses, Report]:
+def self_critical(task: Writes, model: Model, drawing: Drawing, frequencies: Frequencies) -> tuple[Tensor, Report]:
     """-(reward of the drawn caption - reward of the greedy one) times the logarithm of the drawn one's probability, the
     sum over its words; the mean over pairs. A mismatched pair counts nothing.
 
@@ -71,7 +71,7 @@ def self_critical(task: Writes, model: Model, drawing: Drawing, frequencies: Fre
         task: in which mode it is doesn't matter, nor for the model.
         frequencies: of tokens in the training captions.
 
-    Returns: losses: `captioning`. Report: `reward` and `greedy_reward`, means.
+    Returns: the loss, a scalar; report: `reward` and `greedy_reward`, means.
     """
     assert isinstance(task, nn.Module)
     assert isinstance(model, nn.Module)
@@ -88,7 +88,7 @@ def self_critical(task: Writes, model: Model, drawing: Drawing, frequencies: Fre
     baselines = [cider_d(text, [own], frequencies) for text, own in zip(likeliest, people, strict=True)]
     reward, baseline = log.new_tensor(rewards), log.new_tensor(baselines)
     loss = -((reward - baseline) * log * batch.matched).sum() / max(len(texts), 1)
-    return {"captioning": loss}, {"reward": reward.mean(), "greedy_reward": baseline.mean()}
+    return loss, {"reward": reward.mean(), "greedy_reward": baseline.mean()}
 
 
 def ended(tokens: Sequence[int], task: Writes) -> list[int]:
