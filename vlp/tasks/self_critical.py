@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from vlp.contracts import Model, Report
@@ -79,8 +78,6 @@ def self_critical(task: Writes, model: Model, drawing: Drawing, frequencies: Fre
     with in_evaluation(task, model):
         drawn = [best for [best] in task.write(model, batch, Writing(search="sample", seed=drawing.seed))]
         greedy = [best for [best] in task.write(model, batch)]
-        # else autocast would go on with copies of the weights that were made where nothing has a gradient
-        torch.clear_autocast_cache()
         texts, likeliest = ([ended(one.tokens, task) for one in own] for own in (drawn, greedy))
         log = task.log_probability(model, batch, texts)
     people = captions_of(batch)
