@@ -103,6 +103,17 @@ def validation_batches(
     return ValidationBatches(MicroBatchLoader(Plan(planned, 0, 1, pairs, tokens), sources), count)
 
 
+def captions_of(source: Source) -> Iterator[list[list[int]]]:
+    """The tokens of the captions of each image that a source can use, cut as they are for the model."""
+    for sample in np.flatnonzero(source.usable & (source.reader.caption_counts > 0)).tolist():
+        try:
+            captions = source.reader.facts(sample)["captions"]
+        except BadSampleError:
+            continue  # it is replaced when its turn comes
+        most = source.loads.segments["caption"]
+        yield [tokens.first(most).ids for tokens in source.tokenizer.encode(captions)]
+
+
 def some_images(source: Source, say: Callable[[str], None], count: int) -> Images:
     """So many images of a source, or all, evenly spread; broken ones are left out, named and counted."""
     _, first = np.unique(source.sample_of, return_index=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlp.interfaces import Batch, Images, Ragged, Regions, Texts, Tokenizer, Truth
 from vlp.needs import EmbedderOffers, Offers
+from vlp.writing.constrained import Constraint
 from vlp.writing.settings import Writing
 from vlp.writing.writer import Written
 
@@ -325,7 +326,9 @@ class Objective(Protocol):
     nothing is needed); `after_step(model, taken)`, called after each step of the optimizer, for queues, momentum copies
     and limits of parameters (`taken` is False where the step was left out, since it was not finite); `abilities`, a set
     of what a trained one can be asked for (`Ability`); `validated() -> Validated`, called after each validation on all
-    processes, for what the losses of its batches, taken in evaluation mode, don't say one by one.
+    processes, for what the losses of its batches, taken in evaluation mode, don't say one by one. One that needs
+    captions has `frequencies`, which are set before training to what `count_captions` made of the tokens of the
+    captions of each image when the run began.
     """
 
     @property
@@ -349,8 +352,8 @@ Ability = Literal["pairs", "answers", "captions", "task", "guidance"]
 @dataclass(frozen=True)
 class Prompt:
     """What a person asks: `text`, about `images`. `choices`: the answers that can be given, or, with `answer`, the
-    rationales of it. `tags`: names of the image's objects. `begin`: what a text begins with. `settings`: some of the
-    task's own, as `Evaluation.Options` has them. `top`: how many answers to give; None: all.
+    rationales of it. `tags`: names of the image's objects, separated by commas. `begin`: what a text begins with.
+    `settings`: some of the task's own, as `Evaluation.Options` has them. `top`: how many answers to give; None: all.
     """
 
     text: str | None
@@ -400,6 +403,10 @@ class Run(Protocol):
     @property
     def segments(self) -> Mapping[str, int]:
         """The segments that were loaded from the source that is asked about, with the most tokens of each."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes of the regions of the data that is asked about, the first being no object; empty: none."""
 
     @property
     def answer_names(self) -> list[str]:
@@ -472,11 +479,18 @@ class WritingTask(Task, Protocol):
     """A task that writes texts."""
 
     def write(
-        self, model: Any, batch: Batch, how: Writing = ..., keep: int = 1, begin: Sequence[int] = ()
+        self,
+        model: Any,
+        batch: Batch,
+        how: Writing = ...,
+        keep: int = 1,
+        begin: Sequence[int] = (),
+        hold: Sequence[Sequence[Constraint]] = (),
     ) -> list[list[Written]]:
         """Texts about the pairs of a clean batch, the best of a pair first.
 
-        keep: how many of each. begin: ids of the words that each begins with.
+        keep: how many of each. begin: ids of the words that each begins with. hold: what each is to hold, if the search
+        asks for that.
 
         Raises:
             ValueError: no such text can be written.

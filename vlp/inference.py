@@ -42,6 +42,7 @@ class TrainedModel(nn.Module):
         tokenizer, config, facts: the run's own.
         make_images: makes of files, pictures or arrays what the model sees (`vlp.use.images.ImageMaker`).
         source: where the run's data lies; of several the first, or the first that `group` is drawn for.
+        class_names: of the regions of the data that is asked about: the run's own, unless they are set.
 
     Args:
         group: the name of that of the run's groups which is asked, where several could be.
@@ -68,6 +69,7 @@ class TrainedModel(nn.Module):
         self.model: Any = model
         self.objectives = objectives
         self.tokenizer, self.config, self.facts = tokenizer, config, facts
+        self.class_names = facts.class_names
         self.group = group
         self._of_group: dict[str, Any] = dict(objectives.items())
         self.source = config.data.sources[0]
@@ -195,7 +197,8 @@ class TrainedModel(nn.Module):
         unless the settings say otherwise.
 
         Args:
-            tags: the names of its objects, for a model that reads them.
+            tags: the names of its objects, separated by commas, for a model that reads them, or a search that is to
+                name them.
             beams: how many beginnings of a caption are followed, or samples drawn. keep: how many of them come back.
             begin: what each caption begins with.
             settings: others of `vlp.writing.settings.Writing`, as `search="sample", top_p=0.9`.

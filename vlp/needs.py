@@ -33,7 +33,8 @@ class Needs:
     `region_features`: features that the data has, rather than such as the model makes of pixels. `class_scores`,
     `attributes`: of the data's regions. `mask_token`: of the tokenizer. `writes`: a segment that the model must be able
     to write. `truth`: what it learns from: answers of the manifest's list, boxes, or which choice is right. `mined`: it
-    looks at mined images (`Batch.hard_images`). `alone`: why no other objective may be in its group; None: others may.
+    looks at mined images (`Batch.hard_images`). `captions`: all captions of the data, before the run begins
+    (`vlp.contracts.Objective`). `alone`: why no other objective may be in its group; None: others may.
     `spans_step`: it sees the pairs of all micro-batches of a step at once. `rivals`: it compares them with one another,
     so that one pair is too few and a pair must not come twice. `region_parts`: what a region shows and where it is,
     each by itself, before they become a row.
@@ -50,6 +51,7 @@ class Needs:
     writes: str | None = None
     truth: Literal["answers", "boxes", "choices"] | None = None
     mined: bool = False
+    captions: bool = False
     alone: str | None = None
     spans_step: bool = False
     rivals: bool = False

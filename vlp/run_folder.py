@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, cast
 
 from torch import Tensor, nn
 
 from vlp.build import Group, build_model, build_objectives, name_of, objective_needs
-from vlp.checkpoints.load import read_facts_of_weights, write_atomically, write_weights
+from vlp.checkpoints.load import read_facts_of_weights, read_weights, write_atomically, write_weights
 from vlp.config import ConfigError, RunConfig, dump_config, load_config, ratio_for, read_yaml
 from vlp.contracts import AnyModel
 from vlp.convert import convert
 from vlp.interfaces import Replacement, Tokenizer
+from vlp.metrics.cider import Frequencies
 from vlp.needs import FeatureFacts
 from vlp.text.choose import CLIP, check_case, open_tokenizer
 from vlp.text.no_text import NoText
@@ -46,6 +49,7 @@ class DataFacts:
         return FeatureFacts(self.feature_size, len(self.class_names), len(self.attribute_names), self.answer_names)
 
 
+CAPTIONS = "captions.safetensors"
 TOKENIZERS = ("vocabulary.txt", "tokenizer.json", "tokenizer.model")  # what a run's is called, by its kind
 
 
@@ -53,13 +57,21 @@ TOKENIZERS = ("vocabulary.txt", "tokenizer.json", "tokenizer.model")  # what a r
 class RunFolder:
     """Names and rules of a run's folder: `config.yaml`, `vocabulary.txt` (or `tokenizer.json`, `.model`), `data.json`,
     `metrics.jsonl`, `model.safetensors` (latest), `best.safetensors` (best validation loss), `checkpoints/`,
-    `tensorboard/`.
+    `tensorboard/`; where captions are rewarded, `captions.safetensors`: how many images' captions have each n-gram.
     """
 
     path: Path
 
-    def create(self, config: RunConfig, tokenizer: Tokenizer, facts: DataFacts) -> None:
+    def create(
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        facts: DataFacts,
+        counted: Mapping[str, Frequencies] = MappingProxyType({}),
+    ) -> None:
         """Make the folder for a new run; `config.yaml` comes last, so its presence means the folder is ready.
+
+        counted: what objectives made of the training captions, by name.
 
         Raises:
             ConfigError: the folder holds something already.
@@ -69,6 +81,9 @@ class RunFolder:
         if config.data.tokenizer is not None:
             write_atomically(self.path / tokenizer.file_name, tokenizer.file())
         write_atomically(self.path / "data.json", json.dumps(asdict(facts), indent=1).encode())
+        if counted:
+            parts = {f"{name}/{part}": tensor for name, f in counted.items() for part, tensor in f.tensors().items()}
+            write_weights(self.path / CAPTIONS, parts, {"format": 1})
         self.write_config(config)
 
     def write_config(self, config: RunConfig) -> None:
@@ -87,7 +102,7 @@ class RunFolder:
 
     def begun(self) -> bool:
         """Whether all that the folder holds is what `create` writes before it is done: a start that was killed."""
-        made = {"checkpoints", *TOKENIZERS, "data.json", ".lock"}
+        made = {"checkpoints", *TOKENIZERS, "data.json", CAPTIONS, ".lock"}
         there = {path.name for path in self.path.iterdir()}
         return {name for name in there if not name.endswith(".tmp")} <= made and not self.checkpoints()
 
@@ -138,6 +153,20 @@ class RunFolder:
             tree["answer_names"] = dict.fromkeys(tree.get("fingerprints", {}), names) if names else {}
         facts: DataFacts = convert(tree, DataFacts, str(self.path / "data.json"), "")
         return facts
+
+    def read_frequencies(self) -> dict[str, Frequencies]:
+        """What objectives made of the training captions when the run began, by name; none, if none needs it.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not (self.path / CAPTIONS).is_file():
+            return {}
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in read_weights(self.path / CAPTIONS).items():
+            name, _, part = key.rpartition("/")
+            parts.setdefault(name, {})[part] = tensor
+        return {name: Frequencies.from_tensors(own) for name, own in parts.items()}
 
     def tokenizer(self, config: RunConfig) -> Tokenizer:
         """The run's own tokenizer."""

@@ -23,7 +23,8 @@ class CaptionTexts:
 
     def __init__(self, split: Split):
         self.reader, self.loads, self.filler = split.reader, split.loads, Filler(split)
-        self.counts = self.reader.caption_counts
+        self.asking = split.asking
+        self.counts = self.reader.caption_counts.clip(min=1) if split.asking else self.reader.caption_counts
 
     @staticmethod
     def fits(segments: Mapping[str, int]) -> bool:
@@ -57,7 +58,9 @@ class CaptionTexts:
     def load(self, item: Item) -> TextItem:
         """See `TextSide`."""
         captions = item.facts["captions"]
-        if not captions[item.number].strip():
+        if self.asking and not captions:
+            captions = [""]  # what is written about an image doesn't look at its captions
+        elif not captions[item.number].strip():
             raise BadSampleError(self.reader.key(item.sample), f"caption {item.number} is empty")
         material = TextMaterial(captions, item.number, foils(item.facts), item.names, item.draw)
         return TextItem(self.filler.fill(item.sample, item.facts, material))

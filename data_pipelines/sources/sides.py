@@ -16,12 +16,13 @@ from vlp.interfaces import Loads, Regions, Tokenizer, Tokens, Truth
 
 @dataclass(frozen=True)
 class Split:
-    """What sides of texts are made from. `name`: the source's."""
+    """What sides of texts are made from. `name`: the source's. `asking`: images without captions count too."""
 
     name: str
     reader: ShardReader
     tokenizer: Tokenizer
     loads: Loads
+    asking: bool = False
 
 
 class ImageSide(Protocol):

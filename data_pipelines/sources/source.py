@@ -67,12 +67,22 @@ class Source:
         tokenizer: of the texts.
         loads: what the model wants of it.
         training: random crops are cut from pictures, if the model asks for them.
+        asking: it is only asked about its images, which need no captions for that.
 
     Raises:
         ShardError: the data set is damaged, has no pair that can be used, or lacks what the model wants.
     """
 
-    def __init__(self, name: str, folder: Path, split: str, tokenizer: Tokenizer, loads: Loads, training: bool = False):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        split: str,
+        tokenizer: Tokenizer,
+        loads: Loads,
+        training: bool = False,
+        asking: bool = False,
+    ):
         self.name, self.tokenizer, self.loads = name, tokenizer, loads
         self.reader = ShardReader(folder, split)
         self.text_only = self.reader.text_only
@@ -91,7 +101,7 @@ class Source:
         self.images: ImageSide = NoImages(self.reader, loads)
         if not self.text_only:
             self.images = IMAGE_SIDES[loads.images](self.reader, loads, training)
-        made_from = Split(name, self.reader, tokenizer, loads)
+        made_from = Split(name, self.reader, tokenizer, loads, asking)
         self.texts: list[TextSide] = [side(made_from) for side in TEXT_SIDES if side.fits(loads.segments)]
         self.usable = self.images.usable
         of_sides = np.array([np.where(self.usable, side.counts, 0) for side in self.texts], dtype=np.int64)
@@ -210,7 +220,7 @@ class Source:
         facts = self.reader.facts(sample)
         segments = side.load(Item(sample, number, facts, list, derive_seed(0, pair))).segments
         lengths = side.lengths(sample, facts).reshape(len(self.loads.segments), side.texts, -1)
-        longest = lengths[:, :, number].max(1).tolist()
+        longest = lengths[:, :, number : number + 1].max((1, 2), initial=0).tolist()  # an image may have no caption
         return segments, {n: own for n, own in zip(self.loads.segments, longest, strict=True) if n not in BESIDE}
 
     def asked(self, of: Literal["questions", "images"]) -> list[int]:
@@ -245,7 +255,8 @@ class Source:
     def _truth(self, sample: int, side: TextSide, number: int, of: Literal["questions", "images"]) -> Truth:
         facts = self.reader.facts(sample)
         if of == "images":
-            return Truth(facts.get("image_id", self.reader.key(sample)), captions=facts["captions"])
+            identifier, domain = facts.get("image_id", self.reader.key(sample)), str(facts.get("domain", ""))
+            return Truth(identifier, kind=domain, captions=facts["captions"])
         truth = side.truth(sample, number, facts)
         assert truth is not None, "only questions are asked"
         return truth

@@ -54,6 +54,21 @@ def with_nan(number: int) -> object:
     return replace(sample, regions=replace(sample.regions, features=features))
 
 
+def test_images_that_are_only_asked_about_need_no_captions(tmp_path: Path, tokenizer: WordPiece) -> None:
+    samples = [make_sample(0, captions=2), make_sample(1, captions=0), make_sample(2, regions=0), make_sample(3)]
+    folder = make_data_set(tmp_path / "d", [replace(s, facts={"domain": "in-domain"}) for s in samples[:3]])
+    asked = Source("made_up", folder, "train", tokenizer, loads({"caption": 60}), asking=True)
+    found = [asked.ask(place, "images") for place in asked.asked("images")]
+    assert [truth.captions for truth, _ in found] == [samples[0].captions, []]
+    assert [truth.kind for truth, _ in found] == ["in-domain"] * 2
+    assert [len(pair.segments["caption"].ids) > 0 for _, [pair] in found] == [True, False]
+    assert len(source(folder, tokenizer).asked("images")) == 1
+    bare = make_data_set(tmp_path / "bare", samples[1:2])
+    assert len(Source("bare", bare, "train", tokenizer, loads({"caption": 60}), asking=True)) == 1
+    with pytest.raises(ShardError, match="has no sample with both captions and region features"):
+        source(bare, tokenizer)
+
+
 def test_pairs_are_captions_of_samples_with_regions(tmp_path: Path, tokenizer: WordPiece) -> None:
     samples = [make_sample(0, captions=3), make_sample(1, captions=0), make_sample(2, regions=0), make_sample(3)]
     s = source(make_data_set(tmp_path / "d", samples), tokenizer)

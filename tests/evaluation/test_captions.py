@@ -6,6 +6,7 @@ import json
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from vlp.evaluation import captions
 from vlp.evaluation.captions import (
     SPICE_MODELS,
     Captioned,
+    CaptionEvaluation,
     UnmeasuredError,
     caption_metrics,
     java_runs,
@@ -21,6 +23,9 @@ from vlp.evaluation.captions import (
     plain_words,
     spice,
 )
+from vlp.interfaces import Truth
+from vlp.metrics.cider import Frequencies, cider_d
+from vlp.writing.settings import Writing
 
 LIBRARY = find_spec("pycocoevalcap") is not None
 needs_library = pytest.mark.skipif(not LIBRARY, reason="pycocoevalcap is not installed")
@@ -32,6 +37,8 @@ WRITTEN = [
     Captioned("b", "two\ncats", ["Two cats"]),
     Captioned(9, "no one has described this", []),
 ]
+# the words of the first two and of their references
+PLAIN = ["a dog runs", "a dog runs on grass", "the dog running", "two cats", "two cats"]
 
 
 def test_the_official_file() -> None:
@@ -136,8 +143,61 @@ def test_spice_downloads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_nothing_known() -> None:
-    if not LIBRARY:
-        with pytest.raises(ImportError, match="pip install pycocoevalcap"):
-            caption_metrics(WRITTEN)
-    else:
-        assert caption_metrics(WRITTEN[2:]) == {"images": 1, "known": 0}
+    assert caption_metrics(WRITTEN[2:]) == {"images": 1, "known": 0}
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIDEr-D alone, the same as with it where both split by the plain rule."""
+    monkeypatch.setattr(captions, "java_runs", lambda: False)
+    known = caption_metrics(WRITTEN)
+    monkeypatch.setattr(captions, "find_spec", lambda name: None)
+    found = caption_metrics(WRITTEN)
+    frequencies = Frequencies.of([[text.split() for text in own] for own in (PLAIN[1:3], PLAIN[4:])])
+    first = cider_d(PLAIN[0].split(), [text.split() for text in PLAIN[1:3]], frequencies)
+    second = cider_d(PLAIN[3].split(), [PLAIN[4].split()], frequencies)
+    assert found["CIDEr"] == known["CIDEr"] == pytest.approx((first + second) / 2)
+    assert found["CIDEr"] > 0.5
+    assert {*found} == {"images", "known", "tokenizer", "CIDEr", "unmeasured"}
+    assert found["unmeasured"] == {
+        "BLEU-1, BLEU-2, BLEU-3, BLEU-4, ROUGE-L, METEOR, SPICE": "to have them, pip install pycocoevalcap"
+    }
+
+
+@needs_library
+def test_the_library_has_the_same_cider(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pycocoevalcap.cider.cider import Cider
+
+    written = {n: [text] for n, text in enumerate(["a b c d e", "b", "a b a b a b"])}
+    people = {0: ["a b c d", "e"], 1: ["b c"], 2: ["a b a c", "b a b a d e f"]}
+    words = {n: [text.split() for text in own] for n, own in people.items()}
+    frequencies = Frequencies.of(words.values())
+    own = [cider_d(written[n][0].split(), words[n], frequencies) for n in written]
+    assert own == pytest.approx(Cider().compute_score(people, written)[1].tolist())
+
+
+@pytest.mark.parametrize("domains", [("in-domain", "out-domain", "in-domain"), ("", "", "")])
+def test_scores_of_each_domain(domains: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each measured as a set of its own; of images without domains there is one score."""
+    monkeypatch.setattr(captions, "java_runs", lambda: False)
+    texts = [("a dog runs", ["a dog runs fast"]), ("a red hat", ["the hat"]), ("two cats", ["two cats sleep"])]
+    records = [Captioned(n, *texts[n], domain) for n, domain in enumerate(domains)]
+    truths = [Truth(n, kind=domain, captions=texts[n][1]) for n, domain in enumerate(domains)]
+    run: Any = None
+    evaluation = CaptionEvaluation()
+    assert [evaluation.record(run, truth, [texts[n][0]]) for n, truth in enumerate(truths)] == records
+    measured = evaluation.measure(run, records, Writing(), "title")
+    assert measured.report["CIDEr"] == caption_metrics(records)["CIDEr"]
+    assert measured.table is not None
+    columns = [str(column.header) for column in measured.table.columns]
+    if not any(domains):
+        assert "domains" not in measured.report
+        assert columns == ["", "score"]
+        return
+    parts = {"in-domain": [records[0], records[2]], "out-domain": [records[1]]}
+    assert measured.report["domains"] == {domain: caption_metrics(own) for domain, own in parts.items()}
+    assert columns == ["", "entire", "in-domain", "out-domain"]
+    cells = [list(column.cells) for column in measured.table.columns]
+    row = cells[0].index("CIDEr")
+    numbers = [measured.report["CIDEr"], *(own["CIDEr"] for own in measured.report["domains"].values())]
+    assert [cell[row] for cell in cells[1:]] == [f"{100 * number:.2f}" for number in numbers]
+    assert numbers[0] != numbers[1]

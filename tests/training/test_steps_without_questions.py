@@ -39,6 +39,8 @@ CHOOSING_BY_SCORES = {
     "retrieval/flickr30k_uniter_base",
     "retrieval/uniter_small",
 }
+# which draw captions, word after word until all have ended
+DRAWING = {"captioning/oscar_small_cider"}
 # the scenes that stand in for data that nobody can ship
 SCENES = {
     **dict.fromkeys(("coco", "flickr30k", "vqa_v2", "gqa", "easy_vqa", "scenes_of_two", "scenes_of_two_zh"), "scenes"),
@@ -135,7 +137,7 @@ def steps(module: TrainingModule, sources: list[Source]) -> Iterator[Prepared]:
                 yield module.preparation.of_group(batch, group, source.name, choose=choose)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in DRAWING])
 def test_a_step_without_numbers(name: str, root: Path) -> None:
     """Backward included; whatever learns on the CPU has a gradient there."""
     config = small_config(name, root)

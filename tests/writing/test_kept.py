@@ -72,6 +72,27 @@ def test_every_way_of_writing(norm_first: bool) -> None:
     assert_fast_is_slow(*built(norm_first=norm_first))
 
 
+def test_constrained_writing() -> None:
+    """As without anything kept; each text holds its own words, and another before it changes nothing."""
+    task, model, batch = built()
+    how = Writing(2, "constrained", least_named=1)
+    words = WORD_IDS[:6]
+    hold = [[[[words[0]], [words[1], words[2]]], [[words[3]]]], [], [[[words[4]]]], [[[words[5], words[5]]]]]
+    given = ([*range(4)], task.most_written, task.end_id, torch.device("cpu"), 2, [], hold)
+    slow = how.texts(SlowWriter(task, model, batch), *given)
+    fast = how.texts(CaptionWriter(task, model, batch), *given)
+    assert [[one.tokens for one in own] for own in fast] == [[one.tokens for one in own] for own in slow]
+    assert task.write(model, batch, how, 2, hold=hold) == fast
+    (best, *_), (plain, *_) = fast[3], task.write(model, batch, Writing(2), 2)[3]
+    assert (words[5], words[5]) in zip(best.tokens, best.tokens[1:], strict=False)
+    assert best.score < plain.score
+    chosen = replace(batch, pairs=batch.pairs[[3, 0]], matched=batch.matched[[3, 0]])
+    swapped = task.write(model, chosen, how, 2, hold=[hold[3], hold[0]])
+    assert [[one.tokens for one in own] for own in swapped] == [[one.tokens for one in fast[n]] for n in (3, 0)]
+    with pytest.raises(ValueError, match="search is constrained, but of 4 texts 0 have constraints"):
+        task.write(model, batch, how)
+
+
 @pytest.mark.parametrize("how", [Writing(), Writing(3), Writing(3, "frames"), Writing(2, "sample", top_p=0.9)])
 def test_one_text_or_many_in_any_order(how: Writing) -> None:
     task, model, batch = built()

@@ -31,6 +31,7 @@ from data_pipelines.annotations import (
     gqa,
     karpathy,
     nlvr2,
+    nocaps,
     refcoco,
     sbu,
     snli_ve,
@@ -174,6 +175,12 @@ BENCHMARKS = {
         NLVR2,
         {"--statements": a_file("train.json, dev.json or test1.json (JSON lines)")},
         lambda options: nlvr2.read_nlvr2(options.statements),
+    ),
+    "nocaps": Benchmark(
+        nocaps,
+        "--captions nocaps_val_4500_captions.json --split val",
+        {"--captions": a_file("nocaps_val_4500_captions.json, nocaps_{val,test}_image_info.json")},
+        lambda options: nocaps.read_nocaps(options.captions),
     ),
     "refcoco": Benchmark(
         refcoco,

@@ -42,9 +42,11 @@ from vlp.strict_yaml import ConfigError, read_yaml
 
 WRITING = (
     "Captions are written as these say, each with its default: --beams 1 (beginnings that are followed, or samples"
-    " drawn; `vlp predict`: 5), --search beams (or frames, VLP's search; or sample), --length_penalty 1.0 (of beams),"
-    " --length_bonus 0.0 (of frames), --temperature, --top_k, --top_p and --seed 0 (of samples), --no_repeat (no N"
-    " words in a row twice), --least_length 0 (words)."
+    " drawn; `vlp predict`: 5), --search beams (or frames, VLP's search; or constrained, which names objects; or"
+    " sample), --length_penalty 1.0 (of beams and constrained), --length_bonus 0.0 (of frames), --objects 3,"
+    " --least_named 2 and --unnamed 'NAME, NAME' (of constrained: how many objects are asked for, how many of these a"
+    " caption names at least, and which are never asked for), --temperature, --top_k, --top_p and --seed 0 (of"
+    " samples), --no_repeat (no N words in a row twice), --least_length 0 (words)."
 )
 SHOWN = 5  # of what could not be looked at; the rest is in a file
 DRAWN = 200  # pictures that a token decoder draws, if --most is not given
@@ -92,14 +94,14 @@ def other_settings(parser: Parser, arguments: list[str]) -> dict[str, str]:
     return settings
 
 
-def open_source(model: TrainedModel, data: Path | None, split: str) -> Source:
-    """The split, loaded as the model was trained.
+def open_source(model: TrainedModel, data: Path | None, split: str, asking: bool = False) -> Source:
+    """The split, loaded as the model was trained. asking: see `Source`.
 
     Raises:
         ConfigError: the data's features are not of the model's size.
     """
     folder = data or Path(model.config.data.root) / model.source.path
-    source = Source(model.source.name, folder, split, model.tokenizer, model.loads)
+    source = Source(model.source.name, folder, split, model.tokenizer, model.loads, asking=asking)
     size = source.reader.manifest.feature_size
     if source.loads.pixels is None and size != model.facts.feature_size:
         raise ConfigError(
@@ -205,8 +207,9 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         return evaluate_pictures(model, source, training, how, options.most or DRAWN, folder, console)
     task = model.task()
     settings = own_settings(task, options.settings)
-    source = open_source(model, options.data, split)
+    source = open_source(model, options.data, split, asking=True)
     tell_fit([source], console)
+    model.class_names = source.reader.manifest.class_names  # another data set may have other objects
     found = ask_all(model, task, source, settings, options.most, console)
     what, done = task.evaluation.measured_on, found.done
     if not found.records:

@@ -48,7 +48,9 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--text", help="the question; a run that was trained on captioning takes none")
     parser.add_argument("--choice", action="append", default=[], help="an answer, or a rationale, to choose among")
     parser.add_argument("--answer", help="the answer whose rationales the choices are")
-    parser.add_argument("--tags", default="", help="names of the picture's objects, for captions; a sample has its own")
+    parser.add_argument(
+        "--tags", default="", help="names of the picture's objects, by commas, for captions; a sample has its own"
+    )
     parser.add_argument("--begin", default="", metavar="WORDS", help="what a caption begins with")
     for name, what in (("image", "a picture"), ("regions", "a file of regions"), ("sample", "SPLIT/KEY")):
         parser.add_argument(f"--{name}", action="append", default=[], help=what)
@@ -109,7 +111,7 @@ def _tags(data: Path, name: str) -> str:
     stored = reader.regions(number)
     assert stored is not None, "it was read before"
     facts, classes = reader.facts(number), reader.manifest.class_names
-    return " ".join(region_names(facts, stored.scores, classes, len(stored.boxes)))
+    return ", ".join(region_names(facts, stored.scores, classes, len(stored.boxes)))
 
 
 def predict(options: argparse.Namespace, console: Console) -> None:

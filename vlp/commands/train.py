@@ -13,6 +13,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from data_pipelines.batches import MicroBatchLoader
 from data_pipelines.datamodule import PREFETCH, DataModule
-from data_pipelines.prepare import ensure_scenes, open_sources, some_images, validation_batches
+from data_pipelines.prepare import captions_of, ensure_scenes, open_sources, some_images, validation_batches
 from data_pipelines.shards.format import ShardError
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
@@ -31,10 +32,12 @@ from vlp.commands.encode import check_coder, check_reads_codes
 from vlp.config import ConfigError, RunConfig, load_config, ratio_for
 from vlp.initial_weights import calibrate, describe, load_initial_weights, load_start_weights
 from vlp.interfaces import Tokenizer
+from vlp.metrics.cider import Frequencies
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, tokenizer_of
 from vlp.training.fit import build_module, checkpoint_of, fit, print_estimate, resolve_hardware
 from vlp.training.launch import cluster_environment, is_first, join, wait_for_the_first
 from vlp.training.loader_processes import require_shared_memory
+from vlp.training.module import TrainingModule
 from vlp.training.plot import plot_losses
 from vlp.training.prepare import PreparedLoader
 from vlp.training.stop_and_go import StopAndGo
@@ -98,6 +101,18 @@ def open_data(config: RunConfig, tokenizer: Tokenizer, split: str | None) -> tup
     extractors = {s.name: s.reader.manifest.extractor for s in sources if s.reader.manifest.feature_size}
     names = manifest.class_names, fingerprints, manifest.attribute_names, answers, extractors
     return sources, DataFacts(manifest.feature_size, *names)
+
+
+def count_captions(config: RunConfig, module: TrainingModule, sources: list[Source]) -> dict[str, Frequencies]:
+    """What objectives that need captions make of those of the sources that they are trained on, by name."""
+    counted: dict[str, Frequencies] = {}
+    for group in config.objectives:
+        own = [s for s in sources if ratio_for(group.sampling_ratio, s.name) > 0 and "caption" in s.loads.segments]
+        for name, needs in objective_needs([group]).items():
+            if needs.captions:
+                counting: Any = module.objectives[name]
+                counted[name] = counting.count_captions(chain.from_iterable(map(captions_of, own)))
+    return counted
 
 
 def check_resumed(began: RunConfig, now: RunConfig) -> None:
@@ -235,6 +250,9 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     own_sizes = [listed.micro_batch for listed in data.sources]
     validation = validation_batches(held_out, *sizes, config.validation.micro_batches, own_sizes)
     module = build_module(config, tokenizer, facts)
+    counted = (folder.read_frequencies() if resume else {}) or count_captions(config, module, sources)
+    for name, frequencies in counted.items():
+        module.objectives[name].frequencies = frequencies  # type: ignore[assignment]  # it is no module
     prepared = PreparedLoader(load, module.preparation)
     stop_and_go = None
     if config.stop_and_go is not None:
@@ -263,7 +281,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
         print_estimate(config, module, loader(0, 0), console, int(done[0]) if done else 0)
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""), soft_wrap=True)
     if launching and resume is None:
-        folder.create(config, tokenizer, facts)  # last, for from here on it is in the way of another start
+        folder.create(config, tokenizer, facts, counted)  # last, for from here on it is in the way of another start
     held = folder.hold() if launching else nullcontext()
     with held:
         if launching and resume is not None:  # with what was changed, so that the folder tells how the run goes on

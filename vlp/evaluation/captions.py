@@ -1,4 +1,4 @@
-"""Captions that a model wrote: COCO's metrics beside people's captions, and COCO's result file."""
+"""Captions that a model wrote: COCO's metrics beside people's captions, and the result file of COCO and nocaps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -16,8 +18,11 @@ from rich.table import Table
 
 from vlp.contracts import Measured, Prompt, Reply, Run, WritingTask
 from vlp.evaluation.asking import one_image, texts_of
-from vlp.interfaces import Batch, Images, Truth
+from vlp.evaluation.objects import constraints_of, objects_of
+from vlp.interfaces import NONE, Batch, Images, Truth
+from vlp.metrics.cider import Frequencies, cider_d
 from vlp.strict_yaml import ConfigError
+from vlp.writing.constrained import Constraint
 from vlp.writing.settings import Writing
 
 INSTALL = "pip install pycocoevalcap"
@@ -26,43 +31,38 @@ SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar
 SPICE_SOURCE = "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "METEOR", "SPICE")
+ENTIRE = "entire"  # what nocaps calls all its domains together
 
 Texts = dict[int, list[str]]
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """One image: its identifier, the caption that the model wrote, and those that people wrote."""
+    """One image: its identifier, the caption that the model wrote, and those that people wrote. `domain`: as nocaps
+    tells images apart; empty: it is not known.
+    """
 
     identifier: int | str
     caption: str
     references: list[str]
+    domain: str = ""
 
 
 def official_captions(captioned: Sequence[Captioned]) -> str:
-    """The captions as COCO's server takes them: a JSON list of image_id and caption."""
+    """The captions as the servers of COCO and nocaps take them: a JSON list of image_id and caption."""
     return json.dumps([{"image_id": one.identifier, "caption": one.caption} for one in captioned], ensure_ascii=False)
 
 
 def caption_metrics(captioned: Sequence[Captioned], slow: bool = True) -> dict[str, Any]:
     """BLEU-1 to BLEU-4, ROUGE-L, CIDEr-D, METEOR and SPICE of images with captions by people.
 
-    They are those of COCO's evaluation server (Chen et al. 2015), computed by pycocoevalcap. Texts are split into words
-    by the Penn Treebank tokenizer, which needs Java; without Java a plain rule stands in for it (`tokenizer` says
-    which), and the numbers compare with one another but not with published ones. METEOR and SPICE need Java, and SPICE
-    models that pycocoevalcap comes without and that are not downloaded here; those of the two that could not be
-    measured stand in `unmeasured`, a dict of reasons. Without `slow` both are left out.
-
-    Raises:
-        ImportError: pycocoevalcap is not installed.
+    They are those of COCO's evaluation server (Chen et al. 2015). CIDEr-D is `vlp.metrics.cider`, its rarities those of
+    these images; the others are computed by pycocoevalcap. Texts are split into words by the Penn Treebank tokenizer,
+    which needs pycocoevalcap and Java; without these a plain rule stands in for it (`tokenizer` says which), and the
+    numbers compare with one another but not with published ones. METEOR and SPICE need Java, and SPICE models that
+    pycocoevalcap comes without and that are not downloaded here. What could not be measured stands in `unmeasured`, a
+    dict of reasons. Without `slow` METEOR and SPICE are left out.
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu  # only here, since it is an extra
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-    except ImportError as error:
-        raise ImportError(f"the metrics of captions need pycocoevalcap: {INSTALL}") from error
     known = [one for one in captioned if any(map(str.strip, one.references))]
     found: dict[str, Any] = {"images": len(captioned), "known": len(known)}
     if not known:
@@ -70,17 +70,28 @@ def caption_metrics(captioned: Sequence[Captioned], slow: bool = True) -> dict[s
     # a line break would shift the captions after it, since the tokenizer is given one a line
     written = {n: [" ".join(one.caption.split())] for n, one in enumerate(known)}
     by_people = {n: [" ".join(text.split()) for text in one.references if text.strip()] for n, one in enumerate(known)}
-    java = java_runs()
-    if java:
+    library, java = find_spec("pycocoevalcap") is not None, java_runs()
+    if library and java:
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer  # only here, since it is an extra
+
         found["tokenizer"] = "Penn Treebank"
         written, by_people = (PTBTokenizer().tokenize(_as_entries(texts)) for texts in (written, by_people))
     else:
-        found["tokenizer"] = f"plain words, since {NO_JAVA}: not comparable with published numbers"
+        why = NO_JAVA if library else "pycocoevalcap is not installed"
+        found["tokenizer"] = f"plain words, since {why}: not comparable with published numbers"
         written, by_people = ({n: [*map(plain_words, own)] for n, own in t.items()} for t in (written, by_people))
+    words = {n: [text.split() for text in own] for n, own in by_people.items()}
+    frequencies = Frequencies.of(words.values())
+    found["CIDEr"] = fmean(cider_d(text.split(), words[n], frequencies) for n, [text] in written.items())
+    if not library:
+        others = [name for name in METRICS if name != "CIDEr"]
+        return found | {"unmeasured": {", ".join(others if slow else others[:-2]): f"to have them, {INSTALL}"}}
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.rouge.rouge import Rouge
+
     bleu, _ = Bleu(4).compute_score(by_people, written, verbose=0)
     found |= {f"BLEU-{n}": float(score) for n, score in enumerate(bleu, 1)}
     found["ROUGE-L"] = float(Rouge().compute_score(by_people, written)[0])
-    found["CIDEr"] = float(Cider().compute_score(by_people, written)[0])
     unmeasured: dict[str, str] = {}
     for name, measure in (("METEOR", meteor), ("SPICE", spice)) if slow else ():
         try:
@@ -189,7 +200,7 @@ class CaptionEvaluation:
 
     def record(self, run: Run, truth: Truth, said: list[str]) -> Captioned:
         """The caption beside people's."""
-        return Captioned(truth.identifier, said[0], truth.captions)
+        return Captioned(truth.identifier, said[0], truth.captions, truth.kind)
 
     def unseen(self, run: Run, truth: Truth) -> Captioned:
         """An empty caption."""
@@ -200,21 +211,24 @@ class CaptionEvaluation:
         return "captions", "json", official_captions(records)
 
     def measure(self, run: Run, records: Sequence[Captioned], options: Writing, title: str) -> Measured:
-        """See `caption_metrics`."""
-        try:
-            found = caption_metrics(records)
-        except ImportError as error:
-            raise ConfigError(f"{error}; the captions are written, but not measured") from error
-        table = Table("", "score", title=title, title_justify="left")
+        """See `caption_metrics`; of images whose domains are known, for each domain by itself too, as nocaps has it."""
+        domains = sorted({record.domain for record in records} - {""})
+        parts = {ENTIRE: records} | {d: [one for one in records if one.domain == d] for d in domains}
+        scores = {name: caption_metrics(own) for name, own in parts.items()}
+        found = scores.pop(ENTIRE)
+        table = Table("", *([ENTIRE, *domains] if domains else ["score"]), title=title, title_justify="left")
         for metric in METRICS:
             if metric in found:
-                table.add_row(metric, f"{100 * found[metric]:.2f}")
+                numbers = (own.get(metric) for own in (found, *scores.values()))
+                table.add_row(metric, *("" if number is None else f"{100 * number:.2f}" for number in numbers))
         changed = {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
         how = {"beams": options.beams, **changed}
         said = ", ".join(f"{name}={value}" for name, value in how.items())
         notes = [f"{found['known']} images; {said}; tokenizer: {found.get('tokenizer')}"]
+        notes += [f"{domain}: {own['known']} images" for domain, own in scores.items()]
         missing = [f"{metric} is left out: {reason}" for metric, reason in found.get("unmeasured", {}).items()]
-        return Measured({**how, **found}, table, notes, missing)
+        report = {**how, **found, **({"domains": scores} if domains else {})}
+        return Measured(report, table if found["known"] else None, notes, missing)
 
     def reply(self, task: WritingTask, run: Run, prompt: Prompt) -> Reply:
         """Captions with their scores; those of beams and samples are means of the logarithms of the words'
@@ -225,19 +239,27 @@ class CaptionEvaluation:
         image = one_image(prompt, "a caption")
         how = Writing(**{"beams": 5, **prompt.settings})
         top = how.beams if prompt.top is None else prompt.top
-        text = {"caption": "", "tags": prompt.tags} if "tags" in run.segments else {"caption": ""}
+        names = [name.strip() for name in prompt.tags.split(",") if name.strip()]
+        text = {"caption": "", "tags": " ".join(names)} if "tags" in run.segments else {"caption": ""}
         batch = Batch(
             texts=texts_of(run, [text]),
             images=Images.from_regions([image], [0]),
             pairs=torch.zeros(1, 2, dtype=torch.int64),
             matched=torch.ones(1, dtype=torch.bool),
         )
-        return Reply(("caption", "score"), write(task, run, batch, how, min(top, how.beams), prompt.begin)[0])
+        written = write(task, run, batch, how, min(top, how.beams), prompt.begin, [names] if names else None)
+        return Reply(("caption", "score"), written[0])
 
 
 @torch.no_grad()
 def write(
-    task: WritingTask, run: Run, batch: Batch, how: Writing, keep: int = 1, begin: str = ""
+    task: WritingTask,
+    run: Run,
+    batch: Batch,
+    how: Writing,
+    keep: int = 1,
+    begin: str = "",
+    names: Sequence[Sequence[str]] | None = None,
 ) -> list[list[tuple[str, float]]]:
     """Captions of the pairs of a clean batch, whose own are not looked at: the best of each first, with its score.
 
@@ -246,14 +268,34 @@ def write(
         batch: clean.
         how, keep: see `vlp.contracts.WritingTask.write`.
         begin: what each caption begins with.
+        names: of the objects of each pair's image, for a search that is to name them; None: as its regions say.
 
     Raises:
-        ConfigError: the run's tokenizer can't put words together.
+        ConfigError: the run's tokenizer can't put words together, or it is not known what the objects are called.
     """
     if not hasattr(run.tokenizer, "decode"):
         raise ConfigError(f"the tokenizer {run.tokenizer.path} can't make a text of tokens; WordPiece can")
+    hold: list[list[Constraint]] = []
+    if how.search == "constrained":
+        unnamed = [name.strip() for name in how.unnamed.split(",")]
+        known = _names(run, batch, unnamed) if names is None else names
+        asked = [[name for name in dict.fromkeys(own) if name not in unnamed][: how.objects] for own in known]
+        hold = [constraints_of(own, run.tokenizer) for own in asked]
     batch = run.prepared(batch)
     batch = replace(batch, images=run.model.see(batch.images))
     (first,) = run.tokenizer.encode([begin])
-    written = task.write(run.model, batch, how, keep=keep, begin=first.ids)
+    written = task.write(run.model, batch, how, keep=keep, begin=first.ids, hold=hold)
     return [[(run.tokenizer.decode(one.tokens), one.score) for one in best] for best in written]
+
+
+def _names(run: Run, batch: Batch, unnamed: Sequence[str]) -> list[list[str]]:
+    """The names of the objects of each pair's image, by the classes of its regions."""
+    images = batch.images
+    if images.scores is None or images.scores.shape[1] != len(run.class_names):
+        raise ConfigError(
+            "search=constrained names objects, and the regions of these images have no classes, or others than the data"
+            " names; take another search, or name the objects: `vlp predict --tags 'dog, red hat'`"
+        )
+    parts = list(zip(images.offsets[:-1].tolist(), images.offsets[1:].tolist(), strict=True))
+    found = [objects_of(images.scores[a:b], images.boxes[a:b], run.class_names, unnamed) for a, b in parts]
+    return [[] if image == NONE else found[image] for image in batch.pairs[:, 1].tolist()]

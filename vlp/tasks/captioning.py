@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report, located
 from vlp.evaluation.captions import CaptionEvaluation
 from vlp.interfaces import NONE, Batch, Segment, Texts
+from vlp.metrics.cider import Frequencies
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.precision import at_least_float32
 from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, ranges
 from vlp.nn.transformer import initialise
 from vlp.objectives.corruption import choose_some, replace_tokens, take_texts
+from vlp.tasks.self_critical import Drawing, self_critical
+from vlp.writing.constrained import Constraint
 from vlp.writing.filters import Filter, begins
 from vlp.writing.settings import Writing
 from vlp.writing.writer import Written
@@ -30,7 +33,7 @@ DEFAULT = Writing()
 @dataclass(frozen=True)
 class CaptionRows:
     """Tokens to predict: `rows` int64 [n] of the text stream, `labels` int64 [n], and the `pair` int64 [n] of each, of
-    so many `pairs`. `step`: of the run. `causal` bool [n]: those of causal texts.
+    so many `pairs`. `step`: of the run. `causal` bool [n]: those of causal texts. `drawing`: see `CaptionTargets`.
     """
 
     rows: Tensor
@@ -39,6 +42,7 @@ class CaptionRows:
     pairs: int
     step: int
     causal: Tensor
+    drawing: Drawing | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class CaptionTargets:
     """`labels` int64 [n]: the original tokens of all captions; `chosen` bool [n]: those to predict.
 
     `matched` bool [P]: pairs whose tokens count. `step`: of the run. `causal` bool [n]: tokens of causal texts.
+    `drawing`: what captions are drawn from, where they are rewarded.
     """
 
     labels: Tensor
@@ -53,13 +58,15 @@ class CaptionTargets:
     matched: Tensor
     step: int
     causal: Tensor
+    drawing: Drawing | None = None
 
     def locate(self, places: Places) -> CaptionRows:
         """The rows that show the tokens to predict."""
         where = places.tokens["caption"]
         keep = self.chosen.index_select(0, where.source) & self.matched.index_select(0, where.pair)
         labels, causal = (part.index_select(0, where.source[keep]) for part in (self.labels, self.causal))
-        return CaptionRows(where.row[keep], labels, where.pair[keep], len(self.matched), self.step, causal)
+        pair, pairs = where.pair[keep], len(self.matched)
+        return CaptionRows(where.row[keep], labels, pair, pairs, self.step, causal, self.drawing)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class CaptionMasking:
     max_tokens: int
     counted: Literal["all", "words"]
     causal_share: float
+    rewarded: bool = False
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, CaptionTargets]:
         """End the captions, mask some of their words and make them, or `causal_share` of them, causal.
@@ -95,7 +103,11 @@ class CaptionMasking:
             causal = torch.rand(len(tokens), generator=generator, device=tokens.device) < self.causal_share
             texts = replace(texts, causal=causal)
         of_tokens = causal.index_select(0, owner_of_rows(tokens))
-        targets = CaptionTargets(caption.tokens, chosen, batch.matched, batch.step, of_tokens)
+        drawing = None
+        if self.rewarded:
+            seed = int(torch.randint(2**62, (), generator=generator, device=tokens.device))
+            drawing = Drawing(replace(batch, texts=causal_texts(batch.texts, caption)), seed)
+        targets = CaptionTargets(caption.tokens, chosen, batch.matched, batch.step, of_tokens, drawing)
         return replace(batch, texts=texts), targets
 
     def ended(self, caption: Segment) -> Segment:
@@ -155,6 +167,8 @@ class Captioning(nn.Module):
         drop_worst_of: `words`, or `texts` by the sums of their words' losses (VLP).
         transforms: of the head; of several, causal texts have the last and others the first (VLP's `relax_projection`
             has 4, of which two are for modes of UniLM's alone).
+        rewarded: in training captions are drawn and rewarded by CIDEr-D (`vlp.tasks.self_critical`) in the place of
+            masked words, which tell held-out losses all the same; it begins with the weights of a run without.
 
     Raises:
         ValueError: `causal_share` is no share, or there is no transform.
@@ -164,11 +178,12 @@ class Captioning(nn.Module):
 
     abilities: frozenset[Ability] = frozenset({"task", "captions"})
     evaluation = CaptionEvaluation()
+    frequencies: Frequencies | None = None  # of tokens in the training captions, where these are rewarded
 
     @classmethod
     def needs(cls, **settings: Any) -> Needs:
         """See `vlp.needs.Needs`."""
-        return Needs(mask_token=True, writes="caption")
+        return Needs(mask_token=True, writes="caption", captions=settings.get("rewarded") is not None)
 
     def __init__(
         self,
@@ -187,6 +202,7 @@ class Captioning(nn.Module):
         smoothing_skips: int | None = None,
         drop_worst_of: Literal["words", "texts"] = "words",
         transforms: int = 1,
+        rewarded: Literal["cider"] | None = None,
     ):
         super().__init__()
         if not 0 <= causal_share <= 1:
@@ -197,8 +213,9 @@ class Captioning(nn.Module):
         self.max_tokens = model.max_tokens["caption"]  # the end included
         self.most_written = min(most_written or self.max_tokens, self.max_tokens)
         words = torch.tensor(word_ids, device="cpu")
+        self.rewarded = rewarded is not None
         self.corrupt = CaptionMasking(
-            mask_id, end_id, words, probability, most_masked, self.max_tokens, counted, causal_share
+            mask_id, end_id, words, probability, most_masked, self.max_tokens, counted, causal_share, self.rewarded
         )
         self.smoothing_skips, self.drop_worst_of = smoothing_skips, drop_worst_of
         self.label_smoothing, self.drop_worst, self.drop_worst_after = label_smoothing, drop_worst, drop_worst_after
@@ -220,8 +237,17 @@ class Captioning(nn.Module):
         return self.word_logits(encoded.text.values.index_select(0, at.rows), model, at.causal), at.labels
 
     def loss(self, encoded: Encoded, targets: CaptionTargets | CaptionRows, model: Model) -> tuple[Losses, Report]:
-        """Losses: `captioning`. Report: `captioning_accuracy`, of the masked words."""
+        """Losses: `captioning`. Report: `captioning_accuracy`, of the masked words; or see `self_critical`.
+
+        Raises:
+            ValueError: captions are to be rewarded, and `count_captions` was never called.
+        """
         at = located(targets, encoded.places)
+        if self.rewarded and self.training:
+            if self.frequencies is None or at.drawing is None:
+                raise ValueError("rewarded captions are measured by the words of the training captions; count these")
+            loss, report = self_critical(self, model, at.drawing, self.frequencies)
+            return {"captioning": loss}, report
         logits, labels = self.predict(encoded, at, model)
         losses = smoothed_divergence(at_least_float32(logits), labels, self.label_smoothing, self.smoothing_skips)
         correct = (logits.detach().argmax(1) == labels).sum() / max(len(labels), 1)
@@ -237,7 +263,13 @@ class Captioning(nn.Module):
 
     @torch.no_grad()
     def write(
-        self, model: Model, batch: Batch, how: Writing = DEFAULT, keep: int = 1, begin: Sequence[int] = ()
+        self,
+        model: Model,
+        batch: Batch,
+        how: Writing = DEFAULT,
+        keep: int = 1,
+        begin: Sequence[int] = (),
+        hold: Sequence[Sequence[Constraint]] = (),
     ) -> list[list[Written]]:
         """Captions of the P pairs of a clean batch, whose own captions are not looked at; the best of a pair first.
 
@@ -248,10 +280,11 @@ class Captioning(nn.Module):
             how: which search, and what is allowed.
             keep: how many captions of each pair.
             begin: ids of the words that each begins with.
+            hold: see `vlp.writing.settings.Writing.texts`.
 
         Raises:
             ValueError: a caption begins with more words than are written, or with one that never is, or the filters
-                leave no word.
+                leave no word, or constraints no text.
         """
         most, image = self.most_written, batch.pairs[:, 1]
         if len(begin) >= most:
@@ -262,20 +295,57 @@ class Captioning(nn.Module):
         names = [NONE if number == NONE else ids[number] for number in image.tolist()]
         writer = CaptionWriter(self, model, batch)
         filters: list[Filter] = [begins(begin)] if begin else []
-        return how.texts(writer, names, most, self.end_id, image.device, keep, filters)
+        return how.texts(writer, names, most, self.end_id, image.device, keep, filters, hold)
+
+    def count_captions(self, captions: Iterable[list[list[int]]]) -> Frequencies:
+        """See `vlp.contracts.Objective`: cut and ended as they are in training."""
+        most = self.max_tokens - 1
+        return Frequencies.of([[*ids[:most], self.end_id] for ids in own if ids] for own in captions)
+
+    def log_probability(self, model: Model, batch: Batch, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Of a text about each of the P pairs of a clean batch, the logarithm of the probability that it is written,
+        the sum over its words, float32 [P].
+
+        All words are predicted at once, each after a copy of what is before it.
+
+        texts: ids of at most `max_tokens` words, an end among them where there is one.
+        """
+        before = [[*text[:place], self.mask_id] for text in texts for place in range(len(text))]
+        device = batch.pairs.device
+        own = torch.tensor([len(text) for text in texts], dtype=torch.int64, device=device)
+        offsets = offsets_of(torch.tensor([len(words) for words in before], dtype=torch.int64, device=device))
+        tokens = torch.tensor([word for words in before for word in words], dtype=torch.int64, device=device)
+        copied = batch.pairs.index_select(0, owner_of_rows(own))
+        caption = Segment(tokens, offsets, torch.ones_like(tokens, dtype=torch.bool))
+        shown = self.about(replace(batch, pairs=copied), caption)
+        last = torch.zeros_like(tokens, dtype=torch.bool).index_fill(0, offsets[1:] - 1, True)
+        said = torch.tensor([word for text in texts for word in text], dtype=torch.int64, device=device)
+        labels = torch.zeros_like(tokens).index_put((offsets[1:] - 1,), said)
+        every = torch.ones(len(before), dtype=torch.bool, device=device)
+        targets = CaptionTargets(labels, last, every, batch.step, torch.ones_like(last))
+        encoded = model(shown)
+        at = located(targets, encoded.places)
+        logits, labels = self.predict(encoded, at, model)
+        log = at_least_float32(logits).masked_fill(self.unwritten, -torch.inf).log_softmax(1)
+        log = log.gather(1, labels[:, None])[:, 0]
+        return log.new_zeros(len(texts)).index_add(0, owner_of_rows(own).index_select(0, at.pair), log)
 
     def placeholders(self, batch: Batch) -> Batch:
         """The batch with causal captions that are masks alone, as many as are written."""
         count, device = len(batch.pairs), batch.pairs.device
         tokens = torch.full((count * self.most_written,), self.mask_id, device=device)
         offsets = torch.arange(count + 1, device=device) * self.most_written
-        caption = Segment(tokens, offsets, torch.ones_like(tokens, dtype=torch.bool))
+        return self.about(batch, Segment(tokens, offsets, torch.ones_like(tokens, dtype=torch.bool)))
+
+    def about(self, batch: Batch, caption: Segment) -> Batch:
+        """The batch with other captions, one for each pair, which are causal; nothing is asked."""
+        numbers = torch.arange(len(batch.pairs), device=batch.pairs.device)
         segments = {name: take_texts(segment, batch.pairs[:, 0]) for name, segment in batch.texts.segments.items()}
-        numbers = torch.arange(count, device=device)
         return replace(
             batch,
             texts=causal_texts(Texts(segments, numbers), caption),
             pairs=torch.cat([numbers[:, None], batch.pairs[:, 1:]], 1),
+            matched=torch.ones_like(numbers, dtype=torch.bool),
             answers=None,
             answer_scores=None,
         )

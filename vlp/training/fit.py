@@ -118,10 +118,12 @@ def fit(
     )
     # then some parts have no gradient in a step: other groups' heads, or what reads images, where a source has none
     sampled = len(module.groups) > 1 or len(config.data.sources) > 1
+    pooled = any(own.pooled for own in objective_needs(config.objectives).values())
+    unread = module.model.offers.pooled and not pooled  # type: ignore[union-attr]  # a pooler, as in captioning
     # buffers that all processes must share, as queues of keys, are equal by construction; of those of batch norms the
     # first process's are saved
     strategy = DDPStrategy(
-        find_unused_parameters=sampled,
+        find_unused_parameters=sampled or unread,
         broadcast_buffers=False,
         process_group_backend="gloo" if accelerator == "cpu" else None,
         timeout=WAIT_LIMIT,

@@ -81,14 +81,21 @@ def _worse(text: Written) -> float:
     return -text.score
 
 
-class _Finished:
-    """The `keep` best texts about one thing."""
+class Finished:
+    """The `keep` best texts about one thing.
+
+    Args:
+        keep: how many.
+        most: words of a text, the end included.
+        length_penalty: see `beam_search`.
+    """
 
     def __init__(self, keep: int, most: int, length_penalty: float):
         self.keep, self.most, self.length_penalty = keep, most, length_penalty
         self.texts: list[Written] = []
 
     def add(self, tokens: list[int], total: float) -> None:
+        """Take a text whose words' logarithms sum to `total`, if it is one of the best and not there already."""
         if total == -float("inf"):
             return  # what the filters forbid, or what another beginning says too
         found = sorted([*self.texts, Written(tokens, total / (len(tokens) + 1) ** self.length_penalty)], key=_worse)
@@ -126,7 +133,7 @@ def beam_search(
     Raises:
         ValueError: the filters leave no word.
     """
-    finished = [_Finished(keep, most, length_penalty) for _ in range(count)]
+    finished = [Finished(keep, most, length_penalty) for _ in range(count)]
     live = list(range(count))
     written = torch.zeros((count, beams, 0), dtype=torch.int64, device=device)
     totals = torch.full((count, beams), -torch.inf, device=device)  # all beginnings are the same at first: one counts
