@@ -75,7 +75,6 @@ def test_how_many_words_are_masked() -> None:
 def test_masked_words_do_not_see_what_follows() -> None:
     """Neither a word's state nor a region's depends on the words after; a word's does on those before, and on tags."""
     of = model().eval()
-    own = task(of)
 
     def states(text: list[int], tag: int = 20) -> torch.Tensor:
         batch = captions([text], [[0, 0]])

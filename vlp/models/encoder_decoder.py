@@ -23,7 +23,7 @@ from vlp.nn.transformer import Block, Transformer, initialise
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """What a batch writes, planned. `cross`: of its rows to those that are read. `embedded`: the embedder's own plan."""
+    """What a batch writes, planned. `cross`: of its rows to those that are read. `embedded`: the embedder's plan."""
 
     sequences: Sequences
     attention: AttentionPlan

@@ -30,8 +30,8 @@ DEFAULT = Writing()
 
 @dataclass(frozen=True)
 class CaptionRows:
-    """Tokens to predict: `rows` int64 [n] of the text stream, or of a decoder's, `labels` int64 [n], and the `pair` int64 [n] of each, of
-    so many `pairs`. `step`: of the run. `causal` bool [n]: those of causal texts.
+    """Tokens to predict: `rows` int64 [n] of the text stream, or of a decoder's, `labels` int64 [n], and the `pair`
+    int64 [n] of each, of so many `pairs`. `step`: of the run. `causal` bool [n]: those of causal texts.
     """
 
     rows: Tensor
