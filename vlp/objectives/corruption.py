@@ -282,6 +282,8 @@ def fill_spans(
     before = drawn.cumsum(1) - drawn
     used = before < hidden[:, None]
     drawn = torch.minimum(drawn, (hidden[:, None] - before).clamp(min=0))
+    shuffled = torch.rand(drawn.shape, generator=generator, device=device).masked_fill(~used, 2.0).argsort(1)
+    drawn, used = drawn.gather(1, shuffled), used.gather(1, shuffled)  # so that the one that is cut may stand anywhere
     spans, stay = used.sum(1), lengths - (drawn * used).sum(1)
     slots = offsets_of(stay + spans)
     is_span = choose_some(slots, spans, generator)
