@@ -15,6 +15,7 @@ from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.format import Sample
 from data_pipelines.shards.reader import ShardReader
 from data_pipelines.written_captions import FACT, RECORD, captions_in_the_making, changed_data_set
+from tools import study_written_captions
 from vlp.commands import caption, data, train
 from vlp.commands.caption import ImagesToDescribe
 from vlp.commands.evaluate import open_source
@@ -190,3 +191,25 @@ def test_what_is_refused(root: Path, run: Path, tmp_path: Path, capsys: pytest.C
     assert "this run trained nothing that writes captions" in told(capsys)
     assert not out.exists()
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_study_makes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the captions that stay to the recalls of three retrieval runs; run again it trains nothing."""
+    build_scenes(tmp_path / "data" / "scenes", 60, 12, 0, lambda text: None, processes=1)
+    few = ["data.workers=0", "trainer.max_steps=2", "trainer.accelerator=cpu", "checkpoint={every: 2, keep: 1}"]
+    few += ["validation={every: 2, micro_batches: 1, split: val}", "data.micro_batch=8"]
+    writing = ["model.hidden_size=32", "model.layers=1", "objectives.0.objectives.0.most_written=9"]
+    seeing = ["model.pixels.size=32", "model.image.settings={image_size: 32, layers: [1, 1, 1, 1], width: 8}"]
+    given = ["--share", "0.3", "--seeds", "4", "--out", str(tmp_path), "--captioning", *few, *writing]
+    study_written_captions.work([*given, "--retrieval", *few, *seeing])
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["recall"]["4"].keys() == study_written_captions.ARMS.keys()
+    people, written = samples(tmp_path / "data" / "people4"), samples(tmp_path / "data" / "written4")
+    assert [len(sample.captions) for sample in people].count(5) == 18
+    assert [len(sample.captions) for sample in people].count(0) == 42
+    assert sum(sample.facts.get(FACT, 0) for sample in written) == 42
+    before = (tmp_path / "seed4" / "written" / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    study_written_captions.work([*given, "--retrieval", *few, *seeing])
+    assert "step 2" not in capsys.readouterr().out
+    assert (tmp_path / "seed4" / "written" / "metrics.jsonl").read_bytes() == before
