@@ -216,6 +216,30 @@ def test_a_layout_with_causal_items_is_refused() -> None:
         model(layout_causal=["CLS", "caption"])
 
 
+@pytest.mark.parametrize("kept", [[[0, 1, 2], [0, 1, 2]], [[0, 0, 1, 1, 2, 2], [2, 3, 0, 1]], [[2, 0, 0, 1], [3, 1]]])
+def test_words_that_are_kept_are_as_if_read_anew(kept: list[list[int]]) -> None:
+    """Of pairs unlike in length, whatever texts go on: side by side in equal groups, in others, or not all of them."""
+    own, given = model(), batch(None)
+    images, segments = torch.tensor([[0, 0], [1, 1], [2, 0]]), given.texts.segments
+    given = replace(given, pairs=images, matched=torch.ones(3, dtype=torch.bool))
+    room = replace(given, texts=replace(given.texts, segments={**segments, "second": samples.segment([[4] * 5] * 3)}))
+    states = own.write(room, "second")
+    texts: list[list[int]] = [[], [], []]
+    pairs = [0, 1, 2]
+    found = states.next(None)
+    for step, chosen in enumerate([*kept, None]):
+        for state, text, pair in zip(found, texts, pairs, strict=True):
+            target = {"target": samples.segment([[*text, 9] if n == pair else [] for n in range(3)])}
+            whole = own(replace(given, texts=replace(given.texts, segments={**segments, **target})))
+            torch.testing.assert_close(state, whole.written.values[-1], rtol=1e-4, atol=1e-5)
+        if chosen is not None:
+            states.keep(torch.tensor(chosen))
+            words = [20 + step + 2 * n for n in range(len(chosen))]
+            texts = [[*texts[n], word] for n, word in zip(chosen, words, strict=True)]
+            pairs = [pairs[n] for n in chosen]
+            found = states.next(torch.tensor(words))
+
+
 def test_no_more_words_than_there_is_room_for() -> None:
     own, given = model(), batch(None)
     pairs = torch.tensor([[0, 0], [1, 1], [2, 1]])
