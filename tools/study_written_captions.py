@@ -97,7 +97,7 @@ def of_seed(seed: int, given: argparse.Namespace, console: Console) -> dict[str,
     if not (root / people).exists():
         with console.status("taking captions away"):
             changed_data_set(root / "scenes", root / people, "train", lambda n, s: s if n in kept else bare(s))
-    writer = trained("captioning/xgpt_small", runs / "captioning", people, root, seed, given.captioning)
+    writer = trained("captioning/xgpt_small", runs / "writer", people, root, seed, given.captioning)
     if not (root / written).exists():
         done(data.main(["caption", str(writer), str(root / people), "--out", str(root / written)]), "vlp data caption")
     sources = {"people": people, "written": written, "all": "scenes"}
