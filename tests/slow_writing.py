@@ -53,9 +53,14 @@ def next_words(task: Captioning, model: Any, batch: Batch, chosen: Tensor, writt
         answers=None,
         answer_scores=None,
     )
-    encoded = model(own)
-    last = encoded.tokens["caption"].row.view(count, length + 1)[:, -1]
-    logits = task.word_logits(encoded.text.values[last], model)
+    if model.offers.decoder:  # of the target's last word nothing is seen, so that it may be any
+        rest = {name: segment for name, segment in own.texts.segments.items() if name != "caption"}
+        encoded = model(replace(own, texts=Texts({**rest, "target": caption}, numbers)))
+        states, row = encoded.written.values, encoded.places.written_words.row
+    else:
+        encoded = model(own)
+        states, row = encoded.text.values, encoded.tokens["caption"].row
+    logits = task.word_logits(states[row.view(count, length + 1)[:, -1]], model)
     return at_least_float32(logits).log_softmax(1).masked_fill(task.unwritten, -torch.inf)
 
 

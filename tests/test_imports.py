@@ -58,6 +58,7 @@ ROOMS: dict[str, set[str]] = {
     "inspection": {"shards"},
     "batches": {"shards", "sources"},
     "codes": {"shards", "sources"},
+    "written_captions": {"shards"},
     "datamodule": {"doing"},
     "doing": set(),
     "prepare": {"shards", "sources", "scenes", "batches"},

@@ -46,6 +46,21 @@ def test_a_blind_model_learns_the_entropy_of_the_words(tmp_path: Path) -> None:
     assert after["masked_region_regression"] == pytest.approx(variance, rel=0.15)
 
 
+def test_a_blind_decoder_sees_nothing_of_what_it_writes(tmp_path: Path) -> None:
+    """Its states are one vector, whatever was written before."""
+    changed = [line for line in SMALL if not line.startswith("objectives")]
+    config = load_config(CONFIGS / "xgpt_base.yaml", changed)
+    model = build_model(config.model, samples.SPECIAL, FeatureFacts(FEATURES, CLASSES))
+    built = build_objectives(config.objectives, model, samples.tokenizer(tmp_path), FeatureFacts(FEATURES, CLASSES))
+    module = TrainingModule(Blind(model), *built, config.optim, 1, 0)
+    batch = samples.batch([[7, 8, 9, 7]] * 3, [3] * 3, [[n, n] for n in range(3)])
+    for group in module.groups:
+        prepared = module.preparation.of_group(batch, group, "seed")
+        *_, encoded = module.losses(prepared, "seed")
+        assert len(encoded.written.values)
+        assert len(encoded.written.values.unique(dim=0)) == 1
+
+
 def test_verdicts() -> None:
     nothing = float("nan")
     assert Row("x", "masked_language", 0.89, 1.0, nothing, nothing).learned()

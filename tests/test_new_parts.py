@@ -307,6 +307,7 @@ def test_the_embedder_chooses_its_images(config: list[str]) -> None:
             "needs a mask token, and the tokenizer .*vocabulary.txt has none",
         ),
         (Needs(writes="caption"), {}, {}, r"writes the segment caption: set model\.layout_causal, as \[CLS, caption\]"),
+        (Needs(decoder=True), {}, {}, "needs a model that writes with a decoder beside what reads"),
         (
             Needs(alone="likes no company"),
             {},
@@ -351,6 +352,7 @@ def test_what_is_needed_and_not_offered_is_refused(
         build_objectives([GroupConfig("g", 1, listed)], own, tokenizer, has)
     if needs.result == "encoded":
         causal = {"layout_causal": ["CLS", "caption"]} if needs.writes else {}
+        causal |= {"type": "encoder_decoder", "shared": True} if needs.decoder else {}
         everything = FeatureFacts(samples.FEATURES, samples.CLASSES, attributes=3)
         groups = [GroupConfig("g", 1, [{"type": "demanding"}])]
         built, _ = build_objectives(groups, samples.model(**causal), samples.tokenizer(tmp_path), everything)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("uniter", "visualbert", "oscar", "vinvl", "vlbert", "vl_bert", "vl-bert", "unicoder", "imagebert", "b2t2")
-NAMES += ("vilbert", "12-in-1", "lxmert", "vilt", "volta", "wenlan", "brivl")
+NAMES += ("vilbert", "12-in-1", "lxmert", "vilt", "volta", "wenlan", "brivl", "xgpt")
 HOMES = ("vlp/nn/embedders/", "vlp/nn/towers/", "vlp/checkpoints/importers/")
 TABLES = ("EMBEDDERS", "IMAGE_TOWERS", "TEXT_TOWERS", "IMPORTERS")  # of vlp/registry.py
 # commands name systems to their users, in examples, and layouts that are other people's

@@ -1,7 +1,8 @@
 """Speed of writing as ratios: python tools/benchmark_write.py [--pictures N] [--rounds N] [--json FILE].
 
 Captions of 20 words, by the `model` blocks of configs/captioning/oscar_base.yaml (50 and 100 regions, 20 tags) and
-configs/captioning/oscar_small.yaml (5 regions, 5 tags), greedily and with 5 beams, in turn in one process:
+configs/captioning/oscar_small.yaml (5 regions, 5 tags), and by a decoder's, configs/xgpt_base.yaml (100 regions) and
+configs/captioning/xgpt_small.yaml (5 regions), greedily and with 5 beams, in turn in one process:
 
 - with keys and values kept (vlp), and reading all anew for each word (tests/slow_writing.py);
 - against `generate` of transformers' GPT-2 of the same width, depth and vocabulary, with the same number of rows before
@@ -46,11 +47,14 @@ from vlp.writing.settings import Writing
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = 20
 SPECIAL = {"PAD": 0, "UNK": 1, "CLS": 2, "SEP": 3, "MASK": 4}
+CLASSES = 8
 KEPT, ANEW, GPT2 = "vlp", "all anew", "GPT-2, generate"
 CASES = {  # configuration, regions, tags, and how many times as fast as anew it should be
-    "small, 5 regions": ("oscar_small", 5, 5, 3),
-    "base, 50 regions": ("oscar_base", 50, 20, 8),
-    "base, 100 regions": ("oscar_base", 100, 20, 8),
+    "small, 5 regions": ("captioning/oscar_small", 5, 5, 3),
+    "base, 50 regions": ("captioning/oscar_base", 50, 20, 8),
+    "base, 100 regions": ("captioning/oscar_base", 100, 20, 8),
+    "small decoder, 5 regions": ("captioning/xgpt_small", 5, 0, 3),
+    "base decoder, 100 regions": ("xgpt_base", 100, 0, 8),
 }
 DRAWN = {"pictures, 256 codes": (6, 10), "pictures, 1,024 codes": (3, 10)}  # side of a patch, and the ratio wanted
 Work = Callable[[], list[list[int]]]
@@ -63,8 +67,8 @@ def made_up_batch(pictures: int, regions: int, tags: int, features: int) -> Batc
     segment = Segment(words, torch.arange(pictures + 1) * tags, torch.ones_like(words, dtype=torch.bool))
     none = Segment(words[:0], torch.zeros(pictures + 1, dtype=torch.int64), segment.word_starts[:0])
     corners = torch.rand(pictures * regions, 2, 2).sort(1).values.flatten(1)
-    offsets = torch.arange(pictures + 1) * regions
-    images = Images(numbers, offsets, torch.randn(pictures * regions, features), corners)
+    offsets, scores = torch.arange(pictures + 1) * regions, torch.rand(pictures * regions, CLASSES)
+    images = Images(numbers, offsets, torch.randn(pictures * regions, features), corners, scores)
     texts = Texts({"caption": none, "tags": segment}, numbers)
     return Batch(texts, images, numbers[:, None].repeat(1, 2), torch.ones(pictures, dtype=torch.bool))
 
@@ -90,12 +94,12 @@ def small_gpt2(block: Mapping[str, Any], vocabulary: int, length: int) -> Any:
 def build(case: str, pictures: int, beams: int) -> Mapping[str, Work]:
     """What is compared: each writes the captions of the same pictures."""
     name, regions, tags, _ = CASES[case]
-    block = load_config(ROOT / "configs" / "captioning" / f"{name}.yaml", []).model
-    features = int(block["embedder"].get("feature_size", 2048 if name == "oscar_base" else 512))
+    block = load_config(ROOT / "configs" / f"{name}.yaml", []).model
+    features = int(block["embedder"].get("feature_size", 2048 if name.endswith("base") else 512))
     block = block | {"embedder": {k: v for k, v in block["embedder"].items() if k != "feature_size"}}
     block["max_tokens"] = block["max_tokens"] | {"caption": WORDS}
     torch.manual_seed(0)
-    model: Any = build_model(block, SPECIAL, FeatureFacts(features, 0)).eval()
+    model: Any = build_model(block, SPECIAL, FeatureFacts(features, CLASSES)).eval()
     vocabulary = len(model.tied("word_embeddings"))
     task = Captioning(model, SPECIAL["MASK"], SPECIAL["SEP"], list(range(5, vocabulary))).eval()
     batch = made_up_batch(pictures, regions, tags, features)

@@ -43,7 +43,8 @@ class Places:
     each segment, the rows of its tokens in the text stream. `special`: for each special token of the layout, by name,
     its row of each pair with text (of one that stands twice, the later). `text_rows`: all rows of text in the text
     stream, special tokens included (`source` is NONE there). `regions`: the rows of regions in the visual stream, or
-    None where a model has no such rows.
+    None where a model has no such rows. `written_words`, `written_regions`: the rows of a decoder's stream that predict
+    tokens of the segment `target`, and regions; None where nothing is written.
     """
 
     text: Tensor
@@ -52,6 +53,8 @@ class Places:
     text_rows: Rows
     regions: Rows | None
     special: dict[str, Rows] = field(default_factory=dict)
+    written_words: Rows | None = None
+    written_regions: Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Encoded:
     `text` and `visual`: the two streams, `values` [N, H of the stream]; the same object in a single stream. `places`:
     what their rows are. `pooled`: named vectors [P, H], absent where a model has none. `computed_rows`: rows that
     attention worked on, padding included, for the padding share in the log. `region_parts`: of an embedder that offers
-    them.
+    them. `written`: the stream of a model with a decoder, where the batch says what it writes.
     """
 
     text: Ragged
@@ -80,6 +83,7 @@ class Encoded:
     pooled: dict[str, Tensor]
     computed_rows: int
     region_parts: RegionParts | None = None
+    written: Ragged | None = None
 
     @property
     def tokens(self) -> dict[str, Rows]:
@@ -103,8 +107,9 @@ class Encoded:
 
     @property
     def rows(self) -> int:
-        """Rows of both streams."""
-        return len(self.text.values) + (0 if self.visual is self.text else len(self.visual.values))
+        """Rows of all streams."""
+        own = [self.text] if self.visual is self.text else [self.text, self.visual]
+        return sum(len(s.values) for s in [*own, *([] if self.written is None else [self.written])])
 
 
 @dataclass(frozen=True)
@@ -265,6 +270,7 @@ class Model(AnyModel, Protocol):
     items: list[str]  # of the layout: what a sequence can have
     max_tokens: dict[str, int]  # of each segment of the layout
     streams: int  # 1, or 2 of which one has the text and one the regions
+    feature_size: int  # F, of region features
 
     def __call__(self, batch: Batch, planned: Any = None) -> Encoded:
         """Encode the pairs of a (possibly corrupted) batch."""

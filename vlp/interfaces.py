@@ -379,7 +379,8 @@ class Batch:
     zeros where there is none. `phrases`: those of the questions, and what they mean. `source` names the data set;
     (`step`, `micro_batch`) is the place in the run, from which all randomness of the micro-batch is derived.
     `replaced`: broken samples that others stand in for. `hard_images` int64 [P, n]: images that are easily taken for
-    the pair's own, or NONE; mined before training.
+    the pair's own, or NONE; mined before training. `written_images` int64 [P], set by objectives: the image whose
+    regions a decoder writes about the pair, or NONE: it writes the segment `target` of the pair's text, if any.
     """
 
     texts: Texts
@@ -391,6 +392,7 @@ class Batch:
     target_boxes: Tensor | None = None
     phrases: Phrases | None = None
     hard_images: Tensor | None = None
+    written_images: Tensor | None = None
     source: str = ""
     step: int = 0
     micro_batch: int = 0

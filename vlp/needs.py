@@ -37,7 +37,7 @@ class Needs:
     (`vlp.contracts.Objective`). `alone`: why no other objective may be in its group; None: others may.
     `spans_step`: it sees the pairs of all micro-batches of a step at once. `rivals`: it compares them with one another,
     so that one pair is too few and a pair must not come twice. `region_parts`: what a region shows and where it is,
-    each by itself, before they become a row.
+    each by itself, before they become a row. `decoder`: one that writes, beside what reads (`Encoded.written`).
     """
 
     result: Result = "encoded"
@@ -49,6 +49,7 @@ class Needs:
     region_parts: bool = False
     mask_token: bool = False
     writes: str | None = None
+    decoder: bool = False
     truth: Literal["answers", "boxes", "choices"] | None = None
     mined: bool = False
     captions: bool = False
@@ -67,6 +68,7 @@ class Offers:
     region_features: bool = False
     region_parts: bool = False
     writes: frozenset[str] = frozenset()
+    decoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,12 @@ def faults(needs: Needs, offers: Offers, facts: FeatureFacts, tokenizer: Tokeniz
         )
     if needs.region_features and not offers.region_features:
         told.append("needs features of regions, and this model sees pixels")
+    if needs.decoder and not offers.decoder:
+        told.append("needs a model that writes with a decoder beside what reads, as an encoder_decoder does")
     if needs.writes is not None and needs.writes not in offers.writes:
         told.append(
             f"needs a model of one stream that writes the segment {needs.writes}: set model.layout_causal, as [CLS,"
-            f" {needs.writes}] in the layout [CLS, {needs.writes}, tags, SEP, regions]; the segment brings its own end"
+            f" {needs.writes}] in the layout [CLS, {needs.writes}, tags, SEP, regions]; the segment brings its own end."
+            f" Or a model with a decoder, and {needs.writes} in model.max_tokens"
         )
     return told

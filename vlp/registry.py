@@ -25,6 +25,7 @@ from vlp.checkpoints.importers import (
 )
 from vlp.checkpoints.key_map import KeyMap
 from vlp.models.dual_encoder import DualEncoder
+from vlp.models.encoder_decoder import EncoderDecoder
 from vlp.models.picture_coder import PictureCoder
 from vlp.models.single_stream import SingleStream
 from vlp.models.token_decoder import TokenDecoder
@@ -51,12 +52,14 @@ from vlp.nn.towers.wenlan_image import wenlan_image
 from vlp.nn.towers.wenlan_text import WenlanText
 from vlp.objectives.answering import Answering
 from vlp.objectives.contrastive import Contrastive
+from vlp.objectives.denoising import Denoising
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.objectives.masked_region import MaskedRegionClass, MaskedRegionDistribution, MaskedRegionRegression
 from vlp.objectives.masked_region_contrast import MaskedRegionContrast
 from vlp.objectives.matching import Matching
 from vlp.objectives.momentum_contrast import MomentumContrast
 from vlp.objectives.next_token import NextToken
+from vlp.objectives.region_generation import RegionGeneration
 from vlp.objectives.region_matching import RegionMatching
 from vlp.objectives.region_prediction import RegionPrediction
 from vlp.objectives.reproduction import Reproduction
@@ -73,6 +76,7 @@ from vlp.tasks.region_choice import RegionChoice
 
 MODELS: dict[str, Any] = {
     "dual_encoder": DualEncoder,
+    "encoder_decoder": EncoderDecoder,
     "picture_coder": PictureCoder,
     "single_stream": SingleStream,
     "token_decoder": TokenDecoder,
@@ -95,6 +99,7 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "answering": Answering,
     "captioning": Captioning,
     "contrastive": Contrastive,
+    "denoising": Denoising,
     "masked_language": MaskedLanguage,
     "masked_region_class": MaskedRegionClass,
     "masked_region_contrast": MaskedRegionContrast,
@@ -108,6 +113,7 @@ OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "paired_images": PairedImages,
     "phrase_grounding": PhraseGrounding,
     "region_choice": RegionChoice,
+    "region_generation": RegionGeneration,
     "region_matching": RegionMatching,
     "region_prediction": RegionPrediction,
     "reproduction": Reproduction,

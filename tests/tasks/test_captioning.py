@@ -14,6 +14,7 @@ from samples import MASK, SEP, WORD_IDS, WORDS
 from vlp.interfaces import NONE, Batch
 from vlp.models.single_stream import SingleStream
 from vlp.needs import FeatureFacts, faults
+from vlp.objectives.corruption import end_texts
 from vlp.objectives.masked_language import MaskedLanguage
 from vlp.tasks.captioning import Captioning, causal_texts, mean_of_best_texts, smoothed_divergence
 from vlp.writing.settings import Writing
@@ -46,12 +47,12 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_captions_are_cut_and_ended() -> None:
-    ended = task(model()).corrupt.ended(samples.segment([[7, 8], [], [5, 6, 7, 8, 9, 10, 11]]))
+    ended = end_texts(samples.segment([[7, 8], [], [5, 6, 7, 8, 9, 10, 11]]), SEP, 6)
     assert ended.tokens.tolist() == [7, 8, SEP, 5, 6, 7, 8, 9, SEP]
     assert ended.offsets.tolist() == [0, 3, 3, 9]
     assert ended.word_starts.tolist() == [True] * 9
     referring = replace(samples.segment([[7, 8]]), token_region=torch.tensor([1, 0]))
-    regions = task(model()).corrupt.ended(referring).token_region
+    regions = end_texts(referring, SEP, 6).token_region
     assert regions is not None
     assert regions.tolist() == [1, 0, NONE]
 
@@ -74,13 +75,12 @@ def test_how_many_words_are_masked() -> None:
 def test_masked_words_do_not_see_what_follows() -> None:
     """Neither a word's state nor a region's depends on the words after; a word's does on those before, and on tags."""
     of = model().eval()
-    own = task(of)
 
     def states(text: list[int], tag: int = 20) -> torch.Tensor:
         batch = captions([text], [[0, 0]])
         tags = samples.segment([[tag, 21]])
         batch = replace(batch, texts=replace(batch.texts, segments={**batch.texts.segments, "tags": tags}))
-        texts = causal_texts(batch.texts, own.corrupt.ended(batch.texts.segments["caption"]))
+        texts = causal_texts(batch.texts, end_texts(batch.texts.segments["caption"], SEP, 6))
         torch.manual_seed(1)
         return of(replace(batch, texts=texts, images=samples.images([2, 3]))).text.values
 

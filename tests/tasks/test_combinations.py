@@ -87,6 +87,7 @@ volta_vilbert_base    +      +      +       +     +    stream +       +       + 
 volta_visualbert_base +      +      +       +     +    +      +       +       +      +      +       +     +     +
 volta_vlbert_base     +      +      +       +     +    +      +       +       +      +      +       +     +     +
 vlp_base              +      +      +       +     +    +      +       +       +      +      +       +     +     +
+xgpt_base             +      +      +       +     +    +      +       +       +      +      +       +     +     +
 clip_small            dual   dual   dual    dual  dual dual   dual    dual    dual   dual   dual    dual  dual  dual
 """
 HEADER, *ROWS = (line.split() for line in TABLE.strip().splitlines())
@@ -140,7 +141,9 @@ def for_task(block: dict[str, Any], task: str) -> dict[str, Any]:
             new.append(("regions_2", kind))
     if task != "captions":
         block = {key: value for key, value in block.items() if not key.startswith("layout_causal")}
-    if task == "captions":  # a caption brings its own end
+    if task == "captions" and block["type"] == "encoder_decoder":
+        pass  # it reads the layout as it stands, and writes elsewhere
+    elif task == "captions":  # a caption brings its own end
         end = [item for item, _ in new].index("caption") + 1
         del new[end : end + 1]
         block = {"layout_causal": ["CLS", "caption"], **block}

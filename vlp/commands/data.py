@@ -7,7 +7,8 @@ SPLIT.left_out.jsonl beside the shards. `vlp data SOURCE --help` shows a source'
 `webdataset` indexes tars in webdataset's layout (pictures with KEY.txt or KEY.json, as img2dataset writes them) where
 they lie: no tar is copied or changed. Run again, it reads the tars alone that are new or have changed.
 
-`encode` makes no data set: it adds the codes of a data set's pictures, by a coder that was trained.
+`encode` makes no data set: it adds the codes of a data set's pictures, by a coder that was trained. `caption` makes one
+out of another: a run describes its images that have no captions, or few.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from data_pipelines.annotations.web_pictures import NAMINGS
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.scenes.placing import OBJECTS
 from data_pipelines.shards.format import Manifest, Sample, ShardError
-from vlp.commands import encode
+from vlp.commands import caption, encode
 from vlp.commands.command import GO_ON, STOPPED, examples_of, open_console, options_of, run_command, whole_number
 
 MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
@@ -292,7 +293,8 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         "--tars", nargs="+", required=True, help="folders, files, or patterns as in 'cc3m/{00..31}.tar'"
     )
     added["webdataset"].add_argument("--out", type=Path, help="folder of the index (default: the tars' own)")
-    encode.add_options(_add(sources, "encode", encode.__doc__ or "", encode.EXAMPLE))
+    for command in (encode, caption):
+        command.add_options(_add(sources, command.__name__.split(".")[-1], command.__doc__ or "", command.EXAMPLE))
     for name, source in added.items():
         if name == "scenes":
             source.add_argument("--out", type=Path, required=True, help="folder of the data set, not there yet")
@@ -442,12 +444,13 @@ def main(arguments: list[str]) -> int:
     console = open_console(markup=False)
     makers = {"scenes": make_scenes, "coco": make_coco, "nlvr1": make_nlvr1, "text": make_text}
     makers |= {"webdataset": make_webdataset, "encode": encode.encode}
+    makers |= {"caption": caption.caption}
 
     def make(given: list[str]) -> None:
         options = read_arguments(given)
         makers.get(options.command, make_benchmark)(options, console)
 
     stopped = STOPPED, "stopped; nothing was added"
-    if arguments[:1] == ["encode"]:
+    if arguments[:1] in (["encode"], ["caption"]):
         stopped = GO_ON, "stopped; the same command goes on where it was"
     return run_command(make, arguments, stopped=stopped)

@@ -125,7 +125,10 @@ class Blind(nn.Module):
         if encoded.visual is not encoded.text:
             visual = Ragged(self.visual.expand(len(encoded.visual.values), -1), encoded.visual.offsets)
         pooled = {name: self.pooled.expand(len(value), -1) for name, value in encoded.pooled.items()}
-        return replace(encoded, text=text, visual=visual, pooled=pooled)
+        written = encoded.written
+        if written is not None:
+            written = Ragged(self.text.expand(len(written.values), -1), written.offsets)
+        return replace(encoded, text=text, visual=visual, pooled=pooled, written=written)
 
 
 def small_overrides(path: Path) -> list[str]:

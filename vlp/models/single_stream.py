@@ -136,6 +136,7 @@ class SingleStream(nn.Module):
             writes=layout.causal & layout.max_tokens.keys(),
         )
         self.embedder = embedder
+        self.feature_size: int = embedder.feature_size  # type: ignore[assignment]
         self.encoder = Transformer(
             layers,
             hidden_size=hidden_size,
@@ -189,7 +190,7 @@ class SingleStream(nn.Module):
             None if self.backbone is None else self.backbone.plan,
             getattr(self.embedder, "plan", None),
             (self.pooler is not None) + (self.visual_pooler is not None),
-            self.embedder.feature_size,  # type: ignore[arg-type]
+            self.feature_size,
             self.offers.region_rows,
         )
 

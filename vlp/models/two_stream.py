@@ -13,34 +13,11 @@ from vlp.interfaces import Batch, Images, PixelSize, Ragged
 from vlp.needs import Offers
 from vlp.nn.attention import AttentionPlan, plan_attention
 from vlp.nn.cost import rows_of, transformer_cost
-from vlp.nn.cross_attention import CrossAttention, CrossPlan, plan_cross_attention
+from vlp.nn.cross_attention import CrossPlan, Exchange, plan_cross_attention
 from vlp.nn.first_rows import FirstRows, first_rows, project_first
 from vlp.nn.layout import Layout, Sequences, check_width
 from vlp.nn.ragged import Padded, lengths_of, mean_of_rows, offsets_of, owner_of_rows, padded
 from vlp.nn.transformer import Block, initialise
-
-
-class Exchange(nn.Module):
-    """Post-norm cross-attention: x = norm(x + attention of x on the other stream), dropout before the addition."""
-
-    def __init__(
-        self,
-        size: int,
-        other_size: int,
-        hidden_size: int,
-        heads: int,
-        dropout: float,
-        attention_dropout: float,
-        norm_eps: float,
-    ):
-        super().__init__()
-        self.attention = CrossAttention(size, other_size, hidden_size, heads, attention_dropout)
-        self.norm = nn.LayerNorm(size, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, rows: Tensor, other: Tensor, plan: CrossPlan) -> Tensor:
-        """Rows [N, size] of this stream, given those of the other, to rows [N, size]."""
-        return self.norm(rows + self.dropout(self.attention(rows, other, plan)))
 
 
 class CrossBlock(nn.Module):
@@ -212,6 +189,7 @@ class TwoStream(nn.Module):
         self.mlp_size = mlp_size
         self.offers = Offers("encoded", region_rows=layout.has_regions, pooled=True, region_features=True)
         self.embedder = embedder
+        self.feature_size: int = embedder.feature_size  # type: ignore[assignment]
         rates = (dropout, attention_dropout, norm_eps)
 
         def block(stream: str, self_attention: bool) -> Block:
@@ -263,7 +241,7 @@ class TwoStream(nn.Module):
             self.text_layout,
             self.visual_layout,
             getattr(self.embedder, "plan", None),
-            self.embedder.feature_size,  # type: ignore[arg-type]
+            self.feature_size,
             self.offers.region_rows,
             len(self.visual_gates) > 0,
         )

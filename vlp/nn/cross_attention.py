@@ -127,3 +127,26 @@ class CrossAttention(nn.Module):
             mixed.append(out.transpose(1, 2).reshape(asking.sequences * asking.length, -1))
         mixed.append(query.new_zeros(1, query.shape[1]))  # the context of a row without keys
         return self.out(torch.cat(mixed).index_select(0, plan.inverse))
+
+
+class Exchange(nn.Module):
+    """Post-norm cross-attention: x = norm(x + attention of x on the other stream), dropout before the addition."""
+
+    def __init__(
+        self,
+        size: int,
+        other_size: int,
+        hidden_size: int,
+        heads: int,
+        dropout: float,
+        attention_dropout: float,
+        norm_eps: float,
+    ):
+        super().__init__()
+        self.attention = CrossAttention(size, other_size, hidden_size, heads, attention_dropout)
+        self.norm = nn.LayerNorm(size, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows: Tensor, other: Tensor, plan: CrossPlan) -> Tensor:
+        """Rows [N, size] of this stream, given those of the other, to rows [N, size]."""
+        return self.norm(rows + self.dropout(self.attention(rows, other, plan)))

@@ -151,7 +151,7 @@ class Layout:
                 slot = 1 if item == "regions" else int(item.removeprefix("regions_"))
                 if slot >= pairs.shape[1]:
                     raise ValueError(f"the layout has {item}, but the pairs have {pairs.shape[1] - 1} image slots")
-                start, length = _spans(batch.images.offsets, pairs[:, slot])
+                start, length = spans(batch.images.offsets, pairs[:, slot])
             elif item == "whole":
                 start = first_image(pairs)
                 length = (start != NONE).long()
@@ -245,7 +245,7 @@ class Layout:
         """Where a segment of each pair's text begins, and how many of its tokens are kept."""
         if name not in batch.texts.segments:
             return torch.zeros_like(batch.pairs[:, 0]), torch.zeros_like(batch.pairs[:, 0])
-        start, length = _spans(batch.texts.segments[name].offsets, batch.pairs[:, 0])
+        start, length = spans(batch.texts.segments[name].offsets, batch.pairs[:, 0])
         return start, length.clamp(max=self.max_tokens[name])
 
     def _causal_pairs(self, batch: Batch) -> Tensor | None:
@@ -288,7 +288,7 @@ def first_image(pairs: Tensor) -> Tensor:
     return pairs.gather(1, slot + 1)[:, 0]
 
 
-def _spans(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def spans(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Start and length of the sequence chosen by each pair; length 0 where none is."""
     if len(offsets) == 1:
         return torch.zeros_like(chosen), torch.zeros_like(chosen)
@@ -299,6 +299,6 @@ def _spans(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 def _regions_meant(batch: Batch, number: Tensor, pair: Tensor) -> Tensor:
     """The region of the batch that is `number` of the first image of each row's `pair`; NONE if it has no such one."""
-    start, count = _spans(batch.images.offsets, batch.pairs[:, 1])
+    start, count = spans(batch.images.offsets, batch.pairs[:, 1])
     there = (number != NONE) & (number < count.index_select(0, pair))
     return torch.where(there, start.index_select(0, pair) + number, NONE)

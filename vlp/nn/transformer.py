@@ -48,16 +48,24 @@ class Block(nn.Module):
         assert self.attention_norm is not None
         return self.attention.qkv(self.attention_norm(rows) if self.norm_first else rows)
 
-    def forward(self, rows: Tensor, plan: Attends, scale: Tensor | None = None) -> Tensor:
-        """Rows [N, H] of all sequences to rows [N, H]; `scale`: see `SelfAttention.forward`."""
+    def attend(self, rows: Tensor, plan: Attends, scale: Tensor | None = None) -> Tensor:
+        """The first half: rows [N, H] of all sequences to rows [N, H]; `scale`: see `SelfAttention.forward`."""
+        if self.attention is None or self.attention_norm is None:
+            return rows
         if self.norm_first:
-            if self.attention is not None and self.attention_norm is not None:
-                rows = rows + self.dropout(self.attention(self.attention_norm(rows), plan, scale))
+            return rows + self.dropout(self.attention(self.attention_norm(rows), plan, scale))
+        return self.attention_norm(rows + self.dropout(self.attention(rows, plan, scale)))
+
+    def transform(self, rows: Tensor) -> Tensor:
+        """The second half, the MLP: rows [N, H] to rows [N, H], each by itself."""
+        if self.norm_first:
             hidden = self.dropout(self.activation(self.mlp_in(self.mlp_norm(rows))))
             return rows + self.dropout(self.mlp_out(hidden))
-        if self.attention is not None and self.attention_norm is not None:
-            rows = self.attention_norm(rows + self.dropout(self.attention(rows, plan, scale)))
         return self.mlp_norm(rows + self.dropout(self.mlp_out(self.activation(self.mlp_in(rows)))))
+
+    def forward(self, rows: Tensor, plan: Attends, scale: Tensor | None = None) -> Tensor:
+        """Rows [N, H] of all sequences to rows [N, H]; `scale`: see `SelfAttention.forward`."""
+        return self.transform(self.attend(rows, plan, scale))
 
 
 class Transformer(nn.Module):

@@ -213,3 +213,93 @@ def foil_captions(texts: Texts, share: float, generator: torch.Generator) -> tup
     )
     rows = torch.arange(count, device=foiled.device) + count * foiled
     return replace(texts, segments={**texts.segments, "caption": take_texts(either, rows)}), foiled
+
+
+def end_texts(segment: Segment, end_id: int, most: int) -> Segment:
+    """The texts, each followed by what ends it, cut so that both are no more than `most`; an empty one gets no end."""
+    kept = lengths_of(segment.offsets).clamp(max=most - 1)
+    offsets = offsets_of(kept + (kept > 0))
+    last = (offsets[1:] - 1)[kept > 0]
+    source, _ = ranges(segment.offsets[:-1], kept)
+    place, _ = ranges(offsets[:-1], kept)
+
+    def filled(values: Tensor, end: int) -> Tensor:
+        own = values.new_empty(int(offsets[-1])).index_copy(0, place, values.index_select(0, source))
+        return own.index_fill(0, last, end)
+
+    regions = segment.token_region
+    return Segment(
+        tokens=filled(segment.tokens, end_id),
+        offsets=offsets,
+        word_starts=filled(segment.word_starts, True),
+        token_region=None if regions is None else filled(regions, NONE),
+    )
+
+
+def take_places(segment: Segment, start: Tensor, length: Tensor) -> Segment:
+    """Of each text the tokens from the `start`-th on, `length` of them, int64 [T] each."""
+    index, _ = ranges(segment.offsets[:-1] + start, length)
+    regions = segment.token_region
+    return Segment(
+        tokens=segment.tokens.index_select(0, index),
+        offsets=offsets_of(length),
+        word_starts=segment.word_starts.index_select(0, index),
+        token_region=None if regions is None else regions.index_select(0, index),
+    )
+
+
+def choose_fragments(lengths: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A fragment of each text: where it begins and how many tokens it has, int64 [T] each.
+
+    It has the `share` of a text's tokens, rounded, but at least one, and may begin wherever it fits, all places being
+    equally likely. An empty text has an empty fragment.
+    """
+    size = (lengths * share).round().long().clamp(min=1).minimum(lengths)
+    draw = torch.rand(len(lengths), generator=generator, device=lengths.device, dtype=torch.float64)
+    return (draw * (lengths - size + 1)).long(), size
+
+
+def fill_spans(
+    segment: Segment, share: float, mean_length: float, mask_id: int, generator: torch.Generator
+) -> tuple[Segment, Tensor]:
+    """Put one mask in the place of each of several spans of tokens, so that it doesn't tell how many there were.
+
+    Lengths of spans are drawn from a Poisson distribution until a text's spans hide the `share` of its tokens, rounded,
+    but at least one; the last is cut to that. They are dealt among the tokens that stay, all orders being equally
+    likely: spans may touch, and don't overlap. One of no token puts a mask between tokens.
+
+    Source: BART (Lewis et al. 2020), text infilling; XGPT's (Xia et al. 2020) is described as that.
+
+    Returns:
+        The segment, and bool [n], the tokens of the old one that are hidden.
+    """
+    lengths, device = lengths_of(segment.offsets), segment.tokens.device
+    hidden = (lengths * share).round().long().clamp(min=1).minimum(lengths)
+    # enough that spans of no token hardly ever leave a text without its share
+    room = 2 * int(hidden.max()) + 4 if len(hidden) else 0
+    rates = torch.full((len(lengths), room), mean_length, device=device)
+    drawn = torch.poisson(rates, generator=generator).long()
+    before = drawn.cumsum(1) - drawn
+    used = before < hidden[:, None]
+    drawn = torch.minimum(drawn, (hidden[:, None] - before).clamp(min=0))
+    shuffled = torch.rand(drawn.shape, generator=generator, device=device).masked_fill(~used, 2.0).argsort(1)
+    drawn, used = drawn.gather(1, shuffled), used.gather(1, shuffled)  # so that the one that is cut may stand anywhere
+    spans, stay = used.sum(1), lengths - (drawn * used).sum(1)
+    slots = offsets_of(stay + spans)
+    is_span = choose_some(slots, spans, generator)
+    taken = torch.ones(len(is_span), dtype=torch.int64, device=device)  # tokens that each slot takes
+    taken = taken.index_copy(0, is_span.nonzero()[:, 0], drawn[used])
+    first = taken.cumsum(0) - taken  # all tokens are taken, in their order
+    words = first.clamp(max=max(len(segment.tokens) - 1, 0))
+
+    def filled(values: Tensor, mask: int) -> Tensor:
+        return torch.where(is_span, mask, values.index_select(0, words)) if len(values) else values
+
+    regions = segment.token_region
+    masked = Segment(
+        tokens=filled(segment.tokens, mask_id),
+        offsets=slots,
+        word_starts=filled(segment.word_starts, True),
+        token_region=None if regions is None else filled(regions, NONE),
+    )
+    return masked, torch.repeat_interleave(is_span, taken)

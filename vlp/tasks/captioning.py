@@ -18,9 +18,10 @@ from vlp.metrics.cider import Frequencies
 from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.precision import at_least_float32
-from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows, ranges
+from vlp.nn.ragged import lengths_of, offsets_of, owner_of_rows
 from vlp.nn.transformer import initialise
-from vlp.objectives.corruption import choose_some, replace_tokens, take_texts
+from vlp.objectives.corruption import choose_some, end_texts, replace_tokens, take_texts
+from vlp.objectives.written_words import caption_of, word_rows, written_states, written_texts
 from vlp.tasks.self_critical import Drawing, self_critical
 from vlp.writing.constrained import Constraint
 from vlp.writing.filters import Filter, begins
@@ -32,8 +33,9 @@ DEFAULT = Writing()
 
 @dataclass(frozen=True)
 class CaptionRows:
-    """Tokens to predict: `rows` int64 [n] of the text stream, `labels` int64 [n], and the `pair` int64 [n] of each, of
-    so many `pairs`. `step`: of the run. `causal` bool [n]: those of causal texts. `drawing`: see `CaptionTargets`.
+    """Tokens to predict: `rows` int64 [n] of the text stream, or of a decoder's, `labels` int64 [n], and the `pair`
+    int64 [n] of each, of so many `pairs`. `step`: of the run. `causal` bool [n]: those of causal texts. `drawing`: see
+    `CaptionTargets`.
     """
 
     rows: Tensor
@@ -50,7 +52,8 @@ class CaptionTargets:
     """`labels` int64 [n]: the original tokens of all captions; `chosen` bool [n]: those to predict.
 
     `matched` bool [P]: pairs whose tokens count. `step`: of the run. `causal` bool [n]: tokens of causal texts.
-    `drawing`: what captions are drawn from, where they are rewarded.
+    `drawing`: what captions are drawn from, where they are rewarded. `by_decoder`: the captions are what a decoder
+    writes.
     """
 
     labels: Tensor
@@ -59,10 +62,11 @@ class CaptionTargets:
     step: int
     causal: Tensor
     drawing: Drawing | None = None
+    by_decoder: bool = False
 
     def locate(self, places: Places) -> CaptionRows:
         """The rows that show the tokens to predict."""
-        where = places.tokens["caption"]
+        where = word_rows(places) if self.by_decoder else places.tokens["caption"]
         keep = self.chosen.index_select(0, where.source) & self.matched.index_select(0, where.pair)
         labels, causal = (part.index_select(0, where.source[keep]) for part in (self.labels, self.causal))
         pair, pairs = where.pair[keep], len(self.matched)
@@ -89,9 +93,7 @@ class CaptionMasking:
         Raises:
             ValueError: there is no segment `caption`.
         """
-        if "caption" not in batch.texts.segments:
-            raise ValueError(f"the pairs of source {batch.source!r} have no segment `caption`")
-        caption = self.ended(batch.texts.segments["caption"])
+        caption = end_texts(caption_of(batch), self.end_id, self.max_tokens)
         tokens = lengths_of(caption.offsets)
         beside = 1 if self.counted == "all" else -1
         count = ((tokens + beside) * self.probability).round().long().clamp(1, self.most_masked)
@@ -110,25 +112,24 @@ class CaptionMasking:
         targets = CaptionTargets(caption.tokens, chosen, batch.matched, batch.step, of_tokens, drawing)
         return replace(batch, texts=texts), targets
 
-    def ended(self, caption: Segment) -> Segment:
-        """Captions, cut so that they and their end are no longer than the model takes; an empty one gets no end."""
-        kept = lengths_of(caption.offsets).clamp(max=self.max_tokens - 1)
-        offsets = offsets_of(kept + (kept > 0))
-        last = (offsets[1:] - 1)[kept > 0]
-        source, _ = ranges(caption.offsets[:-1], kept)
-        place, _ = ranges(offsets[:-1], kept)
 
-        def filled(values: Tensor, end: int) -> Tensor:
-            own = values.new_empty(int(offsets[-1])).index_copy(0, place, values.index_select(0, source))
-            return own.index_fill(0, last, end)
+@dataclass(frozen=True)
+class CaptionHiding:
+    """What `Captioning` does to a batch for a model with a decoder: captions are not read, they are written."""
 
-        regions = caption.token_region
-        return Segment(
-            tokens=filled(caption.tokens, self.end_id),
-            offsets=offsets,
-            word_starts=filled(caption.word_starts, True),
-            token_region=None if regions is None else filled(regions, NONE),
-        )
+    end_id: int
+    max_tokens: int
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, CaptionTargets]:
+        """End the captions, and make of them what is written.
+
+        Raises:
+            ValueError: there is no segment `caption`.
+        """
+        target = end_texts(caption_of(batch), self.end_id, self.max_tokens)
+        every = torch.ones_like(target.tokens, dtype=torch.bool)
+        targets = CaptionTargets(target.tokens, every, batch.matched, batch.step, every, by_decoder=True)
+        return written_texts(batch, None, target), targets
 
 
 def causal_texts(texts: Texts, caption: Segment) -> Texts:
@@ -144,6 +145,9 @@ class Captioning(nn.Module):
     the caption. Training masks some words, the end included, which is a token of the caption here, and predicts them;
     writing puts a mask after what is written so far and predicts that. The decoder is tied to the word embeddings. The
     loss is the divergence of the smoothed label from the prediction, mean over masked words, the worst left out.
+
+    A model with a decoder reads no caption. Its decoder writes the caption, and each of its words is predicted from the
+    state before; nothing is masked, and no layer stands between the states and the word embeddings.
 
     VLP's pretraining is the same with a `causal_share` of 0.75: the other texts are read in both directions, by the
     same head, or by one that differs in its transform.
@@ -170,8 +174,10 @@ class Captioning(nn.Module):
         rewarded: in training captions are drawn and rewarded by CIDEr-D (`vlp.tasks.self_critical`) in the place of
             masked words, which tell held-out losses all the same; it begins with the weights of a run without.
 
+    `probability`, `most_masked`, `counted`, `causal_share` and `transforms` are of models without a decoder.
+
     Raises:
-        ValueError: `causal_share` is no share, or there is no transform.
+        ValueError: `causal_share` is no share, there is no transform, or a setting is of models without a decoder.
     """
 
     unwritten: Tensor
@@ -212,32 +218,45 @@ class Captioning(nn.Module):
         self.mask_id, self.end_id = mask_id, end_id
         self.max_tokens = model.max_tokens["caption"]  # the end included
         self.most_written = min(most_written or self.max_tokens, self.max_tokens)
+        self.by_decoder = model.offers.decoder
+        if self.by_decoder and (probability, most_masked, counted, causal_share, transforms) != (0.15, 3, "all", 1, 1):
+            raise ValueError(
+                "a decoder predicts every word and masks none: leave probability, most_masked, counted, causal_share"
+                " and transforms out"
+            )
         words = torch.tensor(word_ids, device="cpu")
         self.rewarded = rewarded is not None
-        self.corrupt = CaptionMasking(
+        if self.by_decoder and self.rewarded:
+            raise ValueError("rewarded captions are drawn by models without a decoder alone: leave rewarded out")
+        masking = CaptionMasking(
             mask_id, end_id, words, probability, most_masked, self.max_tokens, counted, causal_share, self.rewarded
         )
+        self.corrupt = CaptionHiding(end_id, self.max_tokens) if self.by_decoder else masking
         self.smoothing_skips, self.drop_worst_of = smoothing_skips, drop_worst_of
         self.label_smoothing, self.drop_worst, self.drop_worst_after = label_smoothing, drop_worst, drop_worst_after
         size = len(model.tied("word_embeddings"))
         unwritten = torch.ones(size, dtype=torch.bool).index_fill(0, torch.tensor([*word_ids, end_id]), False)
         self.register_buffer("unwritten", unwritten, persistent=False)
-        self.transform = Transform(model.hidden_size, model.norm_eps, modes=transforms)
+        self.transform = None
+        if not self.by_decoder:
+            self.transform = Transform(model.hidden_size, model.norm_eps, modes=transforms)
         self.bias = nn.Parameter(torch.zeros(size))
         initialise(self, model.initial_std)
 
     def word_logits(self, states: Tensor, model: Model, causal: Tensor | None = None) -> Tensor:
         """States [n, H] to logits [n, vocabulary]. causal: bool [n], those of causal texts; None: all are."""
-        mode = None if causal is None else causal * (self.transform.modes - 1)
-        return F.linear(self.transform(states, mode), model.tied("word_embeddings"), self.bias)
+        if self.transform is not None:
+            states = self.transform(states, None if causal is None else causal * (self.transform.modes - 1))
+        return F.linear(states, model.tied("word_embeddings"), self.bias)
 
     def predict(self, encoded: Encoded, targets: CaptionTargets | CaptionRows, model: Model) -> tuple[Tensor, Tensor]:
         """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""
         at = located(targets, encoded.places)
-        return self.word_logits(encoded.text.values.index_select(0, at.rows), model, at.causal), at.labels
+        states = written_states(encoded) if self.by_decoder else encoded.text.values
+        return self.word_logits(states.index_select(0, at.rows), model, at.causal), at.labels
 
     def loss(self, encoded: Encoded, targets: CaptionTargets | CaptionRows, model: Model) -> tuple[Losses, Report]:
-        """Losses: `captioning`. Report: `captioning_accuracy`, of the masked words; or see `self_critical`.
+        """Losses: `captioning`. Report: `captioning_accuracy`, of the words to predict; or see `self_critical`.
 
         Raises:
             ValueError: captions are to be rewarded, and `count_captions` was never called.
