@@ -30,10 +30,11 @@ from vlp import registry
 from vlp.build import build_model, build_objectives, loads_of
 from vlp.commands import evaluate, predict, train
 from vlp.config import ConfigError, GroupConfig, load_config
-from vlp.contracts import Ability, Encoded, Losses, Measured, Model, Prompt, Reply, Report, Run
+from vlp.contracts import Ability, Encoded, Losses, Model, Report
 from vlp.interfaces import Batch, Loads, Regions, Truth
 from vlp.needs import EmbedderOffers, FeatureFacts, Needs
 from vlp.nn.layout import Sequences
+from vlp.task_contracts import Measured, Prompt, Reply, Run
 from vlp.text.wordpiece import WordPiece
 
 ROOT = Path(__file__).parent.parent

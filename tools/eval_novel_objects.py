@@ -34,8 +34,8 @@ from vlp.checkpoints.load import write_atomically
 from vlp.commands.command import open_console, run_command, whole_number
 from vlp.commands.evaluate import open_source
 from vlp.config import ConfigError
-from vlp.contracts import WritingTask
 from vlp.evaluation.captions import Captioned, caption_metrics, write
+from vlp.task_contracts import WritingTask
 from vlp.writing.settings import Writing
 
 PAIRS = 16  # of a batch

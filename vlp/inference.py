@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from vlp.build import loads_of, name_of, pixel_size
 from vlp.checkpoints.load import load_strictly, read_weights
 from vlp.config import ConfigError, RunConfig, SourceConfig, ratio_for
-from vlp.contracts import Ability, Prompt, Task
+from vlp.contracts import Ability
 from vlp.convert import unknown_key
 from vlp.evaluation.asking import likelihoods
 from vlp.evaluation.captions import write
 from vlp.interfaces import Batch, Images, Loads, Tokenizer
 from vlp.registry import OBJECTIVES
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run, weights_file
+from vlp.task_contracts import Prompt, Task
 from vlp.use import embeddings, pairs, pictures
 from vlp.use.images import Given, ImageMaker, several, texts_of
 from vlp.writing.settings import Writing

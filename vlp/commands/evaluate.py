@@ -34,11 +34,11 @@ from data_pipelines.sources.vocabulary_fit import tell_fit
 from vlp.checkpoints.load import write_atomically
 from vlp.commands.command import Parser, open_console, options_of, run_command, whole_number
 from vlp.commands.evaluate_pictures import Drawing, evaluate_pictures
-from vlp.contracts import Task
 from vlp.convert import convert
 from vlp.inference import TrainedModel
 from vlp.interfaces import Truth
 from vlp.strict_yaml import ConfigError, read_yaml
+from vlp.task_contracts import Task
 
 WRITING = (
     "Captions are written as these say, each with its default: --beams 1 (beginnings that are followed, or samples"

@@ -28,9 +28,9 @@ from vlp.checkpoints.load import read_weights
 from vlp.commands.command import open_console, options_of, run_command
 from vlp.commands.evaluate import WRITING, other_settings, own_settings
 from vlp.config import ConfigError
-from vlp.contracts import Prompt
 from vlp.inference import TrainedModel
 from vlp.interfaces import Loads, Regions
+from vlp.task_contracts import Prompt
 from vlp.use.images import check_regions
 
 

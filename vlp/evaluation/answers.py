@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vlp.contracts import AnsweringTask, Measured, Prompt, Reply, Run
 from vlp.evaluation.asking import accuracy_table, likeliest, likelihoods, likelihoods_of_one
 from vlp.interfaces import Batch, Truth
 from vlp.metrics.vqa_accuracy import (
@@ -18,6 +17,7 @@ from vlp.metrics.vqa_accuracy import (
     statement_of,
     vqa_accuracy,
 )
+from vlp.task_contracts import AnsweringTask, Measured, Prompt, Reply, Run
 
 Form = Literal["vqa", "gqa", "csv"]
 
@@ -92,7 +92,7 @@ class AnswerOptions:
 
 
 class AnswerEvaluation:
-    """Of tasks that choose one of the answers of a list; see `vlp.contracts.Evaluation`."""
+    """Of tasks that choose one of the answers of a list; see `vlp.task_contracts.Evaluation`."""
 
     measured_on: Literal["questions"] = "questions"
     Options = AnswerOptions

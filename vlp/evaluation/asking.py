@@ -10,9 +10,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from vlp.contracts import AnsweringTask, Prompt, Run
 from vlp.interfaces import AnswerScores, Batch, Images, Regions, Segment, Texts
 from vlp.strict_yaml import ConfigError
+from vlp.task_contracts import AnsweringTask, Prompt, Run
 
 
 @dataclass

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from vlp.contracts import Measured, Prompt, Reply, Run, WritingTask
 from vlp.evaluation.asking import one_image, texts_of
 from vlp.evaluation.objects import constraints_of, objects_of
 from vlp.interfaces import NONE, Batch, Images, Truth
 from vlp.metrics.cider import Frequencies, cider_d
 from vlp.strict_yaml import ConfigError
+from vlp.task_contracts import Measured, Prompt, Reply, Run, WritingTask
 from vlp.writing.constrained import Constraint
 from vlp.writing.settings import Writing
 
@@ -189,7 +189,7 @@ def plain_words(text: str) -> str:
 
 
 class CaptionEvaluation:
-    """Of tasks that write captions; see `vlp.contracts.Evaluation`."""
+    """Of tasks that write captions; see `vlp.task_contracts.Evaluation`."""
 
     measured_on: Literal["images"] = "images"
     Options = Writing
@@ -266,7 +266,7 @@ def write(
     Args:
         task, run: what was trained.
         batch: clean.
-        how, keep: see `vlp.contracts.WritingTask.write`.
+        how, keep: see `vlp.task_contracts.WritingTask.write`.
         begin: what each caption begins with.
         names: of the objects of each pair's image, for a search that is to name them; None: as its regions say.
 

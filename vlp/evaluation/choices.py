@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from vlp.contracts import AnsweringTask, Measured, Prompt, Reply, Run
 from vlp.evaluation.asking import NoOptions, likeliest, likelihoods, one_image, texts_of
 from vlp.interfaces import AnswerScores, Batch, Images, Truth
 from vlp.strict_yaml import ConfigError
+from vlp.task_contracts import AnsweringTask, Measured, Prompt, Reply, Run
 
 CHOICES = 4  # of a question, and of rationales of each
 
@@ -79,7 +79,7 @@ NAMES = {"answer": "Q -> A", "rationale": "QA -> R", "joint": "Q -> AR"}
 
 class ChoiceEvaluation:
     """Of tasks that choose among texts of a question's own, its answers, or the rationales of one; see
-    `vlp.contracts.Evaluation`. A question is asked in parts: its answers, then its rationales for each of these.
+    `vlp.task_contracts.Evaluation`. A question is asked in parts: its answers, then its rationales for each of these.
     """
 
     measured_on: Literal["questions"] = "questions"

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from vlp.contracts import AnsweringTask, Measured, Prompt, Reply, Run
 from vlp.evaluation.asking import NoOptions, batch_of_one, likeliest, likelihoods, one_image
 from vlp.interfaces import Batch, Phrases, Truth
 from vlp.metrics.boxes import overlap_by_half
 from vlp.metrics.vqa_accuracy import means_by_kind
 from vlp.strict_yaml import ConfigError
+from vlp.task_contracts import AnsweringTask, Measured, Prompt, Reply, Run
 from vlp.text.phrases import bracketed, last_tokens
 
 Box = tuple[float, ...]
@@ -105,7 +105,7 @@ def table_of(found: dict[str, Any], title: str) -> Table:
 
 
 class PhraseEvaluation:
-    """Of tasks that choose one of the regions of an image for each phrase of a text; see `vlp.contracts.Evaluation`.
+    """Of tasks that choose a region of an image for each phrase of a text; see `vlp.task_contracts.Evaluation`.
 
     A phrase may have several boxes. By the protocol any_box a region is right that overlaps by half or more with one of
     them (VisualBERT; BAN, Kim et al. 2018); by merged_boxes one that does so with the box around all of them (Flickr30k

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from vlp.contracts import AnsweringTask, Measured, Prompt, Reply, Run
 from vlp.evaluation.asking import NoOptions, accuracy_table, likeliest, likelihoods, likelihoods_of_one, one_image
 from vlp.interfaces import Batch, Truth
 from vlp.metrics.boxes import overlap_by_half
 from vlp.metrics.vqa_accuracy import means_by_kind
+from vlp.task_contracts import AnsweringTask, Measured, Prompt, Reply, Run
 
 Box = tuple[float, ...]
 
@@ -69,7 +69,7 @@ def predictions_file(located: Sequence[Located]) -> str:
 
 
 class RegionEvaluation:
-    """Of tasks that choose one of the regions of an image; see `vlp.contracts.Evaluation`."""
+    """Of tasks that choose one of the regions of an image; see `vlp.task_contracts.Evaluation`."""
 
     measured_on: Literal["questions"] = "questions"
     Options = NoOptions

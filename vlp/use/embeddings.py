@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlp.contracts import Run
 from vlp.evaluation.asking import texts_of
 from vlp.interfaces import NONE, Batch, Images, Regions, map_tensors
 from vlp.strict_yaml import ConfigError
+from vlp.task_contracts import Run
 
 AT_ONCE = 64  # images or texts that a dual encoder embeds at a time
 

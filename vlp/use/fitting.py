@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp.contracts import Run
 from vlp.evaluation.asking import texts_of
 from vlp.interfaces import Batch, Images, Regions
 from vlp.strict_yaml import ConfigError
+from vlp.task_contracts import Run
 from vlp.token_contracts import Decoded
 from vlp.use.embeddings import embed_images, embed_texts, is_dual
 

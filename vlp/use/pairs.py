@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vlp.contracts import Run
 from vlp.evaluation.retrieval import score_all_pairs
 from vlp.interfaces import Batch, Images, Regions, map_tensors
+from vlp.task_contracts import Run
 from vlp.use.embeddings import embed_images, embed_texts, is_dual
 
 

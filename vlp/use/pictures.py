@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlp.contracts import Run
 from vlp.evaluation.asking import texts_of
 from vlp.interfaces import NONE, Batch, Images, Regions
 from vlp.strict_yaml import ConfigError
+from vlp.task_contracts import Run
 from vlp.use.fitting import fits
 from vlp.writing.filters import begins
 from vlp.writing.guided import Guided
