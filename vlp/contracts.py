@@ -345,7 +345,7 @@ class Objective(Protocol):
         """
 
 
-# What a trained objective can be asked for; see `vlp.task_contracts`. `pairs`: it has `score(encoded)`, float32 [P], how
-# well text and image of each pair match. `answers`: it is an `AnsweringTask`. `captions`: a `WritingTask`. `task`: it
-# is a `Task`. `guidance`: it learned from pictures without captions too, so that these can be made to count more.
+# What a trained objective can be asked for; see `vlp.task_contracts`. `pairs`: it has `score(encoded)`, float32 [P],
+# how well text and image of each pair match. `answers`: it is an `AnsweringTask`. `captions`: a `WritingTask`. `task`:
+# it is a `Task`. `guidance`: it learned from pictures without captions too, so that these can be made to count more.
 Ability = Literal["pairs", "answers", "captions", "task", "guidance"]
