@@ -99,7 +99,11 @@ SIZES = {
     **dict.fromkeys(("dropout", "attention_dropout"), 0.0),
     "initial_std": 0.1,
 }
-CAPTIONING = (ROOT / "configs" / "captioning").glob("*.yaml")
+CAPTIONING = [
+    path
+    for path in (ROOT / "configs" / "captioning").glob("*.yaml")
+    if load_config(path, []).model["type"] != "token_decoder"  # these write by another objective
+]
 SEEN = 6  # pairs, or questions, of a batch
 STEPS = 12
 
