@@ -299,6 +299,7 @@ def test_what_a_user_can_mend_is_told(root: Path, tmp_path: Path, run: Callable[
         ("classify", [dual, objects, f"templates={tmp_path / 'flat.txt'}"], "no place for the class"),
         ("classify", [dual, objects, f"templates={tmp_path / 'none.txt'}"], "none.txt can't be read"),
         ("classify", [dual, objects, f"classes={tmp_path / 'few.txt'}"], "names 2 classes, but the data has 6"),
+        ("classify", [dual, objects, "classes=imagenet"], "imagenet names 1000 classes, but the data has 6"),
         ("classify", [dual, objects, f"classes={tmp_path / 'other.txt'}"], "not in the data ['gray_ring']"),
         ("classify", [dual, objects, "split=val"], "which have no splits"),
         ("classify", [dual, str(tmp_path / "empty")], "holds neither folders of pictures"),
@@ -316,6 +317,14 @@ def test_what_a_user_can_mend_is_told(root: Path, tmp_path: Path, run: Callable[
     result = run("classify", dual, objects, f"classes={tmp_path / 'same.txt'}")
     assert result.code == 0
     assert "2 classes are called 'a ring' (blue_bar, green_ring)" in result.out
+    report = json.loads((root / "dual" / "zero_shot-objects-same.json").read_text())
+    said = lines(root / "dual" / "zero_shot-objects-same.predictions.jsonl")
+    assert report["top_1_by_argmax"] == sum(row["first_is_right"] for row in said) / len(said) >= report["top_1"]
+    assert not any(row["rank"] == 1 for row in said if row["class"].lower().split() == ["a", "ring"])
+    result = run("classify", dual, objects, "templates=imagenet")
+    assert (result.code, "templates: 80" in result.out) == (0, True)
+    report = json.loads((root / "dual" / "zero_shot-objects-imagenet.json").read_text())
+    assert report["templates"][:2] == ["a bad photo of a {}.", "a photo of many {}."]
 
 
 def test_the_commands_run_as_a_user_runs_them(root: Path) -> None:

@@ -35,6 +35,7 @@ from vlp.inference import TrainedModel
 from vlp.interfaces import Regions
 
 TEMPLATES = ["a photo of a {}."]
+IMAGENET = "imagenet"
 IMAGES_PER_CHUNK = 256
 SHOWN = 10  # classes, images left out ... that are listed on the terminal
 
@@ -54,19 +55,39 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         "--templates",
         type=Path,
         metavar="FILE",
-        help="prompts, one a line with {} for the class (default: DATA's own, if it has some, else 'a photo of a {}.')",
+        help="prompts, one a line with {} for the class, or imagenet, the 80 of CLIP's paper (default: DATA's own, if"
+        " it has some, else 'a photo of a {}.')",
     )
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes (default: DATA's own)")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes, or imagenet, CLIP's of ImageNet's 1,000 (default: DATA's own)",
+    )
     parser.add_argument("--split", default="", help="of a data set (default: val) or of tars (default: test)")
     parser.add_argument("--fact", default="class", metavar="NAME", help="of a data set, that names a sample's class")
     return parser.read(arguments)
+
+
+def imagenet(what: str) -> list[str]:
+    """CLIP's `templates` for ImageNet, or its names of the `classes`, in the order of their identifiers."""
+    import open_clip  # only here, since it takes seconds
+
+    if what == "classes":
+        return [*open_clip.IMAGENET_CLASSNAMES]
+    return [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+
+
+def lines_of(file: Path, what: str) -> list[str]:
+    """The lines of a file; of `imagenet`, if there is no such file, what open_clip has under that name."""
+    return imagenet(what) if file == Path(IMAGENET) and not file.exists() else read_lines(file)
 
 
 def name_classes(data: LabelledImages, file: Path | None) -> list[str]:
     """What the classes are called in prompts."""
     if not file:
         return data.names or [name.replace("_", " ") for name in data.classes]
-    lines = read_lines(file)
+    lines = lines_of(file, "classes")
     if not any("\t" in line for line in lines):
         if len(lines) != len(data.classes):
             raise ConfigError(f"{file} names {len(lines)} classes, but the data has {len(data.classes)}")
@@ -113,7 +134,8 @@ def classify(
     data: LabelledImages, classifier: Classifier, names: list[str], progress: Progress
 ) -> tuple[ClassMetrics, list[dict], list[tuple[str, str]], bool]:
     """Metrics, what is said of each image, the images left out with the reason, and whether Ctrl-C came before the
-    last, which leaves out the images of the chunk that it came in.
+    last, which leaves out the images of the chunk that it came in. `first_is_right`: an image's class is right where of
+    equal scores the first counts, as other programs have it.
     """
     task = progress.add_task("classifying images", total=data.count)
     left_out: list[tuple[str, str]] = []
@@ -132,6 +154,7 @@ def classify(
                     "image": image,
                     "class": names[label],
                     "predicted": names[int(predicted[row])],
+                    "first_is_right": int(best.indices[row, 0]) == label,
                     "rank": int(rank[row]),
                     "best": [[names[number], round(score, 5)] for number, score in top],
                 }
@@ -201,7 +224,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     model = vlp.load(run, "cuda" if torch.cuda.is_available() else "cpu")
     data = open_labelled(place, model.loads, options.split, options.fact)
     names = name_classes(data, options.classes)
-    templates = read_lines(options.templates) if options.templates else data.templates or TEMPLATES
+    templates = lines_of(options.templates, "templates") if options.templates else data.templates or TEMPLATES
     for text in same_names(names, data):
         warn(text)
     began = time.perf_counter()
@@ -218,6 +241,11 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         warn(f"classes without images, which are in no average: {len(empty)} ({', '.join(empty[:SHOWN])}{more})")
     console.print(table_of(metrics, len(names), len(templates)))
     console.print(worst_classes(metrics, names))
+    by_argmax = sum(row["first_is_right"] for row in said) / len(said)
+    if by_argmax != metrics.top_1:
+        warn(
+            f"top-1 is {100 * by_argmax:.1f} % where of equal scores the first class counts, as other programs have it"
+        )
     console.print(f"{metrics.images} images in {time.perf_counter() - began:.1f} s; left out: {len(left_out)}")
     report = {
         "run": run.name,
@@ -227,6 +255,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         "templates": templates,
         "ties": "another class with an equal score counts as ahead",
         **asdict(metrics),
+        "top_1_by_argmax": by_argmax,
         "confusions": [[names[own], names[other], count] for own, other, count in metrics.confusions],
         "left_out": left_out,
     }
