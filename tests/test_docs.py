@@ -214,10 +214,10 @@ def small_model(name: str, overrides: list[str]) -> list[str]:
 # what a reader has
 
 
-def write_words(path: Path, count: int) -> Path:
+def write_words(path: Path, count: int, letter: str = "w") -> Path:
     """A vocabulary of BERT's size."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(5, count))]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"{letter}{number}" for number in range(5, count))]
     path.write_text("\n".join(words) + "\n", encoding="utf-8")
     return path
 
@@ -257,7 +257,7 @@ def provide() -> None:
     write_like_img2dataset(here / "data/cc3m", 0, 8)
     trunk = timm.create_model("mobilenetv2_100", pretrained=False)
     save_file(trunk.state_dict(), "mobilenetv2_100.safetensors")
-    cased = open_tokenizer(write_words(here / "bert-base-cased/vocab.txt", 28996), False)
+    cased = open_tokenizer(write_words(here / "bert-base-cased/vocab.txt", 28996, "W"), False)
     write_words(here / "data/bert/vocab.txt", 30522)
     uncased = open_tokenizer(write_words(here / "bert-base-uncased/vocab.txt", 30522), True)
     uniter = published("uniter", "uniter_base", cased)

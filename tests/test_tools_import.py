@@ -303,7 +303,7 @@ def test_a_vocabulary_of_other_weights_is_refused(tmp_path: Path, capsys: pytest
     cased = tmp_path / "cased.txt"
     cased.write_text(write_vocabulary(tmp_path / "v.txt").read_text().replace("w7\n", "W7\n"))
     assert main(arguments("uniter", file, cased, tmp_path / "run")) == 1
-    assert "add data.tokenizer.lowercase=false" in capsys.readouterr().err
+    assert "set data.tokenizer.lowercase=false" in capsys.readouterr().err
     assert main(arguments("uniter", file, cased, tmp_path / "run", "data.tokenizer.lowercase=false")) == 0
 
 

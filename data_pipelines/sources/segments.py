@@ -192,7 +192,7 @@ class Filler:
         pairs = zip(self.loads.segments.items(), encoded, strict=True)
         filled = {name: tokens.first(most) for (name, most), tokens in pairs}
         own = "question" if material.chosen == NONE else "caption"
-        if own in filled and not filled[own].ids:  # as one of invisible signs
+        if own in filled and not filled[own].ids and SEGMENTS[own](material).strip():  # as one of invisible signs
             what = own if own == "question" else f"caption {material.chosen}"
             raise BadSampleError(self.reader.key(sample), f"{what} has no token of the vocabulary")
         return filled

@@ -119,7 +119,7 @@ def small_config(name: str, root: Path) -> RunConfig:
         if "attention_heads" in listed:
             changed.append(f"objectives.0.objectives.{place}.attention_heads=2")
     if config.data.tokenizer is not None and config.data.tokenizer.vocabulary != "clip":
-        changed.append("data.tokenizer.vocabulary=scenes/vocabulary.txt")
+        changed += ["data.tokenizer.vocabulary=scenes/vocabulary.txt", "data.tokenizer.lowercase=true"]
     if any(source.neighbours for source in config.data.sources):
         changed.append("data.sources.0.neighbours=null")
     changed += [f"data.root={root}", "init=null", "trainer.accelerator=cpu"]
