@@ -220,6 +220,22 @@ def test_regions_are_written_about_captions_alone() -> None:
     assert of.embedder.word_table.weight.grad[7].abs().sum() > 0, "the caption is read"  # type: ignore[union-attr]
 
 
+def test_regions_can_be_learned_from_captions() -> None:
+    """Of a few pairs, each caption's regions by heart, which their mean doesn't tell."""
+    of = model()
+    own = RegionGeneration(of)  # type: ignore[arg-type]
+    clean = samples.batch([[7, 8], [9, 10], [11, 12]], [2, 2, 2], [[0, 0], [1, 1], [2, 2]])
+    features = clean.images.features
+    optimizer = torch.optim.Adam([*of.parameters(), *own.parameters()], lr=0.01)
+    for _ in range(150):
+        batch, targets = own.corrupt(clean, generator())
+        loss = own.loss(of(batch), targets, of)[0]["region_generation"]  # type: ignore[arg-type]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.2 * float(features.var(0, correction=0).mean())
+
+
 def test_without_anything_to_write_losses_are_zero() -> None:
     of = model()
     empty = samples.batch([[], []], [2, 2], [[0, 0], [1, 1]])
