@@ -45,7 +45,10 @@ from vlp.interfaces import Tokenizer
 from vlp.text.choose import open_tokenizer
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("train", "data", "fine-tune", "evaluate", "generate", "weights", "python"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("train", "data", "fine-tune", "evaluate", "generate", "weights", "python")),
+]
 PAGES += [f"docs/{name}.md" for name in ("extend", "contracts", "reliability", "learning", "systems")]
 PAGES += ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 KINDS = {"sh", "python", "text", "mermaid"}  # of blocks; the first two are run

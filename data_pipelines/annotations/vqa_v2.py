@@ -6,12 +6,16 @@ pictures) and `questions` (`question_id`, `image_id`, `question`), for train2014
 `multiple_choice_answer`, `answers`, a list of ten with `answer` each) for train2014 and val2014. To read those of train
 takes half a minute and 3 GB of memory.
 
+Other data sets have files of this layout and pictures of other names, as abstract scenes
+(`--naming abstract_v002_train2015_{id:012d}.png`).
+
 Facts of a picture: `questions`, `question_ids`, `image_id`, and with annotations `answers` (the ten of each, as people
 typed them), `question_types` and `answer_types` ("yes/no", "number", "other").
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +36,7 @@ from data_pipelines.shards.format import Manifest
 from vlp.text.answers import normalise_answer
 
 LICENCE = "questions and answers CC BY 4.0; pictures: each its own"
+NUMBER = re.compile(r"\{id(?::0(?P<digits>[1-9]\d?)d)?\}")  # a place in the name of a picture
 ID = (int, str)  # of questions and images: numbers, which some copies of the files write as strings
 
 
@@ -46,7 +51,11 @@ class _Answered(NamedTuple):
 
 
 def read_vqa_v2(
-    questions: list[Path], annotations: list[Path], vocabulary: list[Path], at_least: int = 9
+    questions: list[Path],
+    annotations: list[Path],
+    vocabulary: list[Path],
+    at_least: int = 9,
+    naming: str | None = None,
 ) -> Annotations:
     """The pictures of some files of questions, in the order of their first questions.
 
@@ -56,11 +65,15 @@ def read_vqa_v2(
         vocabulary: annotations whose most frequent answers (`multiple_choice_answer`, normalised) a model can choose
             from; none makes no vocabulary. The usual 3129 answers are those of train and val, nine times or more.
         at_least: how often an answer must occur there.
+        naming: the file name of a picture, with {id} for its number, or {id:012d} for as many digits; None: COCO's.
 
     Raises:
         FileNotFoundError: a file is missing.
-        AnnotationError: one is not of this layout, they do not belong together, or no answer occurs so often.
+        AnnotationError: one is not of this layout, they do not belong together, no answer occurs so often, or the
+            naming has no place for the number.
     """
+    if naming is not None and not NUMBER.search(naming):
+        raise AnnotationError(f"--naming {naming}: write {{id}} where the number of a picture goes, or {{id:012d}}")
     left_out: list[LeftOut] = []
     asked = without_repeats(_questions(questions), _name, "question", left_out)
     known = without_repeats(_annotations(annotations), _name, "annotation", left_out)
@@ -83,7 +96,8 @@ def read_vqa_v2(
             left_out.append(LeftOut(_name(key), reason))
             continue
         if image not in pictures:
-            pictures[image] = Picture(f"coco-{image:012d}", _files(image, part), facts={"image_id": image})
+            kind = "coco" if naming is None else "image"
+            pictures[image] = Picture(f"{kind}-{image:012d}", _files(image, part, naming), facts={"image_id": image})
         others = {}
         if found:
             others = {
@@ -140,8 +154,10 @@ def _ids(where: str, entry: dict[str, Any]) -> tuple[int, int]:
     return whole_number(where, entry["question_id"]), whole_number(where, entry["image_id"])
 
 
-def _files(image: int, part: str) -> list[str]:
-    """Where a picture may lie: by its name of 2014 or 2015, or the shorter one of 2017."""
+def _files(image: int, part: str, naming: str | None) -> list[str]:
+    """Where a picture may lie: as `naming` says; or by COCO's name of 2014 or 2015, or the shorter one of 2017."""
+    if naming is not None:
+        return [NUMBER.sub(lambda found: f"{image:0{int(found['digits'] or 1)}d}", naming)]
     folder = "test2015" if part.startswith("test") else part
     old, new = f"COCO_{folder}_{image:012d}.jpg", f"{image:012d}.jpg"
     others = [f"{above}{new}" for above in ("", "train2017/", "val2017/", "test2017/")]

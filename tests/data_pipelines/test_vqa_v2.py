@@ -198,3 +198,22 @@ def test_the_splits_share_the_answers_of_train(tmp_path: Path, capsys: pytest.Ca
     assert make_shards.main(command("val2014", "again", "--at-least", "1", "--vocabulary", others)) == 1
     assert "has 2 answers to choose from and the new split 2, or others" in capsys.readouterr().err
     assert json.loads((out / "manifest.json").read_text())["name"] == "vqa_v2"
+
+
+def test_pictures_of_other_names(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    asked, known = files.write([question(42000), question(7000)], [annotation(42000), annotation(7000)])
+    for path in files.images.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    for naming, name in (
+        ("{id}.png", "{}.png"),
+        ("abstract_v002_train2015_{id:012d}.png", "abstract_v002_train2015_{:012d}.png"),
+        ("a/{id:03d}/{id}.jpg", "a/{0:03d}/{0}.jpg"),
+    ):
+        pictures = read_vqa_v2(asked, known, [], naming=naming).pictures
+        assert [picture.files for picture in pictures] == [[name.format(number)] for number in (42, 7)]
+        assert [picture.key for picture in pictures] == [f"image-{number:012d}" for number in (42, 7)]
+    for naming in ("picture.png", "{name}.png", "{id.real}.png", "{id:d}.png"):
+        with pytest.raises(AnnotationError, match="write {id} where the number of a picture goes"):
+            read_vqa_v2(asked, known, [], naming=naming)

@@ -106,7 +106,7 @@ def vocabulary_files(options: argparse.Namespace, own: list[Path]) -> list[Path]
 def read_vqa(options: argparse.Namespace) -> Annotations:
     """VQA v2's files."""
     own = options.annotations or []
-    return vqa_v2.read_vqa_v2(options.questions, own, vocabulary_files(options, own), options.at_least)
+    return vqa_v2.read_vqa_v2(options.questions, own, vocabulary_files(options, own), options.at_least, options.naming)
 
 
 TAKE = {"nargs": "+", "metavar": "SPLIT", "help": "splits of the file (default: the one of --split)"}
@@ -237,6 +237,7 @@ BENCHMARKS = {
             "--annotations": some_files("v2_mscoco_*_annotations.json; none for test splits", required=False),
             "--vocabulary": VOCABULARY,
             "--at-least": {"type": whole_number, "default": 9, "help": "occurrences of such an answer (%(default)s)"},
+            "--naming": {"metavar": "NAME", "help": "of pictures, with {id} or {id:012d} in it (default: COCO's)"},
         },
         read_vqa,
     ),
