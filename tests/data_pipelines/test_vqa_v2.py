@@ -215,5 +215,5 @@ def test_pictures_of_other_names(tmp_path: Path) -> None:
         assert [picture.files for picture in pictures] == [[name.format(number)] for number in (42, 7)]
         assert [picture.key for picture in pictures] == [f"image-{number:012d}" for number in (42, 7)]
     for naming in ("picture.png", "{name}.png", "{id.real}.png", "{id:d}.png"):
-        with pytest.raises(AnnotationError, match="write {id} where the number of a picture goes"):
+        with pytest.raises(AnnotationError, match=r"write \{id\} where the number of a picture goes"):
             read_vqa_v2(asked, known, [], naming=naming)
