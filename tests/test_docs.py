@@ -47,7 +47,7 @@ from vlp.text.choose import open_tokenizer
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("train", "data", "fine-tune", "evaluate", "generate", "weights", "python")),
+    *(f"docs/{name}.md" for name in ("train", "generate", "data", "fine-tune", "evaluate", "weights", "python")),
 ]
 PAGES += [f"docs/{name}.md" for name in ("extend", "contracts", "reliability", "learning", "systems")]
 PAGES += ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
