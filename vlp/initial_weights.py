@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vlp.checkpoints.load import (
     read_checkpoint,
     read_weights,
 )
+from vlp.checkpoints.prefixes import prefix_hint, spellings, without_prefix
 from vlp.checkpoints.words import changes, faults
 from vlp.config import ConfigError, InitConfig
 from vlp.contracts import Start
@@ -43,7 +45,11 @@ def load_initial_weights(
     """
     check_patterns(init)
     path = Path(init.path)
-    tensors = read_run(path, tokenizer) if init.importer is None else read_layout(path, init.importer)
+    told: list[str] = []
+    if init.importer is None:
+        tensors = read_run(path, tokenizer)
+    else:
+        tensors = read_layout(path, init.importer, told.append).ours
     exceptions = Exceptions(init.may_be_missing, init.may_be_unused, init.may_differ_in_rows)
     try:
         loaded = load_listing(module, tensors, init.path, exceptions)
@@ -51,6 +57,7 @@ def load_initial_weights(
         kinds = {name: model.parameters_begin for name, model in MODELS.items()}
         told = "".join(f"\n- {line}" for line in faults(error, tensors, module.state_dict(), kinds))
         raise KeyMismatchError(f"init: the weights of {init.path} do not fit the configuration:{told}") from error
+    loaded.told[:0] = told
     model: Any = module.model
     if init.importer is None:
         _check_answers(init, loaded, answers)
@@ -89,20 +96,23 @@ def calibrate(model: nn.Module, images: Callable[[int], Images]) -> None:
             made.calibrate(images(made.calibration_pictures))
 
 
-def load_start_weights(model: nn.Module) -> None:
+def load_start_weights(model: nn.Module) -> list[str]:
     """Load the weights that parts of a model begin with, as a backbone or an image tower whose configuration names a
-    file; see `vlp.contracts.Start`.
+    file; see `vlp.contracts.Start`. What has to be known of it is returned, a line each.
 
     Raises:
-        ConfigError: there is no such file, or it is another trunk's.
+        ConfigError: there is no such file, or it is another trunk's, or its numbers are not finite.
     """
+    told: list[str] = []
     for name, start in _starts(model):
+        place = start.begin or f"model.{name}."
         try:
             path = Path(start.path)
-            load_trunk(start.trunk, weights_file(path) if start.begin else path, start.left_out, start.begin)
+            path = weights_file(path) if start.begin else path
+            told += [f"{place}weights: {line}" for line in load_trunk(start.trunk, path, start.left_out, start.begin)]
         except (FileNotFoundError, ValueError) as error:
-            place = start.begin or f"model.{name}."
             raise ConfigError(f"{place}weights: {error}") from error
+    return told
 
 
 def _starts(model: nn.Module) -> list[tuple[str, Start]]:
@@ -131,7 +141,7 @@ def _check_answers(init: InitConfig, loaded: Loaded, answers: dict[str, list[str
 
 def describe(init: InitConfig, loaded: Loaded) -> str:
     """What was loaded, in words."""
-    told = "".join(f"\n- {line}" for line in changes(loaded))
+    told = "".join(f"\n- {line}" for line in [*loaded.told, *changes(loaded)])
     return f"{len(loaded.loaded)} tensors begin with the weights of {init.path}{told}"
 
 
@@ -161,23 +171,41 @@ def read_run(path: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
         raise ConfigError(f"init: {error}") from error
 
 
-def read_layout(path: Path, importer: str) -> dict[str, Tensor]:
-    """The weights of a file in the layout of an importer, by our names."""
+@dataclass(frozen=True)
+class Published:
+    """The weights of a file, by `theirs`, the names of its layout, and by `ours`."""
+
+    theirs: dict[str, Tensor]
+    ours: dict[str, Tensor]
+
+
+def read_layout(path: Path, importer: str, say: Callable[[str], None] = lambda _: None) -> Published:
+    """The weights of a file in the layout of an importer.
+
+    say: told what was taken off the names, and what of the file is left out.
+
+    Raises:
+        ConfigError: there is no such importer, or the file is no weights.
+        FileNotFoundError: there is no such file.
+        KeyMismatchError: it has another layout.
+    """
     if importer not in IMPORTERS:
         raise unknown_key("init.importer", importer, IMPORTERS)
     try:
-        theirs = read_checkpoint(path)
+        theirs = read_checkpoint(path, say)
     except ValueError as error:
         raise ConfigError(f"init: {error}") from error
+    theirs = without_prefix(theirs, lambda named: _fits(named, IMPORTERS[importer]), say)
     try:
-        return import_state(theirs, IMPORTERS[importer])
+        return Published(theirs, import_state(theirs, IMPORTERS[importer]))
     except KeyMismatchError as error:
-        fitting = [name for name, key_map in IMPORTERS.items() if _fits(theirs, key_map)]
-        hint = f"\nit has the layout {' or '.join(fitting)}" if fitting else ""
+        ways = [named for named, _ in spellings(theirs)]
+        fitting = [name for name, key_map in IMPORTERS.items() if any(_fits(named, key_map) for named in ways)]
+        hint = f"\nit has the layout {' or '.join(fitting)}" if fitting else prefix_hint(theirs)
         raise KeyMismatchError(f"{path} does not have the layout {importer}: {error}{hint}") from error
 
 
-def _fits(theirs: dict[str, Tensor], key_map: KeyMap) -> bool:
+def _fits(theirs: Mapping[str, Tensor], key_map: KeyMap) -> bool:
     try:
         import_state(theirs, key_map)
     except KeyMismatchError:
