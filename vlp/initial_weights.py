@@ -26,6 +26,7 @@ from vlp.config import ConfigError, InitConfig
 from vlp.contracts import Start
 from vlp.convert import unknown_key
 from vlp.interfaces import Images, Tokenizer
+from vlp.nn.positions import position_tables
 from vlp.registry import IMPORTERS, MODELS
 from vlp.run_folder import RunFolder, answers_of_objectives, weights_file
 
@@ -46,13 +47,11 @@ def load_initial_weights(
     check_patterns(init)
     path = Path(init.path)
     told: list[str] = []
-    if init.importer is None:
-        tensors = read_run(path, tokenizer)
-    else:
-        tensors = read_layout(path, init.importer, told.append).ours
+    named = init.importer
+    tensors = read_run(path, tokenizer) if named is None else read_layout(path, named, told.append).ours
     exceptions = Exceptions(init.may_be_missing, init.may_be_unused, init.may_differ_in_rows)
     try:
-        loaded = load_listing(module, tensors, init.path, exceptions)
+        loaded = load_listing(module, tensors, init.path, exceptions, position_tables(module))
     except WeightsMismatchError as error:
         kinds = {name: model.parameters_begin for name, model in MODELS.items()}
         told = "".join(f"\n- {line}" for line in faults(error, tensors, module.state_dict(), kinds))
@@ -109,7 +108,8 @@ def load_start_weights(model: nn.Module) -> list[str]:
         try:
             path = Path(start.path)
             path = weights_file(path) if start.begin else path
-            told += [f"{place}weights: {line}" for line in load_trunk(start.trunk, path, start.left_out, start.begin)]
+            lines = load_trunk(start.trunk, path, start.left_out, start.begin, start.tables)
+            told += [f"{place}weights: {line}" for line in lines]
         except (FileNotFoundError, ValueError) as error:
             raise ConfigError(f"{place}weights: {error}") from error
     return told

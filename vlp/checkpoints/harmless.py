@@ -40,6 +40,7 @@ _NUMPY = [
     *(f"dtypes.{kind}DType" for kind in ("Float16", "Float32", "Float64", "Str", "Object")),
     *(f"random._pickle.__{made}_ctor" for made in ("randomstate", "generator", "bit_generator")),
     *("random._mt19937.MT19937", "random._pcg64.PCG64", "random.bit_generator.SeedSequence"),
+    "random.bit_generator.__pyx_unpickle_SeedSequence",
 ]
 _PATHS = ["Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"]
 _DATES = ["date", "datetime", "time", "timedelta", "timezone"]

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -102,8 +103,8 @@ def read_checkpoint(path: Path, say: Callable[[str], None] = lambda _: None) -> 
 
 
 def weights_within(state: Any, path: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
-    """The one dict of tensors in what a file holds: it itself, or one of its values, whatever its key, but not the state
-    of an optimizer and the like. Of several, the one under the first key of `WRAPPERS`.
+    """The one dict of tensors in what a file holds: itself, or one of its values, whatever its key, but no state of an
+    optimizer and the like. Of several, the one under the first key of `WRAPPERS`.
 
     Raises:
         ValueError: there is none, or there are several, or other weights lie beside it.
@@ -206,12 +207,22 @@ class WeightsMismatchError(KeyMismatchError):
         self.missing, self.unexpected, self.other_shape = missing, unexpected, other_shape
 
 
-def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, exceptions: Exceptions) -> Loaded:
+def load_listing(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    exceptions: Exceptions,
+    tables: Mapping[str, Any] = MappingProxyType({}),
+) -> Loaded:
     """Load tensors into a module; what does not fit must be among the exceptions.
+
+    tables: of the module's tables of positions, by name, how they are made from tables of other pictures or texts
+    (`resized`), and whether their first rows mean the same (`by_rows`); see `vlp.nn.positions`.
 
     Raises:
         WeightsMismatchError: missing or unexpected keys, or other shapes; all three are listed.
         NotFiniteError: tensors that would be loaded hold NaN or infinity.
+        KeyMismatchError: rows of a grid of another size are asked for.
     """
     expected = module.state_dict()
     state = dict(expected)
@@ -231,6 +242,12 @@ def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, 
             (done.unused if unused else unexpected).append(name)
             continue
         shapes = tuple(tensors[name].shape), tuple(expected[name].shape)
+        table = tables.get(name)
+        if shapes[0] != shapes[1] and rows_differ and table is not None and not table.by_rows:
+            raise KeyMismatchError(
+                f"init.may_differ_in_rows: {name} has the positions of a grid, and the first rows of another grid are"
+                " other places; take out the pattern that means it: it is resized without being asked"
+            )
         if shapes[0] == shapes[1]:
             state[name] = tensors[name]
             done.loaded.append(name)
@@ -242,6 +259,10 @@ def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, 
         elif missing and unused:
             done.missing.append(name)
             done.unused.append(name)
+        elif (made := _resized(table, tensors[name], expected[name])) is not None:
+            state[name], told = made
+            done.loaded.append(name)
+            done.told.append(f"{name}: {told}")
         else:
             other_shape[name] = shapes
     if lacking or unexpected or other_shape:
@@ -253,7 +274,11 @@ def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, 
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise `NotFiniteError` if there are any NaN or infinite numbers, which a model would answer with to everything."""
+    """Refuse NaN and infinite numbers, which a model would answer with to everything.
+
+    Raises:
+        NotFiniteError: there are such; the tensors are named.
+    """
     broken = [f"{n} ({int((~v.isfinite()).sum())} of {v.numel()})" for n, v in tensors.items() if not _finite(v)]
     if broken:
         raise NotFiniteError(
@@ -267,14 +292,33 @@ def _finite(value: Tensor) -> bool:
     return not value.is_floating_point() or bool(value.isfinite().all())
 
 
+def _resized(table: Any, theirs: Tensor, ours: Tensor) -> tuple[Tensor, str] | None:
+    """A table of positions made from theirs, and what was done; None if it can't be."""
+    if table is None or theirs.ndim != ours.ndim or theirs.shape[-1] != ours.shape[-1]:
+        return None
+    try:
+        made: tuple[Tensor, str] = table.resized(theirs)
+    except ValueError:
+        return None
+    return made if made[0].shape == ours.shape else None
+
+
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Load every tensor of the module from `tensors`, which must fit exactly; see `load_listing`."""
     load_listing(module, tensors, source, Exceptions())
 
 
-def load_trunk(trunk: nn.Module, path: Path, left_out: Container[str], begin: str = "") -> list[str]:
+def load_trunk(
+    trunk: nn.Module,
+    path: Path,
+    left_out: Container[str],
+    begin: str = "",
+    tables: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
     """Load a trunk's weights from a file that may hold more of the whole model, whose names are given, or begin in
     another way than those of the trunk. What has to be known of it is returned, a line each.
+
+    tables: see `load_listing`.
 
     Raises:
         FileNotFoundError, ValueError: as `read_weights`. KeyMismatchError, NotFiniteError: as `load_strictly`.
@@ -290,7 +334,7 @@ def load_trunk(trunk: nn.Module, path: Path, left_out: Container[str], begin: st
         names = trunk.state_dict().keys()
         tensors = without_prefix(tensors, lambda named: own(named).keys() == names, told.append)
     try:
-        load_strictly(trunk, own(tensors), str(path))
+        loaded = load_listing(trunk, own(tensors), str(path), Exceptions(), tables)
     except KeyMismatchError as error:
         raise KeyMismatchError(f"{error}{'' if begin else prefix_hint(tensors)}") from error
-    return told
+    return [*told, *loaded.told]

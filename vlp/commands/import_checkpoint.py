@@ -148,7 +148,9 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     given_names = {kind: getattr(options, kind) for kind in NAMED}
     published = read_layout(options.file, options.layout)
     names = {
-        kind: path.read_text(encoding="utf-8").splitlines() if path else numbered(kind, config, tokenizer, published.ours)
+        kind: path.read_text(encoding="utf-8").splitlines()
+        if path
+        else numbered(kind, config, tokenizer, published.ours)
         for kind, path in given_names.items()
     }
     trained = build(config, tokenizer, names)

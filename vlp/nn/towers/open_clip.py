@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch.func import functional_call
 from vlp.interfaces import Images
 from vlp.nn.backbones.pixels import PictureGroup, by_size, group_by_size
 from vlp.nn.backbones.timm_layers import timm_layers
+from vlp.nn.positions import GridTable, LineTable, Tables, timm_tables
 
 # stand-ins for the tower that isn't wanted, so that building one doesn't cost two
 NO_IMAGE: dict[str, Any] = {"layers": 1, "width": 64, "patch_size": 8, "image_size": 8}
@@ -141,6 +143,15 @@ class OpenClipImage(nn.Module):
             return timm_layers(self.trunk.trunk, "trunk.trunk.")
         return _blocks(self.trunk, ("conv1", "class_embedding", "positional_embedding", "ln_pre"))
 
+    def position_tables(self) -> Tables:
+        """Its tables, by name, that can be made from those of pictures of another size; see `vlp.nn.positions`."""
+        if hasattr(self.trunk, "trunk"):
+            return {f"trunk.trunk.{name}": table for name, table in timm_tables(self.trunk.trunk).items()}
+        if hasattr(self.trunk, "attnpool"):  # of a ResNet, whose grid has a 32nd of the picture's side
+            side = math.isqrt(len(self.trunk.attnpool.positional_embedding) - 1)
+            return {"trunk.attnpool.positional_embedding": GridTable(side, side, 1)}
+        return {"trunk.positional_embedding": GridTable(*self.trunk.grid_size, 1)}
+
     def forward(self, images: Images, planned: list[PictureGroup] | None = None) -> Tensor:
         """Embeddings [I, D], not yet of length 1.
 
@@ -202,6 +213,10 @@ class OpenClipText(nn.Module):
             ValueError: they are not known.
         """
         return _blocks(self.trunk, ("token_embedding", "positional_embedding", "cls_emb"))
+
+    def position_tables(self) -> Tables:
+        """Its table, by name, that can be made from that of texts of another length; see `vlp.nn.positions`."""
+        return {"trunk.positional_embedding": LineTable(len(self.trunk.positional_embedding))}
 
     @staticmethod
     def plan(lengths: Tensor, width: int) -> None:
