@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from vlp.checkpoints.declared import declared
 from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state
 from vlp.checkpoints.load import (
     Exceptions,
@@ -27,6 +28,7 @@ from vlp.contracts import Start
 from vlp.convert import unknown_key
 from vlp.interfaces import Images, Tokenizer
 from vlp.nn.positions import position_tables
+from vlp.nn.unshaped import unshaped
 from vlp.registry import IMPORTERS, MODELS
 from vlp.run_folder import RunFolder, answers_of_objectives, weights_file
 
@@ -47,8 +49,12 @@ def load_initial_weights(
     check_patterns(init)
     path = Path(init.path)
     told: list[str] = []
-    named = init.importer
-    tensors = read_run(path, tokenizer) if named is None else read_layout(path, named, told.append).ours
+    if init.importer is None:
+        tensors = read_run(path, tokenizer)
+    else:
+        published = read_layout(path, init.importer, told.append)
+        tensors = published.ours
+        told += compare_settings(module, path, published.theirs)
     exceptions = Exceptions(init.may_be_missing, init.may_be_unused, init.may_differ_in_rows)
     try:
         loaded = load_listing(module, tensors, init.path, exceptions, position_tables(module))
@@ -63,6 +69,43 @@ def load_initial_weights(
     elif model.words:
         _check_words(init, loaded, module, tensors, tokenizer)
     return loaded
+
+
+def compare_settings(module: nn.Module, path: Path, names: Iterable[str]) -> list[str]:
+    """Compare what parts of a module compute with to what a file of weights with these names, or one beside it, says.
+    What is uncertain is returned, a line each.
+
+    Raises:
+        ConfigError: they differ, or a file beside it can't be read.
+    """
+    ours, told, wrong = dict(unshaped(module)), list[str](), list[str]()
+    try:
+        said = declared(path, names)
+    except ValueError as error:
+        raise ConfigError(f"init: {error}") from error
+    for one in said:
+        for part, settings in one.parts.items():
+            for setting, theirs in settings.items():
+                own = ours.get(part, {}).get(setting)
+                if own is None or own.value == theirs:
+                    continue
+                line = (
+                    f"{part}: {setting} is {own.value}, and {theirs} by {one.source}; it is set by {part}.{own.change}"
+                )
+                # two ways to compute one function, which published copies of the same weights differ in
+                alike = {own.value, theirs} == {"gelu", "gelu_tanh"}
+                (told if alike else wrong).append(line)
+    if wrong:
+        lines = "".join(f"\n- {line}" for line in wrong)
+        raise ConfigError(f"init: the configuration computes otherwise than these weights were trained to:{lines}")
+    both = (ours.get(part, {}) for part in ("model.image", "model.text"))
+    towers = [own["activation"].value for own in both if "activation" in own]
+    if len(set(towers)) == 2 and "quick_gelu" in towers:
+        told.append(
+            f"the image tower has activation {towers[0]}, the text tower {towers[1]}: published models have one in both;"
+            " compare model.image.name and model.text.name"
+        )
+    return [f"warning: {line}" for line in told]
 
 
 def _check_words(
