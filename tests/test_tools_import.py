@@ -262,7 +262,7 @@ def one_key_less_one_more(path: Path) -> None:
         (lambda path: path.write_bytes(b""), [], ["it is damaged"]),
         (lambda path: torch.save([torch.ones(1)], path), [], ["not a state dict of tensors; it holds: list"]),
         (lambda path: torch.save({"epoch": 3}, path), [], ["it holds: epoch"]),
-        (lambda path: torch.save({"args": argparse.Namespace()}, path), [], ["argparse.Namespace"]),
+        (lambda path: torch.save({"args": argparse.Namespace()}, path), [], ["it holds: args"]),
         (lambda path: None, [], ["no weights file"]),
         (of_lxmert, [], ["does not have the layout uniter", "uniter.embeddings", "it has the layout lxmert"]),
         (one_key_less_one_more, [], ["missing: itm_output.weight", "not expected: itm_outputs.weight"]),

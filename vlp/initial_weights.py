@@ -48,13 +48,13 @@ def load_initial_weights(
     """
     check_patterns(init)
     path = Path(init.path)
-    told: list[str] = []
+    notes: list[str] = []
     if init.importer is None:
         tensors = read_run(path, tokenizer)
     else:
-        published = read_layout(path, init.importer, told.append)
+        published = read_layout(path, init.importer, notes.append)
         tensors = published.ours
-        told += compare_settings(module, path, published.theirs)
+        notes += compare_settings(module, path, published.theirs)
     exceptions = Exceptions(init.may_be_missing, init.may_be_unused, init.may_differ_in_rows)
     try:
         loaded = load_listing(module, tensors, init.path, exceptions, position_tables(module))
@@ -62,7 +62,7 @@ def load_initial_weights(
         kinds = {name: model.parameters_begin for name, model in MODELS.items()}
         told = "".join(f"\n- {line}" for line in faults(error, tensors, module.state_dict(), kinds))
         raise KeyMismatchError(f"init: the weights of {init.path} do not fit the configuration:{told}") from error
-    loaded.told[:0] = told
+    loaded.told[:0] = notes
     model: Any = module.model
     if init.importer is None:
         _check_answers(init, loaded, answers)
@@ -89,9 +89,7 @@ def compare_settings(module: nn.Module, path: Path, names: Iterable[str]) -> lis
                 own = ours.get(part, {}).get(setting)
                 if own is None or own.value == theirs:
                     continue
-                line = (
-                    f"{part}: {setting} is {own.value}, and {theirs} by {one.source}; it is set by {part}.{own.change}"
-                )
+                line = f"{part}: {setting} is {own.value}, and {theirs} by {one.source}; set {part}.{own.change}"
                 # two ways to compute one function, which published copies of the same weights differ in
                 alike = {own.value, theirs} == {"gelu", "gelu_tanh"}
                 (told if alike else wrong).append(line)
@@ -102,8 +100,8 @@ def compare_settings(module: nn.Module, path: Path, names: Iterable[str]) -> lis
     towers = [own["activation"].value for own in both if "activation" in own]
     if len(set(towers)) == 2 and "quick_gelu" in towers:
         told.append(
-            f"the image tower has activation {towers[0]}, the text tower {towers[1]}: published models have one in both;"
-            " compare model.image.name and model.text.name"
+            f"the image tower has activation {towers[0]}, the text tower {towers[1]}: published models have one in"
+            " both; compare model.image.name and model.text.name"
         )
     return [f"warning: {line}" for line in told]
 
@@ -238,19 +236,25 @@ def read_layout(path: Path, importer: str, say: Callable[[str], None] = lambda _
         theirs = read_checkpoint(path, say)
     except ValueError as error:
         raise ConfigError(f"init: {error}") from error
-    theirs = without_prefix(theirs, lambda named: _fits(named, IMPORTERS[importer]), say)
+    notes: list[str] = []
+    theirs = without_prefix(theirs, lambda named: _faults(named, IMPORTERS[importer]), notes.append)
     try:
-        return Published(theirs, import_state(theirs, IMPORTERS[importer]))
+        ours = import_state(theirs, IMPORTERS[importer])
     except KeyMismatchError as error:
         ways = [named for named, _ in spellings(theirs)]
-        fitting = [name for name, key_map in IMPORTERS.items() if any(_fits(named, key_map) for named in ways)]
+        fitting = [name for name, key_map in IMPORTERS.items() if any(not _faults(named, key_map) for named in ways)]
         hint = f"\nit has the layout {' or '.join(fitting)}" if fitting else prefix_hint(theirs)
-        raise KeyMismatchError(f"{path} does not have the layout {importer}: {error}{hint}") from error
+        read = "".join(f"\n{note}" for note in notes)
+        raise KeyMismatchError(f"{path} does not have the layout {importer}: {error}{read}{hint}") from error
+    for note in notes:
+        say(note)
+    return Published(theirs, ours)
 
 
-def _fits(theirs: Mapping[str, Tensor], key_map: KeyMap) -> bool:
+def _faults(theirs: Mapping[str, Tensor], key_map: KeyMap) -> int:
+    """How many keys don't fit a layout."""
     try:
         import_state(theirs, key_map)
-    except KeyMismatchError:
-        return False
-    return True
+    except KeyMismatchError as error:
+        return error.count
+    return 0

@@ -96,7 +96,7 @@ def test_a_configuration_of_transformers(tmp_path: Path) -> None:
         compare_settings(run, configured(tmp_path, "gelu", "quick_gelu"), [])
     with pytest.raises(ConfigError, match=r"model\.text: activation is quick_gelu, and gelu by"):
         compare_settings(run, configured(tmp_path, "quick_gelu", "gelu"), [])
-    with pytest.raises(ConfigError, match=r"model\.text: heads is 2, and 4 by .*set by model\.text\.settings\.heads"):
+    with pytest.raises(ConfigError, match=r"model\.text: heads is 2, and 4 by .*set model\.text\.settings\.heads"):
         compare_settings(run, configured(tmp_path, "quick_gelu", "quick_gelu", num_attention_heads=4), [])
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": {}, "text_config": {}}))
     with pytest.raises(ConfigError, match=r"model\.image: activation is gelu, and quick_gelu by"):  # the default

@@ -60,7 +60,7 @@ _LISTS = [
 
 # for `torch.serialization.safe_globals`: what is read in the place of each name. Not the classes themselves: some of
 # NumPy's believe a file that lies about its memory
-HARMLESS: list[tuple[Callable[..., Any], str]] = [
+HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((Nothing, name) for name in _LISTS),
     (_table, "collections.defaultdict"),
 ]

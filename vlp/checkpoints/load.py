@@ -116,7 +116,7 @@ def weights_within(state: Any, path: Path, say: Callable[[str], None]) -> dict[s
     preferred = [key for key in WRAPPERS if key in within]
     if not within:
         held = listed([str(key) for key in state]) if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{path} is not a state dict of tensors, and holds none; it holds: {held}")
+        raise ValueError(f"{path} is not a state dict of tensors; it holds: {held}")
     if len(within) > 1 and not preferred:
         raise ValueError(
             f"{path} holds several sets of weights, {listed([str(key) for key in within])}: save the one that you mean"
@@ -332,9 +332,10 @@ def load_trunk(
 
     if not begin:  # the names of a run of ours are known
         names = trunk.state_dict().keys()
-        tensors = without_prefix(tensors, lambda named: own(named).keys() == names, told.append)
+        tensors = without_prefix(tensors, lambda named: len(own(named).keys() ^ names), told.append)
     try:
         loaded = load_listing(trunk, own(tensors), str(path), Exceptions(), tables)
     except KeyMismatchError as error:
-        raise KeyMismatchError(f"{error}{'' if begin else prefix_hint(tensors)}") from error
+        read = "".join(f"\n{line}" for line in told)
+        raise KeyMismatchError(f"{error}{read}{'' if begin else prefix_hint(tensors)}") from error
     return [*told, *loaded.told]

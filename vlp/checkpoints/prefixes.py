@@ -37,14 +37,21 @@ def spellings(tensors: Named) -> Iterator[tuple[Named, str]]:
         yield short, " and ".join([*wrapped, prefix])
 
 
-def without_prefix(tensors: Named, fits: Callable[[Named], bool], say: Callable[[str], None]) -> dict[str, Tensor]:
-    """The tensors by names that fit, prefixes taken off if need be, which is said; as they are if none fit."""
+def without_prefix(tensors: Named, faults: Callable[[Named], int], say: Callable[[str], None]) -> dict[str, Tensor]:
+    """The tensors by the names that fit best, prefixes taken off if need be, which is said.
+
+    faults: how many names don't fit; the first spelling without any is taken, or the first with the fewest.
+    """
+    best, fewest, off = tensors, -1, ""
     for named, taken_off in spellings(tensors):
-        if fits(named):
-            if taken_off:
-                say(f"the names of all {len(tensors)} tensors are read without {taken_off}")
-            return dict(named)
-    return dict(tensors)
+        count = faults(named)
+        if fewest < 0 or count < fewest:
+            best, fewest, off = named, count, taken_off
+        if count == 0:
+            break
+    if off:
+        say(f"the names of all {len(tensors)} tensors are read without {off}")
+    return dict(best)
 
 
 def prefix_hint(names: Iterable[str]) -> str:

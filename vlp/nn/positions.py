@@ -76,4 +76,8 @@ def timm_tables(model: Any) -> Tables:
     if not isinstance(table, Tensor) or table.ndim != 3 or grid is None:
         return {}
     before = table.shape[1] - grid[0] * grid[1]
-    return {"pos_embed": GridTable(*grid, before)} if 0 <= before <= getattr(model, "num_prefix_tokens", 0) else {}
+    return (
+        {"pos_embed": GridTable(grid[0], grid[1], before)}
+        if 0 <= before <= getattr(model, "num_prefix_tokens", 0)
+        else {}
+    )

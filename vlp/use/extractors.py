@@ -60,7 +60,7 @@ def open_trunk(option: str, weights: Path | None, say: Callable[[str], None]) ->
     layouts = LAYOUTS.get(name.partition(".")[0], {})
     known = trunk.state_dict().keys() | layouts.keys()
     tensors = without_prefix(
-        tensors, lambda named: not known.isdisjoint(named), lambda line: say(f"{weights.name}: {line}")
+        tensors, lambda named: len(named.keys() - known), lambda line: say(f"{weights.name}: {line}")
     )
     heads = trunk.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))

@@ -155,7 +155,8 @@ class OpenClipImage(nn.Module):
         if hasattr(self.trunk, "attnpool"):  # of a ResNet, whose grid has a 32nd of the picture's side
             side = math.isqrt(len(self.trunk.attnpool.positional_embedding) - 1)
             return {"trunk.attnpool.positional_embedding": GridTable(side, side, 1)}
-        return {"trunk.positional_embedding": GridTable(*self.trunk.grid_size, 1)}
+        height, width = self.trunk.grid_size
+        return {"trunk.positional_embedding": GridTable(height, width, 1)}
 
     def forward(self, images: Images, planned: list[PictureGroup] | None = None) -> Tensor:
         """Embeddings [I, D], not yet of length 1.
