@@ -170,3 +170,6 @@ def test_numbers_that_are_not_finite(bad: float) -> None:
     with pytest.raises(NotFiniteError, match=r"^some\.pt: 1 of 2 tensors hold .*: bias \(1 of 2\)\..*take an earlier"):
         load_strictly(module, state, "some.pt")
     assert torch.equal(module.weight, before), "nothing was loaded"
+    for kind in (torch.float16, torch.bfloat16, torch.float8_e4m3fn):
+        load_strictly(module, {"weight": torch.ones(2, 3).to(kind), "bias": torch.ones(2)}, "some.pt")
+    assert torch.equal(module.weight, torch.ones(2, 3))

@@ -279,7 +279,8 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     Raises:
         NotFiniteError: there are such; the tensors are named.
     """
-    broken = [f"{n} ({int((~v.isfinite()).sum())} of {v.numel()})" for n, v in tensors.items() if not _finite(v)]
+    counts = {name: _not_finite(value) for name, value in tensors.items()}
+    broken = [f"{name} ({count} of {tensors[name].numel()})" for name, count in counts.items() if count]
     if broken:
         raise NotFiniteError(
             f"{source}: {len(broken)} of {len(tensors)} tensors hold numbers that are not finite: {listed(broken)}."
@@ -288,8 +289,12 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def _finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(value.isfinite().all())
+def _not_finite(value: Tensor) -> int:
+    """How many numbers are NaN or infinite."""
+    if not value.is_floating_point():
+        return 0
+    wide = value.float() if value.itemsize == 1 else value  # of 8 bits torch can't tell
+    return int((~wide.isfinite()).sum())
 
 
 def _resized(table: Any, theirs: Tensor, ours: Tensor) -> tuple[Tensor, str] | None:
