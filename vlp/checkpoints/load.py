@@ -166,7 +166,7 @@ class Exceptions:
 
     `may_be_missing`: tensors that the file may lack; they keep what they have. `may_be_unused`: tensors of the file
     that the model may lack. One of another shape has to be both. `may_differ_in_rows`: of which the file may have
-    fewer or more rows; the first ones that both have are loaded.
+    fewer or more rows; the first ones that both have are loaded, but never of a grid.
     """
 
     may_be_missing: Sequence[str] = ()
