@@ -98,3 +98,26 @@ def test_text_only_rows_train_the_same_objectives(tmp_path: Path) -> None:
         total = sum(objectives[kind].loss(encoded, targets[kind], model)[0][kind] for kind in group.weights)
         total.backward()
         assert model.embedder.text_only_vector.weight.grad.any()
+
+
+@pytest.mark.parametrize("name", ["oscar_base", "oscar_large", "oscar_plus_base", "oscar_plus_large"])
+def test_oscar_without_tags_has_no_second_separator(name: str) -> None:
+    """As Oscar's `tensorize_example`: `if text_b` its tokens and a separator are added."""
+    config = load_config(CONFIGS / f"{name}.yaml", SMALL)
+    model = build_model(config.model, samples.SPECIAL, FeatureFacts(FEATURES, CLASSES))
+    captions, tags = [[7, 8], [9], [10, 11, 12]], [[13], [], [14, 13]]
+    batch = samples.batch(captions, [2, 2, 2], [[n, n] for n in range(3)])
+    batch.texts.segments["tags"] = samples.segment(tags)
+    laid = model.layout.assemble(batch)
+    start, separator = samples.SPECIAL["CLS"], samples.SPECIAL["SEP"]
+    official = []
+    for text_a, text_b in zip(captions, tags, strict=True):
+        tokens, types = [start, *text_a, separator], [0] * (len(text_a) + 2)
+        if text_b:
+            tokens, types = [*tokens, *text_b, separator], [*types, *[1] * (len(text_b) + 1)]
+        official.append((tokens, types))
+    for pair, (tokens, types) in enumerate(official):
+        own = laid.text.pair == pair
+        assert laid.token_ids[own].tolist() == tokens
+        assert laid.text_types[own].tolist() == types
+        assert laid.positions[own].tolist() == list(range(len(tokens)))

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -20,9 +21,11 @@ from torch import Tensor
 
 import vlp
 from vlp.checkpoints.key_map import export_state, import_state
+from vlp.checkpoints.load import NotFiniteError
 from vlp.commands.import_checkpoint import main
 from vlp.interfaces import Regions
 from vlp.registry import IMPORTERS
+from vlp.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "parity" / "golden"
@@ -217,6 +220,44 @@ def test_classes_may_be_named(vocabulary: Path, tmp_path: Path, capsys: pytest.C
     assert vlp.load(tmp_path / "21").facts.class_names[20] == "thing 20"
 
 
+def test_wrapped_names_are_told(vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    theirs = weights_of("uniter")
+    wrapped = {f"module._orig_mod.{name}": value for name, value in theirs.items()}
+    torch.save({"model": wrapped, "args": argparse.Namespace(x=1), "epoch": 3}, tmp_path / "w.pt")
+    assert main(arguments("uniter", tmp_path / "w.pt", vocabulary, tmp_path / "run")) == 0
+    said = f"- the names of all {len(theirs)} tensors are read without _orig_mod. and module.\n"
+    assert said in capsys.readouterr().out
+    back = export_state(vlp.load(tmp_path / "run").state_dict(), IMPORTERS["uniter"])
+    assert all(torch.equal(value, theirs[name]) for name, value in back.items())
+    torch.save({f"net.{name}": value for name, value in weights_of("lxmert").items()}, tmp_path / "w.pt")
+    assert main(arguments("uniter", tmp_path / "w.pt", vocabulary, tmp_path / "other")) == 1
+    assert "it has the layout lxmert" in capsys.readouterr().err
+    torch.save({f"net.{name}": value for name, value in theirs.items() if "itm" not in name}, tmp_path / "w.pt")
+    assert main(arguments("uniter", tmp_path / "w.pt", vocabulary, tmp_path / "other")) == 1
+    told = capsys.readouterr().err
+    assert "missing: itm_output" in told
+    assert "are read without net." in told
+
+
+def test_numbers_that_are_not_finite_are_named(vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    theirs = weights_of("uniter")
+    save_file(theirs, tmp_path / "good.safetensors")
+    assert main(arguments("uniter", tmp_path / "good.safetensors", vocabulary, tmp_path / "run")) == 0
+    theirs["itm_output.bias"][1] = torch.nan
+    save_file(theirs, tmp_path / "bad.safetensors")
+    assert main(arguments("uniter", tmp_path / "bad.safetensors", vocabulary, tmp_path / "other")) == 1
+    assert "tensors hold numbers that are not finite: objectives.matching.classify.bias (1 of 2)" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "other").exists()
+    state = vlp.load(tmp_path / "run").state_dict()  # a run of ours that was written so
+    name = next(name for name in state if name.endswith("word_table.weight"))
+    state[name][0] = torch.inf
+    RunFolder(tmp_path / "run").write_weights("model.safetensors", state, 0)
+    with pytest.raises(NotFiniteError, match=rf"run/model\.safetensors: 1 of \d+ tensors .*: {re.escape(name)}"):
+        vlp.load(tmp_path / "run")
+
+
 class Code:
     """What unpickling runs."""
 
@@ -262,7 +303,7 @@ def one_key_less_one_more(path: Path) -> None:
         (lambda path: path.write_bytes(b""), [], ["it is damaged"]),
         (lambda path: torch.save([torch.ones(1)], path), [], ["not a state dict of tensors; it holds: list"]),
         (lambda path: torch.save({"epoch": 3}, path), [], ["it holds: epoch"]),
-        (lambda path: torch.save({"args": argparse.Namespace()}, path), [], ["argparse.Namespace"]),
+        (lambda path: torch.save({"args": argparse.Namespace()}, path), [], ["it holds: args"]),
         (lambda path: None, [], ["no weights file"]),
         (of_lxmert, [], ["does not have the layout uniter", "uniter.embeddings", "it has the layout lxmert"]),
         (one_key_less_one_more, [], ["missing: itm_output.weight", "not expected: itm_outputs.weight"]),

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from golden import STATES, Golden
@@ -16,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import vlp
-from vlp.checkpoints.load import read_checkpoint
 from vlp.commands import generate
 from vlp.commands.export_checkpoint import main as export_checkpoint
 from vlp.commands.import_checkpoint import main
@@ -294,30 +292,6 @@ def test_what_cannot_be_exported(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert export_checkpoint([str(tmp_path / "run"), f"--to={layout}", f"--out={tmp_path / 'out'}"]) == 1
         assert "layouts that it can be written in: none" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_training_files(tmp_path: Path) -> None:
-    weights = {"a.weight": torch.ones(2), "b.weight": torch.zeros(3)}
-    for key in ("state_dict", "module", "weights"):
-        torch.save({key: weights, "iteration": 3, "rng": torch.get_rng_state(), "opt_state": {"x": torch.ones(1)}},
-                   tmp_path / "t.pt")  # fmt: skip
-        assert read_checkpoint(tmp_path / "t.pt").keys() == weights.keys()
-    torch.save({"module": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "t.pt")
-    assert read_checkpoint(tmp_path / "t.pt").keys() == weights.keys()
-    # a module may have a parameter of that name
-    for plain in ({"weights": torch.ones(1)}, {"module.weight": torch.ones(1), "weights": torch.ones(1)}):
-        torch.save(plain, tmp_path / "t.pt")
-        assert read_checkpoint(tmp_path / "t.pt").keys() == plain.keys()
-    torch.save({"weights": weights, "ema": torch.ones(2)}, tmp_path / "t.pt")
-    with pytest.raises(ValueError, match="has weights beside its weights: ema"):
-        read_checkpoint(tmp_path / "t.pt")
-    torch.save({"module": weights, "np_rng_state": np.random.get_state()}, tmp_path / "t.pt")
-    with pytest.raises(ValueError, match=r"numpy.*save its tensors alone: .*torch\.save\(state\[KEY\], OUT\)"):
-        read_checkpoint(tmp_path / "t.pt")
-    for bad in ({"weights": {"a": 3}}, {"weights": {}}, {"module": {"a": {"b": torch.ones(1)}}}):
-        torch.save(bad, tmp_path / "t.pt")
-        with pytest.raises(ValueError, match="is not a state dict of tensors"):
-            read_checkpoint(tmp_path / "t.pt")
 
 
 def test_safetensors_is_read_as_well(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ class InitConfig:
     `importer`, a file in the layout of that name, relative to the working directory as `run_dir` is. What does not fit
     is an error, but for tensors of the model in whose names one of these regular expressions is found:
     `may_be_missing` from the file, and keep their random start; `may_be_unused`, though the file has them (one of
-    another shape has to be both); `may_differ_in_rows`: the first rows that both have are loaded.
+    another shape has to be both); `may_differ_in_rows`: the first rows that both have are loaded, but of no grid.
     """
 
     path: str

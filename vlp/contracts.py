@@ -5,6 +5,7 @@ Letters: P pairs, N rows of all sequences laid end to end, R regions, H hidden s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -142,13 +143,15 @@ class Cost:
 class Start:
     """A part of a model that begins with the weights of a file: `trunk` with those of `path`, a file that may hold
     tensors named `left_out` besides. `begin`: of the names of its tensors in the weights of a run, whose folder `path`
-    may be then; what has other names is left out.
+    may be then; what has other names is left out. `tables`: of the trunk's tables of positions, by name, how they are
+    made from others (`vlp.nn.positions`).
     """
 
     trunk: nn.Module
     path: str
     left_out: frozenset[str]
     begin: str = ""
+    tables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

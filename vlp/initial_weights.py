@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from vlp.checkpoints.declared import declared
 from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state
 from vlp.checkpoints.load import (
     Exceptions,
@@ -19,11 +21,14 @@ from vlp.checkpoints.load import (
     read_checkpoint,
     read_weights,
 )
+from vlp.checkpoints.prefixes import prefix_hint, spellings, without_prefix
 from vlp.checkpoints.words import changes, faults
 from vlp.config import ConfigError, InitConfig
 from vlp.contracts import Start
 from vlp.convert import unknown_key
 from vlp.interfaces import Images, Tokenizer
+from vlp.nn.positions import position_tables
+from vlp.nn.unshaped import unshaped
 from vlp.registry import IMPORTERS, MODELS
 from vlp.run_folder import RunFolder, answers_of_objectives, weights_file
 
@@ -43,20 +48,62 @@ def load_initial_weights(
     """
     check_patterns(init)
     path = Path(init.path)
-    tensors = read_run(path, tokenizer) if init.importer is None else read_layout(path, init.importer)
+    notes: list[str] = []
+    if init.importer is None:
+        tensors = read_run(path, tokenizer)
+    else:
+        published = read_layout(path, init.importer, notes.append)
+        tensors = published.ours
+        notes += compare_settings(module, path, published.theirs)
     exceptions = Exceptions(init.may_be_missing, init.may_be_unused, init.may_differ_in_rows)
     try:
-        loaded = load_listing(module, tensors, init.path, exceptions)
+        loaded = load_listing(module, tensors, init.path, exceptions, position_tables(module))
     except WeightsMismatchError as error:
         kinds = {name: model.parameters_begin for name, model in MODELS.items()}
         told = "".join(f"\n- {line}" for line in faults(error, tensors, module.state_dict(), kinds))
         raise KeyMismatchError(f"init: the weights of {init.path} do not fit the configuration:{told}") from error
+    loaded.told[:0] = notes
     model: Any = module.model
     if init.importer is None:
         _check_answers(init, loaded, answers)
     elif model.words:
         _check_words(init, loaded, module, tensors, tokenizer)
     return loaded
+
+
+def compare_settings(module: nn.Module, path: Path, names: Iterable[str]) -> list[str]:
+    """Compare what parts of a module compute with to what a file of weights with these names, or one beside it, says.
+    What is uncertain is returned, a line each.
+
+    Raises:
+        ConfigError: they differ, or a file beside it can't be read.
+    """
+    ours, told, wrong = dict(unshaped(module)), list[str](), list[str]()
+    try:
+        said = declared(path, names)
+    except ValueError as error:
+        raise ConfigError(f"init: {error}") from error
+    for one in said:
+        for part, settings in one.parts.items():
+            for setting, theirs in settings.items():
+                own = ours.get(part, {}).get(setting)
+                if own is None or own.value == theirs:
+                    continue
+                line = f"{part}: {setting} is {own.value}, and {theirs} by {one.source}; set {part}.{own.change}"
+                # two ways to compute one function, which published copies of the same weights differ in
+                alike = {own.value, theirs} == {"gelu", "gelu_tanh"}
+                (told if alike else wrong).append(line)
+    if wrong:
+        lines = "".join(f"\n- {line}" for line in wrong)
+        raise ConfigError(f"init: the configuration computes otherwise than these weights were trained to:{lines}")
+    both = (ours.get(part, {}) for part in ("model.image", "model.text"))
+    towers = [own["activation"].value for own in both if "activation" in own]
+    if len(set(towers)) == 2 and "quick_gelu" in towers:
+        told.append(
+            f"the image tower has activation {towers[0]}, the text tower {towers[1]}: published models have one in"
+            " both; compare model.image.name and model.text.name"
+        )
+    return [f"warning: {line}" for line in told]
 
 
 def _check_words(
@@ -89,20 +136,24 @@ def calibrate(model: nn.Module, images: Callable[[int], Images]) -> None:
             made.calibrate(images(made.calibration_pictures))
 
 
-def load_start_weights(model: nn.Module) -> None:
+def load_start_weights(model: nn.Module) -> list[str]:
     """Load the weights that parts of a model begin with, as a backbone or an image tower whose configuration names a
-    file; see `vlp.contracts.Start`.
+    file; see `vlp.contracts.Start`. What has to be known of it is returned, a line each.
 
     Raises:
-        ConfigError: there is no such file, or it is another trunk's.
+        ConfigError: there is no such file, or it is another trunk's, or its numbers are not finite.
     """
+    told: list[str] = []
     for name, start in _starts(model):
+        place = start.begin or f"model.{name}."
         try:
             path = Path(start.path)
-            load_trunk(start.trunk, weights_file(path) if start.begin else path, start.left_out, start.begin)
+            path = weights_file(path) if start.begin else path
+            lines = load_trunk(start.trunk, path, start.left_out, start.begin, start.tables)
+            told += [f"{place}weights: {line}" for line in lines]
         except (FileNotFoundError, ValueError) as error:
-            place = start.begin or f"model.{name}."
             raise ConfigError(f"{place}weights: {error}") from error
+    return told
 
 
 def _starts(model: nn.Module) -> list[tuple[str, Start]]:
@@ -131,7 +182,7 @@ def _check_answers(init: InitConfig, loaded: Loaded, answers: dict[str, list[str
 
 def describe(init: InitConfig, loaded: Loaded) -> str:
     """What was loaded, in words."""
-    told = "".join(f"\n- {line}" for line in changes(loaded))
+    told = "".join(f"\n- {line}" for line in [*loaded.told, *changes(loaded)])
     return f"{len(loaded.loaded)} tensors begin with the weights of {init.path}{told}"
 
 
@@ -161,25 +212,49 @@ def read_run(path: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
         raise ConfigError(f"init: {error}") from error
 
 
-def read_layout(path: Path, importer: str) -> dict[str, Tensor]:
-    """The weights of a file in the layout of an importer, by our names."""
+@dataclass(frozen=True)
+class Published:
+    """The weights of a file, by `theirs`, the names of its layout, and by `ours`."""
+
+    theirs: dict[str, Tensor]
+    ours: dict[str, Tensor]
+
+
+def read_layout(path: Path, importer: str, say: Callable[[str], None] = lambda _: None) -> Published:
+    """The weights of a file in the layout of an importer.
+
+    say: told what was taken off the names, and what of the file is left out.
+
+    Raises:
+        ConfigError: there is no such importer, or the file is no weights.
+        FileNotFoundError: there is no such file.
+        KeyMismatchError: it has another layout.
+    """
     if importer not in IMPORTERS:
         raise unknown_key("init.importer", importer, IMPORTERS)
     try:
-        theirs = read_checkpoint(path)
+        theirs = read_checkpoint(path, say)
     except ValueError as error:
         raise ConfigError(f"init: {error}") from error
+    notes: list[str] = []
+    theirs = without_prefix(theirs, lambda named: _faults(named, IMPORTERS[importer]), notes.append)
     try:
-        return import_state(theirs, IMPORTERS[importer])
+        ours = import_state(theirs, IMPORTERS[importer])
     except KeyMismatchError as error:
-        fitting = [name for name, key_map in IMPORTERS.items() if _fits(theirs, key_map)]
-        hint = f"\nit has the layout {' or '.join(fitting)}" if fitting else ""
-        raise KeyMismatchError(f"{path} does not have the layout {importer}: {error}{hint}") from error
+        ways = [named for named, _ in spellings(theirs)]
+        fitting = [name for name, key_map in IMPORTERS.items() if any(not _faults(named, key_map) for named in ways)]
+        hint = f"\nit has the layout {' or '.join(fitting)}" if fitting else prefix_hint(theirs)
+        read = "".join(f"\n{note}" for note in notes)
+        raise KeyMismatchError(f"{path} does not have the layout {importer}: {error}{read}{hint}") from error
+    for note in notes:
+        say(note)
+    return Published(theirs, ours)
 
 
-def _fits(theirs: dict[str, Tensor], key_map: KeyMap) -> bool:
+def _faults(theirs: Mapping[str, Tensor], key_map: KeyMap) -> int:
+    """How many keys don't fit a layout."""
     try:
         import_state(theirs, key_map)
-    except KeyMismatchError:
-        return False
-    return True
+    except KeyMismatchError as error:
+        return error.count
+    return 0

@@ -55,7 +55,11 @@ class KeyMap:
 
 
 class KeyMismatchError(ValueError):
-    """A checkpoint does not have the keys or shapes that were expected."""
+    """A checkpoint does not have the keys or shapes that were expected; `count`: how many of them."""
+
+    def __init__(self, text: str, count: int = 1):
+        super().__init__(text)
+        self.count = count
 
 
 def _layers(patterns: Iterable[str], keys: Iterable[str]) -> dict[str, list[int]]:
@@ -144,7 +148,7 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
             if not torch.equal(theirs[tied], theirs[original]):
                 raise KeyMismatchError(f"{tied} should equal {original}, to which it is tied, but does not")
     if missing or left:
-        raise KeyMismatchError(_lists("the checkpoint", missing, sorted(left)))
+        raise KeyMismatchError(_lists("the checkpoint", missing, sorted(left)), len(missing) + len(left))
     return ours
 
 

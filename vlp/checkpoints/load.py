@@ -6,9 +6,10 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,10 +18,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vlp.checkpoints.digest import digest
+from vlp.checkpoints.harmless import HARMLESS
 from vlp.checkpoints.key_map import KeyMismatchError, listed
+from vlp.checkpoints.prefixes import prefix_hint, without_prefix
 
-# what training checkpoints call their weights: Lightning and many others, DeepSpeed, DALLE-pytorch
+# what training checkpoints call their weights, for where they hold several sets: Lightning and many others, DeepSpeed,
+# DALLE-pytorch
 WRAPPERS = ("state_dict", "module", "weights")
+# in the keys of what looks like weights and is none
+NO_WEIGHTS = r"optim|^opt($|_)|sched|scaler|rng|random|loss|metric"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -59,20 +65,23 @@ def read_facts_of_weights(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short") from error
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that was not written here: safetensors, or torch's format with tensors alone.
+def read_checkpoint(path: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that was not written here: safetensors, or torch's format, by the names in it.
 
-    Nothing in it is run. Of a training checkpoint the weights are taken (`WRAPPERS`); the prefix `module.`, which
-    parallel training puts before every key, is left out.
+    Nothing in it is run: beside tensors and plain values, what is on the list of `HARMLESS` is read as nothing. Of a
+    training checkpoint the weights are taken, see `weights_within`.
+
+    say: told what of the file is left out, where that could be something else than what was meant.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds anything but tensors, or weights beside those that are taken, or is damaged.
+        ValueError: it holds what could run code, or several sets of weights, or weights beside those that are taken, or
+            none, or is damaged.
     """
     if path.suffix == ".safetensors" or not path.is_file():
         return read_weights(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")  # of pickles that torch did not write, which then fail
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
@@ -90,19 +99,44 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         else:
             reason = f"it is damaged, or no file of torch's ({type(error).__name__})"
         raise ValueError(f"{path} cannot be read as weights alone, and nothing else is loaded: {reason}") from error
-    wrapper = next((key for key in WRAPPERS if isinstance(state, dict) and isinstance(state.get(key), dict)), None)
-    if wrapper is not None:
-        # a generator's state is a tensor too, but of bytes
-        beside = [str(key) for key, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()]
-        if beside:
-            raise ValueError(f"{path} has weights beside its {wrapper}: {listed(beside)}; save those to be read alone")
-        state = state[wrapper]
-    plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not plain or not state:
+    return weights_within(state, path, say)
+
+
+def weights_within(state: Any, path: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
+    """The one dict of tensors in what a file holds: itself, or one of its values, whatever its key, but no state of an
+    optimizer and the like. Of several, the one under the first key of `WRAPPERS`.
+
+    Raises:
+        ValueError: there is none, or there are several, or other weights lie beside it.
+    """
+    if _are_weights(state):
+        return dict(state)
+    within = [key for key, value in state.items() if _are_weights(value)] if isinstance(state, dict) else []
+    within = [key for key in within if not re.search(NO_WEIGHTS, str(key), re.IGNORECASE)]
+    preferred = [key for key in WRAPPERS if key in within]
+    if not within:
         held = listed([str(key) for key in state]) if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path} is not a state dict of tensors; it holds: {held}")
-    parallel = all(key.startswith("module.") for key in state)
-    return {key.removeprefix("module."): value for key, value in state.items()} if parallel else dict(state)
+    if len(within) > 1 and not preferred:
+        raise ValueError(
+            f"{path} holds several sets of weights, {listed([str(key) for key in within])}: save the one that you mean"
+            " alone: torch.save(torch.load(FILE, weights_only=False)[KEY], OUT), if you trust its source"
+        )
+    taken = (preferred or within)[0]
+    # a random generator's state is a tensor too, but of bytes; one number is a loss or a score
+    beside = [str(k) for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point() and v.numel() > 1]
+    if beside:
+        raise ValueError(f"{path} has weights beside its {taken}: {listed(beside)}; save those to be read alone")
+    others = [str(key) for key in within if key != taken]
+    if others:
+        say(f"the weights under {taken} are taken, not those under {listed(others)}")
+    return dict(state[taken])
+
+
+def _are_weights(value: Any) -> bool:
+    """Whether it is a dict of tensors."""
+    plain = isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    return plain and bool(value)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -132,7 +166,7 @@ class Exceptions:
 
     `may_be_missing`: tensors that the file may lack; they keep what they have. `may_be_unused`: tensors of the file
     that the model may lack. One of another shape has to be both. `may_differ_in_rows`: of which the file may have
-    fewer or more rows; the first ones that both have are loaded.
+    fewer or more rows; the first ones that both have are loaded, but never of a grid.
     """
 
     may_be_missing: Sequence[str] = ()
@@ -146,13 +180,18 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 @dataclass(frozen=True)
 class Loaded:
     """Names of tensors by what became of them, sorted. One of `first_rows`, with its shapes in the file and in the
-    model, is among the `loaded`.
+    model, is among the `loaded`. `told`: what else has to be known of how they were read, a line each.
     """
 
     loaded: list[str]
     missing: list[str]
     unused: list[str]
     first_rows: dict[str, Shapes]
+    told: list[str] = field(default_factory=list)
+
+
+class NotFiniteError(ValueError):
+    """Weights hold numbers that aren't finite."""
 
 
 class WeightsMismatchError(KeyMismatchError):
@@ -168,11 +207,22 @@ class WeightsMismatchError(KeyMismatchError):
         self.missing, self.unexpected, self.other_shape = missing, unexpected, other_shape
 
 
-def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, exceptions: Exceptions) -> Loaded:
+def load_listing(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    exceptions: Exceptions,
+    tables: Mapping[str, Any] = MappingProxyType({}),
+) -> Loaded:
     """Load tensors into a module; what does not fit must be among the exceptions.
+
+    tables: of the module's tables of positions, by name, how they are made from tables of other pictures or texts
+    (`resized`), and whether their first rows mean the same (`by_rows`); see `vlp.nn.positions`.
 
     Raises:
         WeightsMismatchError: missing or unexpected keys, or other shapes; all three are listed.
+        NotFiniteError: tensors that would be loaded hold NaN or infinity.
+        KeyMismatchError: rows of a grid of another size are asked for.
     """
     expected = module.state_dict()
     state = dict(expected)
@@ -192,6 +242,12 @@ def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, 
             (done.unused if unused else unexpected).append(name)
             continue
         shapes = tuple(tensors[name].shape), tuple(expected[name].shape)
+        table = tables.get(name)
+        if shapes[0] != shapes[1] and rows_differ and table is not None and not table.by_rows:
+            raise KeyMismatchError(
+                f"init.may_differ_in_rows: {name} has the positions of a grid, and the first rows of another grid are"
+                " other places; take out the pattern that means it: it is resized without being asked"
+            )
         if shapes[0] == shapes[1]:
             state[name] = tensors[name]
             done.loaded.append(name)
@@ -203,13 +259,53 @@ def load_listing(module: nn.Module, tensors: Mapping[str, Tensor], source: str, 
         elif missing and unused:
             done.missing.append(name)
             done.unused.append(name)
+        elif (made := _resized(table, tensors[name], expected[name])) is not None:
+            state[name], told = made
+            done.loaded.append(name)
+            done.told.append(f"{name}: {told}")
         else:
             other_shape[name] = shapes
     if lacking or unexpected or other_shape:
         raise WeightsMismatchError(source, lacking, unexpected, other_shape)
+    refuse_not_finite({name: tensors[name] for name in done.loaded}, source)
     with torch.no_grad():
         module.load_state_dict(state)
     return done
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse NaN and infinite numbers, which a model would answer with to everything.
+
+    Raises:
+        NotFiniteError: there are such; the tensors are named.
+    """
+    counts = {name: _not_finite(value) for name, value in tensors.items()}
+    broken = [f"{name} ({count} of {tensors[name].numel()})" for name, count in counts.items() if count]
+    if broken:
+        raise NotFiniteError(
+            f"{source}: {len(broken)} of {len(tensors)} tensors hold numbers that are not finite: {listed(broken)}."
+            " Such weights are of a training that diverged, or a damaged file: take an earlier checkpoint, or get the"
+            " file again"
+        )
+
+
+def _not_finite(value: Tensor) -> int:
+    """How many numbers are NaN or infinite."""
+    if not value.is_floating_point():
+        return 0
+    wide = value.float() if value.itemsize == 1 else value  # of 8 bits torch can't tell
+    return int((~wide.isfinite()).sum())
+
+
+def _resized(table: Any, theirs: Tensor, ours: Tensor) -> tuple[Tensor, str] | None:
+    """A table of positions made from theirs, and what was done; None if it can't be."""
+    if table is None or theirs.ndim != ours.ndim or theirs.shape[-1] != ours.shape[-1]:
+        return None
+    try:
+        made: tuple[Tensor, str] = table.resized(theirs)
+    except ValueError:
+        return None
+    return made if made[0].shape == ours.shape else None
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -217,13 +313,34 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
     load_listing(module, tensors, source, Exceptions())
 
 
-def load_trunk(trunk: nn.Module, path: Path, left_out: Container[str], begin: str = "") -> None:
+def load_trunk(
+    trunk: nn.Module,
+    path: Path,
+    left_out: Container[str],
+    begin: str = "",
+    tables: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
     """Load a trunk's weights from a file that may hold more of the whole model, whose names are given, or begin in
-    another way than those of the trunk.
+    another way than those of the trunk. What has to be known of it is returned, a line each.
+
+    tables: see `load_listing`.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_weights`. KeyMismatchError: as `load_strictly`.
+        FileNotFoundError, ValueError: as `read_weights`. KeyMismatchError, NotFiniteError: as `load_strictly`.
     """
     tensors = read_weights(path)
-    own = {name: value for name, value in tensors.items() if name not in left_out and name.startswith(begin)}
-    load_strictly(trunk, {name.removeprefix(begin): value for name, value in own.items()}, str(path))
+    told: list[str] = []
+
+    def own(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        kept = {name: value for name, value in named.items() if name not in left_out and name.startswith(begin)}
+        return {name.removeprefix(begin): value for name, value in kept.items()}
+
+    if not begin:  # the names of a run of ours are known
+        names = trunk.state_dict().keys()
+        tensors = without_prefix(tensors, lambda named: len(own(named).keys() ^ names), told.append)
+    try:
+        loaded = load_listing(trunk, own(tensors), str(path), Exceptions(), tables)
+    except KeyMismatchError as error:
+        read = "".join(f"\n{line}" for line in told)
+        raise KeyMismatchError(f"{error}{read}{'' if begin else prefix_hint(tensors)}") from error
+    return [*told, *loaded.told]

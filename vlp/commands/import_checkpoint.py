@@ -25,7 +25,6 @@ from torch import Tensor
 
 from vlp.build import loads_of
 from vlp.checkpoints.key_map import KeyMap, respelled, unused_keys
-from vlp.checkpoints.load import read_checkpoint
 from vlp.commands.command import open_console, options_of, run_command
 from vlp.config import ConfigError, RunConfig, load_config
 from vlp.inference import TrainedModel
@@ -147,9 +146,11 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     tokenizer = vocabulary_of(options.vocabulary, config, options.config)
     key_map = IMPORTERS[options.layout]
     given_names = {kind: getattr(options, kind) for kind in NAMED}
-    tensors = {} if all(given_names.values()) else read_layout(options.file, options.layout)
+    published = read_layout(options.file, options.layout)
     names = {
-        kind: path.read_text(encoding="utf-8").splitlines() if path else numbered(kind, config, tokenizer, tensors)
+        kind: path.read_text(encoding="utf-8").splitlines()
+        if path
+        else numbered(kind, config, tokenizer, published.ours)
         for kind, path in given_names.items()
     }
     trained = build(config, tokenizer, names)
@@ -157,11 +158,12 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     loaded = load_initial_weights(config.init, trained, tokenizer, answers_of_objectives(config, trained.facts))
     coder = [name for name in loaded.missing if name.startswith("model.pictures.")]
     if coder and config.model["pictures"].get("weights") is not None:  # a coder that has a run of its own
-        load_start_weights(trained.model)
+        for line in load_start_weights(trained.model):
+            console.print(line, markup=False, soft_wrap=True)
         loaded = replace(loaded, missing=[name for name in loaded.missing if name not in coder])
         told = f"{len(coder)} tensors begin with the weights of {config.model['pictures']['weights']}"
         console.print(told, markup=False, soft_wrap=True)
-    report(respelled(read_checkpoint(options.file), key_map), key_map, console)
+    report(respelled(published.theirs, key_map), key_map, console)
     console.print(describe(config.init, loaded), markup=False, soft_wrap=True)
     partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a command that was killed

@@ -260,13 +260,14 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     first = console if launching else Console(quiet=True)  # of several processes one speaks
     start = checkpoint_of(folder, resume, module, first) if resume else None
     if start is None:
-        load_start_weights(module.model)
+        for line in load_start_weights(module.model):
+            first.print(line, markup=False, soft_wrap=True)
         calibrate(module.model, partial(some_images, sources[0], partial(first.print, style="yellow", soft_wrap=True)))
         if config.init is not None:
             answers = answers_of_objectives(config, facts)
             loaded = load_initial_weights(config.init, module, tokenizer, answers)
             if launching:
-                console.print(describe(config.init, loaded), soft_wrap=True)
+                console.print(describe(config.init, loaded), markup=False, soft_wrap=True)
         check_coder(config, module.model, [*sources, *held_out])
     if launching:
         if data.workers:

@@ -18,6 +18,7 @@ from vlp.nn.first_rows import FirstRows, first_among, project_first
 from vlp.nn.incremental import Incremental
 from vlp.nn.layout import Layout, Sequences, check_width
 from vlp.nn.transformer import Transformer, initialise
+from vlp.nn.unshaped import Unshaped, settings_of_block
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,12 @@ class SingleStream(nn.Module):
     def words(self) -> int:
         """Rows of the table of words."""
         return len(self.tied("word_embeddings"))
+
+    def unshaped(self) -> dict[str, Unshaped]:
+        """Its activation and heads; see `vlp.nn.unshaped`."""
+        own = settings_of_block(self.encoder.layers[0].activation, self.encoder.heads)  # type: ignore[arg-type]
+        change = {"activation": "type (this one has no other activation)", "heads": "heads"}
+        return {name: Unshaped(value, change[name]) for name, value in own.items()}
 
     def tied(self, name: str) -> Tensor:
         """A parameter shared with a head; see `vlp.contracts.Model`."""

@@ -15,6 +15,7 @@ from torch import nn
 from vlp.checkpoints.importers.mobilenet_v2 import MOBILENET_V2, MOBILENET_V2_FLAT
 from vlp.checkpoints.key_map import KeyMap, import_state, listed
 from vlp.checkpoints.load import load_strictly, read_checkpoint
+from vlp.checkpoints.prefixes import without_prefix
 from vlp.convert import unknown_key
 from vlp.strict_yaml import ConfigError
 
@@ -53,16 +54,21 @@ def open_trunk(option: str, weights: Path | None, say: Callable[[str], None]) ->
         say(f"no weights: the trunk's are random numbers of seed {SEED}, so the features mean little")
         return trunk, f"timm:{name}, random weights of seed {SEED}"
     try:
-        tensors = read_checkpoint(weights)
+        tensors = read_checkpoint(weights, lambda line: say(f"{weights.name}: {line}"))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    layouts = LAYOUTS.get(name.partition(".")[0], {})
+    known = trunk.state_dict().keys() | layouts.keys()
+    tensors = without_prefix(
+        tensors, lambda named: len(named.keys() - known), lambda line: say(f"{weights.name}: {line}")
+    )
     heads = trunk.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     unused = sorted(key for key in tensors if key.startswith(heads))
     if unused:
         say(f"{weights.name}: not used, since regions need no classifier: {listed(unused)}")
     tensors = {key: value for key, value in tensors.items() if key not in unused}
-    for key, key_map in LAYOUTS.get(name.partition(".")[0], {}).items():
+    for key, key_map in layouts.items():
         if key in tensors:
             tensors = import_state(tensors, key_map)
             say(f"{weights.name}: {len(tensors)} tensors of another layout, renamed to timm's names")

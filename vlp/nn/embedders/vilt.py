@@ -12,6 +12,7 @@ from vlp.interfaces import Batch
 from vlp.needs import EmbedderOffers
 from vlp.nn.embedders.text_rows import TextSizes, tied
 from vlp.nn.layout import Sequences
+from vlp.nn.positions import GridTable, Tables
 
 
 class ViltEmbedder(nn.Module):
@@ -66,6 +67,10 @@ class ViltEmbedder(nn.Module):
     def tied(self, name: str) -> Tensor:
         """See `text_rows.tied`."""
         return tied(name, self.word_table)
+
+    def position_tables(self) -> Tables:
+        """Its table, by name, that can be made from that of another grid; see `vlp.nn.positions`."""
+        return {"image_positions": GridTable(self.grid, self.grid, 1)}
 
     def patch_positions(self, boxes: Tensor) -> Tensor:
         """Position vectors [R, H] of patches, given their boxes [R, 4].

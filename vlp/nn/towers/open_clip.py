@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from torch.func import functional_call
 from vlp.interfaces import Images
 from vlp.nn.backbones.pixels import PictureGroup, by_size, group_by_size
 from vlp.nn.backbones.timm_layers import timm_layers
+from vlp.nn.positions import GridTable, LineTable, Tables, timm_tables
+from vlp.nn.unshaped import Unshaped, settings_of_block
 
 # stand-ins for the tower that isn't wanted, so that building one doesn't cost two
 NO_IMAGE: dict[str, Any] = {"layers": 1, "width": 64, "patch_size": 8, "image_size": 8}
@@ -141,6 +144,20 @@ class OpenClipImage(nn.Module):
             return timm_layers(self.trunk.trunk, "trunk.trunk.")
         return _blocks(self.trunk, ("conv1", "class_embedding", "positional_embedding", "ln_pre"))
 
+    def unshaped(self) -> dict[str, Unshaped]:
+        """Its activation and heads, of a transformer; see `vlp.nn.unshaped`."""
+        return _unshaped(getattr(self.trunk, "trunk", self.trunk), "settings.head_width, the width by their number")
+
+    def position_tables(self) -> Tables:
+        """Its tables, by name, that can be made from those of pictures of another size; see `vlp.nn.positions`."""
+        if hasattr(self.trunk, "trunk"):
+            return {f"trunk.trunk.{name}": table for name, table in timm_tables(self.trunk.trunk).items()}
+        if hasattr(self.trunk, "attnpool"):  # of a ResNet, whose grid has a 32nd of the picture's side
+            side = math.isqrt(len(self.trunk.attnpool.positional_embedding) - 1)
+            return {"trunk.attnpool.positional_embedding": GridTable(side, side, 1)}
+        height, width = self.trunk.grid_size
+        return {"trunk.positional_embedding": GridTable(height, width, 1)}
+
     def forward(self, images: Images, planned: list[PictureGroup] | None = None) -> Tensor:
         """Embeddings [I, D], not yet of length 1.
 
@@ -203,6 +220,14 @@ class OpenClipText(nn.Module):
         """
         return _blocks(self.trunk, ("token_embedding", "positional_embedding", "cls_emb"))
 
+    def unshaped(self) -> dict[str, Unshaped]:
+        """Its activation and heads; see `vlp.nn.unshaped`."""
+        return _unshaped(self.trunk, "settings.heads")
+
+    def position_tables(self) -> Tables:
+        """Its table, by name, that can be made from that of texts of another length; see `vlp.nn.positions`."""
+        return {"trunk.positional_embedding": LineTable(len(self.trunk.positional_embedding))}
+
     @staticmethod
     def plan(lengths: Tensor, width: int) -> None:
         """Nothing: padding goes through the tower as it is."""
@@ -216,6 +241,16 @@ class OpenClipText(nn.Module):
             shorter = {"attn_mask": mask[: ids.shape[1], : ids.shape[1]]}
             embedded = functional_call(self.trunk, shorter, (ids,))
         return embedded
+
+
+def _unshaped(trunk: Any, heads: str) -> dict[str, Unshaped]:
+    """What the first block of a transformer of open_clip's or timm's computes with; `heads`: what sets their number."""
+    blocks = getattr(getattr(trunk, "transformer", None), "resblocks", None) or getattr(trunk, "blocks", None) or [None]
+    mlp, attention = getattr(blocks[0], "mlp", None), getattr(blocks[0], "attn", None)
+    activation = getattr(mlp, "gelu", None) or getattr(mlp, "act", None)
+    change = {"activation": "name (names that end in -quickgelu have quick_gelu, most others gelu)", "heads": heads}
+    own = settings_of_block(activation, getattr(attention, "num_heads", None))
+    return {name: Unshaped(value, change[name]) for name, value in own.items()}
 
 
 def _blocks(trunk: Any, embeddings: tuple[str, ...]) -> list[list[str]]:

@@ -11,6 +11,7 @@ from vlp.contracts import Start
 from vlp.interfaces import Images
 from vlp.nn.backbones.pixels import PictureGroup, by_size, group_by_size
 from vlp.nn.backbones.timm_layers import timm_layers
+from vlp.nn.positions import Tables, timm_tables
 
 
 def timm_backbone(name: str, picture_size: int | None = None, **options: Any) -> tuple[nn.Module, set[str]]:
@@ -79,7 +80,13 @@ class TimmImage(nn.Module):
 
     def start_weights(self) -> Start | None:
         """What the backbone begins with, if a file is named."""
-        return None if self.weights is None else Start(self.backbone, self.weights, frozenset(self.left_out))
+        if self.weights is None:
+            return None
+        return Start(self.backbone, self.weights, frozenset(self.left_out), tables=timm_tables(self.backbone))
+
+    def position_tables(self) -> Tables:
+        """Its table, by name, that can be made from that of pictures of another size; see `vlp.nn.positions`."""
+        return {f"backbone.{name}": table for name, table in timm_tables(self.backbone).items()}
 
     def layer_order(self) -> list[list[str]]:
         """Names of the backbone's parameters by layer, as `vlp.contracts.AnyModel.layer_order`."""
