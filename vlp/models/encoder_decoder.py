@@ -143,7 +143,7 @@ class EncoderDecoder(nn.Module):
         self.pooler = nn.Linear(hidden_size, hidden_size) if pooler else None
         initialise(self, initial_std)
 
-    parameters_begin = r"^model\.(encoder|decoder)\.layers\.|^model\.crossing\."  # in a run's weights
+    parameters_begin = r"^model\.(decoder\.layers|crossing)\."  # in a run's weights; those that no other has
     picture_sizes = PixelSize  # which it can't see: it takes no backbone
 
     @property
