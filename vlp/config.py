@@ -355,7 +355,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         value = StrictLoader(text).get_single_data()
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # of many kinds, as in `read_yaml`
         raise ConfigError(f"{dotted}: {text!r} is not a YAML value") from error
     node: Any = tree
     keys = dotted.split(".")

@@ -80,7 +80,7 @@ def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
     if kind is float and not isinstance(value, bool):
         try:
             number = float(value) if isinstance(value, int | float | str) else math.nan
-        except ValueError:
+        except (ValueError, OverflowError):  # a number of hundreds of digits is no float
             number = math.nan
         if math.isfinite(number):
             return number

@@ -42,7 +42,10 @@ def corners(box: list[Any]) -> list[Any]:
     """Left, top, right, bottom of COCO's left, top, width, height; what is no such box is returned as it is."""
     if len(box) != 4 or not all(type(v) in (int, float) for v in box):
         return box
-    return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+    try:
+        return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+    except OverflowError:
+        return []
 
 
 class NoBoxError(ValueError):
@@ -55,9 +58,12 @@ def shares(box: list[Any], size: tuple[int, int]) -> tuple[list[float], bool]:
     Raises:
         NoBoxError: it is no box.
     """
-    if len(box) != 4 or not all(type(v) in (int, float) and math.isfinite(v) for v in box):
-        raise NoBoxError("box is not four numbers")
-    of_image = [corner / side for corner, side in zip(box, [*size, *size], strict=True)]
+    try:
+        if len(box) != 4 or not all(type(v) in (int, float) and math.isfinite(v) for v in box):
+            raise NoBoxError("box is not four numbers")
+        of_image = [corner / side for corner, side in zip(box, [*size, *size], strict=True)]
+    except (OverflowError, ZeroDivisionError) as error:  # numbers of hundreds of digits, which JSON can hold
+        raise NoBoxError("box is not four numbers") from error
     # six decimals, so that the corners stay apart as float32
     inside = [round(min(max(corner, 0.0), 1.0), 6) for corner in of_image]
     if inside[2] <= inside[0] or inside[3] <= inside[1]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipelines.annotations.boxes import BACKGROUND, NoBoxError, corners, read_categories, read_sizes, shares
 from data_pipelines.annotations.files import AnnotationError, LeftOut, entries, read_json
-from data_pipelines.annotations.pictures import check_shape, image_format, read_picture
+from data_pipelines.annotations.pictures import check_shape, check_texts, image_format, read_picture
 from data_pipelines.shards.format import Sample
 from data_pipelines.shards.pictures import ImageError
 
@@ -50,10 +50,11 @@ class CocoReader:
         listed = entries(captions, values, "images", {"id": int, "file_name": str})
         self._entries = self._without_repeats(listed)
         self._files = {entry["id"]: entry["file_name"] for entry in self._entries}
+        licences = values.get("licenses")
         self._licences = {
-            entry.get("id"): entry
-            for entry in values.get("licenses") or []
-            if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+            entry["id"]: entry
+            for entry in (licences if isinstance(licences, list) else [])
+            if isinstance(entry, dict) and isinstance(entry.get("name"), str) and _plain(entry.get("id"))
         }
         self._captions = self._read_captions(captions, values)
         self._boxes: dict[int, list[tuple[list[float], str]]] = {}
@@ -142,7 +143,7 @@ class CocoReader:
         boxes = self._boxes.get(number, [])
         if boxes:
             check_shape((width, height), self._sizes[number])
-        licence = self._licences.get(entry.get("license"), {})
+        licence = self._licences.get(entry["license"], {}) if _plain(entry.get("license")) else {}
         facts = {
             "width": width,
             "height": height,
@@ -157,4 +158,10 @@ class CocoReader:
         facts = {key: value for key, value in facts.items() if value is not None}
         if self._with_boxes:
             facts.update(boxes=[inside for inside, _ in boxes], box_names=[name for _, name in boxes])
+        check_texts(facts)
         return Sample(f"coco-{number:012d}", self._captions.get(number, []), None, data, image_format(data), facts)
+
+
+def _plain(value: Any) -> bool:
+    """Whether an id of a licence is one: what is a list or an object cannot be looked up."""
+    return type(value) in (int, str)

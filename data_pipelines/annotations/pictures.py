@@ -91,11 +91,22 @@ def _sample(folder: Path, picture: Picture) -> Sample:
     if picture.size:
         check_shape((width, height), picture.size)
     facts = {**picture.facts, "width": width, "height": height, "file_name": name}
+    check_texts([picture.captions, facts])
+    return Sample(picture.key, picture.captions, None, data, image_format(data), facts)
+
+
+def check_texts(said: Any) -> None:
+    """Check that what is said of a picture can be stored.
+
+    Raises:
+        ImageError: it holds half of a surrogate pair, or objects within objects without end.
+    """
     try:
-        json.dumps([picture.captions, facts], ensure_ascii=False).encode()
+        json.dumps(said, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ImageError("picture with a text that is not valid Unicode") from error
-    return Sample(picture.key, picture.captions, None, data, image_format(data), facts)
+    except RecursionError as error:
+        raise ImageError("picture with facts that are nested too deeply") from error
 
 
 def read_picture(folder: Path, names: list[str]) -> tuple[str, bytes, int, int]:

@@ -183,8 +183,8 @@ def _earlier(folder: Path, split: str) -> dict[str, _Tar]:
             name = Path(facts["name"]).name
             tars[name] = _Tar(facts, table.slice(begin, end - begin), left_out.get(_printable(name), []))
         return tars
-    except (OSError, pyarrow.ArrowException, ValueError, KeyError, TypeError):  # DamagedTableError is a ValueError
-        return {}
+    except (OSError, pyarrow.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # DamagedTableError is a ValueError
 
 
 def _state(status: os.stat_result) -> dict[str, Any]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 MOST_CHARACTERS = 16_384  # of another tool's caption; a megabyte takes a tokenizer seconds, and models see 512 at most
 
 
 class FactsError(ValueError):
     """A sample has no usable captions; the message is a short phrase to count by."""
+
+
+def is_unicode(value: object) -> TypeGuard[str]:
+    """Whether a value is a text without half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def listed(facts: dict[str, Any], name: str) -> list[Any]:
@@ -28,16 +33,22 @@ def own_facts(json_data: bytes | None) -> dict[str, Any]:
     """The facts of a sample of ours, `captions` among them.
 
     Raises:
-        FactsError: the JSON is damaged or has no list of captions.
+        FactsError: the JSON is damaged, has no list of captions, or holds half of a surrogate pair.
     """
     try:
-        facts: dict[str, Any] = json.loads(json_data or b"")
+        text = (json_data or b"").decode()  # json itself would take halves of pairs, and other encodings
+        facts: dict[str, Any] = json.loads(text)
         if not isinstance(facts["captions"], list):
             raise TypeError("captions")
         for caption in facts["captions"]:
             caption.encode()  # text, and no half of a surrogate pair, which no tokenizer takes
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FactsError("JSON without a list of captions") from error
+    if "\\ud" in text.lower():  # only what is escaped can be half a pair
+        try:
+            json.dumps(facts, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise FactsError("JSON with a text that is not valid Unicode (half a pair)") from error
     return facts
 
 

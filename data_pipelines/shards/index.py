@@ -119,7 +119,7 @@ def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
                 raise ShardError(f"{path} is cut short: it lacks a tar's end mark; make the shard anew")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ShardError(f"{path} cannot be read as a tar ({error}); make the shard anew") from error
-    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, SafetensorError) as error:
         if isinstance(error, ShardError):
             raise
         raise ShardError(f"{path}: sample {key} is damaged ({error})") from error

@@ -152,7 +152,7 @@ class ShardReader:
             arrays = load_arrays(data)
             scores = arrays.get("scores"), arrays.get("attribute_scores")
             regions = RegionArrays(arrays["boxes"], arrays["features"], *scores)
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise BadSampleError(key, "regions are not readable") from error
         check_regions(key, regions, self.manifest)
         return regions
