@@ -161,7 +161,7 @@ def _types_of(manifest: Manifest) -> dict[str, tuple[bool, str]]:
     return {
         **{key: (is_unicode(values[key]), "a text in Unicode") for key in ("name", "extractor", "licence")},
         **{
-            key: (texts(values[key]), "a list of texts in Unicode")
+            key: (texts(values[key]), "a list of texts")
             for key in ("class_names", "attribute_names", "answer_names")
         },
         "feature_size": (count(manifest.feature_size), "a number that is 0 or more"),
@@ -246,9 +246,9 @@ def check_regions(key: str, regions: RegionArrays, manifest: Manifest) -> None:
             raise BadSampleError(key, "scores are not finite")
         if lowest < 0 or highest > 1 + SUM_TOLERANCE:
             raise BadSampleError(key, f"scores of {kind} are not from 0 to 1; are they logits?")
-    if r.scores is not None and r.scores.size:
-        if (np.abs(r.scores.sum(1, dtype=np.float32) - 1) > SUM_TOLERANCE).any():
-            raise BadSampleError(key, "scores of classes do not sum to 1; the background must be among them")
+    sums = np.ones(0) if r.scores is None or not r.scores.size else r.scores.sum(1, dtype=np.float32)
+    if (np.abs(sums - 1) > SUM_TOLERANCE).any():
+        raise BadSampleError(key, "scores of classes do not sum to 1; the background must be among them")
     inside = (r.boxes >= -1e-3) & (r.boxes <= 1 + 1e-3)  # NaN is not inside either
     if not inside.all():
         raise BadSampleError(key, "a box lies outside the image")
