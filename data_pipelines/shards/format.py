@@ -1,9 +1,10 @@
 """The shard format: webdataset-layout tars, an index and a manifest beside them.
 
-A sample is up to three members of a tar: `KEY.json` (captions and facts), `KEY.png|jpg|webp` (optional),
-`KEY.regions.safetensors` (optional: `boxes` float32 [R, 4], `features` float16 [R, F], `scores` float16 [R, C],
-`attribute_scores` float16 [R, A]). A data set's folder holds `SPLIT-00000.tar ...`, `SPLIT.parquet` (the index) and
-`manifest.json`. Tars of other tools are indexed where they lie (`annotations/tars.py`) and read by the same reader.
+A sample is up to three members of a tar: `KEY.json` (captions and facts), a picture (optional, `KEY.png` or another
+ending of `IMAGE_FORMATS`), `KEY.regions.safetensors` (optional: `boxes` float32 [R, 4], `features` float16 [R, F],
+`scores` float16 [R, C], `attribute_scores` float16 [R, A]). A data set's folder holds `SPLIT-00000.tar ...`,
+`SPLIT.parquet` (the index) and `manifest.json`. Tars of other tools are indexed where they lie
+(`annotations/tars.py`) and read by the same reader.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from safetensors.numpy import save as save_arrays
 from data_pipelines.shards.facts import is_unicode
 
 SCHEMA_VERSION = 1
-IMAGE_FORMATS = ("png", "jpg", "webp")
+IMAGE_FORMATS = ("png", "jpg", "webp", "gif", "bmp", "tif", "avif")
 WHOLE_IMAGE = "whole image"  # name of a region that shows no one object
 SEAL = "sha256"  # key of the manifest's digest
+LARGEST_MEMBER = 256 << 20  # bytes; a larger one is refused before it is read, for it would fill the memory
 FLOATS = (np.float16, np.float32, np.float64)  # of stored arrays
 SUM_TOLERANCE = 0.01  # float16 rounds each score by 1/2048 of it at most, and so their sum; five times more is let pass
 READY = "features.ready"  # folder inside a data set's: finished shards that are being put in place of the older ones
@@ -160,10 +162,7 @@ def _types_of(manifest: Manifest) -> dict[str, tuple[bool, str]]:
     values, samples = asdict(manifest), manifest.samples
     return {
         **{key: (is_unicode(values[key]), "a text in Unicode") for key in ("name", "extractor", "licence")},
-        **{
-            key: (texts(values[key]), "a list of texts")
-            for key in ("class_names", "attribute_names", "answer_names")
-        },
+        **{key: (texts(values[key]), "a list of texts") for key in ("class_names", "attribute_names", "answer_names")},
         "feature_size": (count(manifest.feature_size), "a number that is 0 or more"),
         "samples": (type(samples) is dict and all(map(count, samples.values())), "the number of samples by split"),
     }
