@@ -11,9 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.annotations.boxes import BACKGROUND, NoBoxError, corners, read_categories, read_sizes, shares
+from data_pipelines.annotations.boxes import (
+    BACKGROUND,
+    NoBoxError,
+    corners,
+    read_categories,
+    read_sizes,
+    shares,
+    turned,
+)
 from data_pipelines.annotations.files import AnnotationError, LeftOut, entries, read_json
-from data_pipelines.annotations.pictures import check_shape, check_texts, image_format, read_picture
+from data_pipelines.annotations.pictures import check_texts, image_format, read_picture, way_of_boxes
 from data_pipelines.shards.format import Sample
 from data_pipelines.shards.pictures import ImageError
 
@@ -141,8 +149,7 @@ class CocoReader:
         number = entry["id"]
         name, data, width, height = read_picture(self.images, [entry["file_name"]])
         boxes = self._boxes.get(number, [])
-        if boxes:
-            check_shape((width, height), self._sizes[number])
+        way = way_of_boxes(data, (width, height), self._sizes[number]) if boxes else 1
         licence = self._licences.get(entry["license"], {}) if _plain(entry.get("license")) else {}
         facts = {
             "width": width,
@@ -157,7 +164,7 @@ class CocoReader:
         }
         facts = {key: value for key, value in facts.items() if value is not None}
         if self._with_boxes:
-            facts.update(boxes=[inside for inside, _ in boxes], box_names=[name for _, name in boxes])
+            facts.update(boxes=[turned(inside, way) for inside, _ in boxes], box_names=[name for _, name in boxes])
         check_texts(facts)
         return Sample(f"coco-{number:012d}", self._captions.get(number, []), None, data, image_format(data), facts)
 

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.annotations.boxes import turn_facts
 from data_pipelines.annotations.files import LeftOut
 from data_pipelines.shards.format import Manifest, Sample
-from data_pipelines.shards.pictures import ImageError, decode_image
-
-# what a picture's bytes begin with, after `decode_image` has taken them
-BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp"}
+from data_pipelines.shards.pictures import ImageError, decode_image, orientation, picture_size
 
 
 @dataclass
@@ -88,9 +86,10 @@ def read_samples(folder: Path, annotations: Annotations) -> Iterator[Sample]:
 
 def _sample(folder: Path, picture: Picture) -> Sample:
     name, data, width, height = read_picture(folder, picture.files)
+    own = picture.facts
     if picture.size:
-        check_shape((width, height), picture.size)
-    facts = {**picture.facts, "width": width, "height": height, "file_name": name}
+        own = turn_facts(own, way_of_boxes(data, (width, height), picture.size))
+    facts = {**own, "width": width, "height": height, "file_name": name}
     check_texts([picture.captions, facts])
     return Sample(picture.key, picture.captions, None, data, image_format(data), facts)
 
@@ -130,7 +129,7 @@ def read_picture(folder: Path, names: list[str]) -> tuple[str, bytes, int, int]:
 
 def image_format(data: bytes) -> str:
     """What kind of picture it is, whatever its name says."""
-    return next(kind for beginning, kind in BEGINNINGS.items() if data.startswith(beginning))
+    return picture_size(data)[0]
 
 
 def check_shape(size: tuple[int, int], listed: tuple[int, int]) -> None:
@@ -141,6 +140,32 @@ def check_shape(size: tuple[int, int], listed: tuple[int, int]) -> None:
     Raises:
         ImageError: it cannot.
     """
-    (width, height), (listed_width, listed_height) = size, listed
-    if abs(width * listed_height - height * listed_width) > max(*size, *listed):
+    if not _of_one_shape(size, listed):
         raise ImageError("image has another shape than its annotations say")
+
+
+def way_of_boxes(data: bytes, size: tuple[int, int], listed: tuple[int, int]) -> int:
+    """The EXIF orientation (1 to 8) by which boxes have to be turned, so that they lie on the picture as it is seen.
+
+    Boxes are drawn on pixels as they are stored, as the data sets' own tools show them, unless `listed` is the size of
+    the picture as it is seen and not as it is stored.
+
+    Args:
+        data: the picture, encoded.
+        size: width and height as it is seen.
+        listed: width and height of what the boxes were drawn on.
+
+    Raises:
+        ImageError: they were drawn on a picture of another shape.
+    """
+    way = orientation(data)
+    stored = size[::-1] if way >= 5 else size
+    if _of_one_shape(stored, listed):
+        return way
+    check_shape(size, listed)
+    return 1
+
+
+def _of_one_shape(size: tuple[int, int], listed: tuple[int, int]) -> bool:
+    (width, height), (listed_width, listed_height) = size, listed
+    return abs(width * listed_height - height * listed_width) <= max(*size, *listed)
