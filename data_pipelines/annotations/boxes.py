@@ -78,7 +78,7 @@ def turn_facts(facts: dict[str, Any], orientation: int) -> dict[str, Any]:
             return turned(value, orientation)
         return [turned(item, orientation) if name in ("boxes", "caption_boxes") else turn(item, "") for item in value]
 
-    turned_facts: dict[str, Any] = turn(facts, "")
+    turned_facts: dict[str, Any] = facts if orientation == 1 else turn(facts, "")
     return turned_facts
 
 

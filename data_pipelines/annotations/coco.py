@@ -43,6 +43,7 @@ class CocoReader:
         class_names: "background" and the categories by id; empty without an instances file.
         left_out: list of `LeftOut`.
         clipped_boxes: how many boxes reached outside their picture and were cut at its edge.
+        turned_pictures: how many pictures were turned by their EXIF orientation, and their boxes with them.
 
     Raises:
         FileNotFoundError: a file or the folder is missing.
@@ -54,6 +55,7 @@ class CocoReader:
             raise FileNotFoundError(f"no folder of pictures {images}")
         self.images, self.left_out, self.clipped_boxes = images, list[LeftOut](), 0
         self.class_names: list[str] = []
+        self.turned_pictures = 0
         values = read_json(captions)
         listed = entries(captions, values, "images", {"id": int, "file_name": str})
         self._entries = self._without_repeats(listed)
@@ -150,6 +152,7 @@ class CocoReader:
         name, data, width, height = read_picture(self.images, [entry["file_name"]])
         boxes = self._boxes.get(number, [])
         way = way_of_boxes(data, (width, height), self._sizes[number]) if boxes else 1
+        self.turned_pictures += way > 1
         licence = self._licences.get(entry["license"], {}) if _plain(entry.get("license")) else {}
         facts = {
             "width": width,

@@ -54,7 +54,8 @@ class Annotations:
 
 
 def read_samples(folder: Path, annotations: Annotations) -> Iterator[Sample]:
-    """A sample of each picture that can be used; the others, and their records, are added to what is left out.
+    """A sample of each picture that can be used; the others, and their records, are added to what is left out, and
+    how many were turned to the remarks.
 
     Facts of each, beside its own: `width`, `height` and `file_name`.
 
@@ -63,13 +64,16 @@ def read_samples(folder: Path, annotations: Annotations) -> Iterator[Sample]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of pictures {folder}")
+    turned = 0
     for picture in annotations.pictures:
         together = [picture, picture.partner] if picture.partner else [picture]
         made: list[Sample] = []
         failed: list[LeftOut] = []
         for one in together:
             try:
-                made.append(_sample(folder, one))
+                sample, way = _sample(folder, one)
+                made.append(sample)
+                turned += way > 1
             except ImageError as error:
                 failed.append(LeftOut(one.files[0], str(error)))
         if not failed:
@@ -82,16 +86,17 @@ def read_samples(folder: Path, annotations: Annotations) -> Iterator[Sample]:
         for record in picture.records:
             kind = record.split(maxsplit=1)[0]
             annotations.left_out.append(LeftOut(record, f"{kind} of a picture that is not used"))
+    if turned:
+        annotations.remarks.append(f"{turned} pictures are turned by their EXIF orientation, and their boxes with them")
 
 
-def _sample(folder: Path, picture: Picture) -> Sample:
+def _sample(folder: Path, picture: Picture) -> tuple[Sample, int]:
+    """The sample of a picture, and the EXIF orientation by which its boxes were turned."""
     name, data, width, height = read_picture(folder, picture.files)
-    own = picture.facts
-    if picture.size:
-        own = turn_facts(own, way_of_boxes(data, (width, height), picture.size))
-    facts = {**own, "width": width, "height": height, "file_name": name}
+    way = way_of_boxes(data, (width, height), picture.size) if picture.size else 1
+    facts = {**turn_facts(picture.facts, way), "width": width, "height": height, "file_name": name}
     check_texts([picture.captions, facts])
-    return Sample(picture.key, picture.captions, None, data, image_format(data), facts)
+    return Sample(picture.key, picture.captions, None, data, image_format(data), facts), way
 
 
 def check_texts(said: Any) -> None:

@@ -96,9 +96,15 @@ def boxes_of(value: Any, name: str = "") -> list[list[float]]:
     return [box for item in value for box in boxes_of(item)] if isinstance(value, list) else []
 
 
-def read(reader: Callable[[Path, Size], Annotations], folder: Path, size: Size) -> list[Sample]:
+def read(reader: Callable[[Path, Size], Annotations], folder: Path, size: Size, turned: bool) -> list[Sample]:
     annotations = reader(folder, size)
-    return list(annotations) if isinstance(annotations, CocoReader) else [*samples_of(annotations, folder).values()]
+    if isinstance(annotations, CocoReader):
+        samples = list(annotations)
+        assert annotations.turned_pictures == turned
+        return samples
+    samples = [*samples_of(annotations, folder).values()]
+    assert sum("1 pictures are turned by" in line for line in annotations.remarks) == turned
+    return samples
 
 
 READERS = {"coco": (coco, 1), "refcoco": (refcoco, 2), "visual_genome": (visual_genome, 1), "vcr": (vcr, 1)}
@@ -117,7 +123,7 @@ def test_boxes_on_the_object_that_is_seen(tmp_path: Path, name: str, orientation
         image = Image.open(tmp_path / "1.jpg")
         exif, small = image.getexif(), image.resize((WIDTH // scale, HEIGHT // scale), Image.Resampling.NEAREST)
         small.save(tmp_path / "1.jpg", "PNG", exif=exif)
-    (sample,) = read(reader, tmp_path, size)
+    (sample,) = read(reader, tmp_path, size, orientation > 1)
     assert sample.image is not None
     seen = np.asarray(decode_image(sample.image))
     rows, columns = np.nonzero(seen[..., 0] > 127)
@@ -132,7 +138,7 @@ def test_boxes_on_the_object_that_is_seen(tmp_path: Path, name: str, orientation
 def test_boxes_of_pixels_that_were_turned_stay(tmp_path: Path, orientation: int) -> None:
     """Where width and height of the annotations are those of the picture as it is seen."""
     write_picture(tmp_path / "1.jpg", orientation)
-    (sample,) = read(coco, tmp_path, (HEIGHT, WIDTH))
+    (sample,) = read(coco, tmp_path, (HEIGHT, WIDTH), False)
     expected = [4 / HEIGHT, 5 / WIDTH, 24 / HEIGHT, 20 / WIDTH]
     np.testing.assert_allclose(boxes_of(sample.facts), [expected], atol=1e-6)
 

@@ -371,6 +371,9 @@ def make_coco(options: argparse.Namespace, console: Console) -> None:
         f" ({reader.clipped_boxes} cut at the picture's edge)",
         soft_wrap=True,
     )
+    if reader.turned_pictures:
+        told = f"{reader.turned_pictures} pictures are turned by their EXIF orientation, and their boxes with them"
+        console.print(told, soft_wrap=True)
     report_left_out(reader.left_out, options, console)
 
 
