@@ -2,14 +2,16 @@
 # make test   environment, lint, types, tests
 # make test-lowest   the tests on the lowest versions that pyproject.toml admits, in an environment of their own
 # make learn  small versions of all systems, trained for some minutes each, against a model that is blind
+# make fuzz SECONDS=600   damaged inputs for every reader, of which each must be read or refused by an error of ours
 # make faults MINUTES=10   random kills, signals, flips, full disks and stalls, held against docs/reliability.md
 
 PYTHON ?= python3
 MINUTES ?= 10
+SECONDS ?= 600
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: install demo learn test test-lowest lint faults
+.PHONY: install demo learn test test-lowest lint faults fuzz
 install: .venv/installed
 
 .venv/installed: pyproject.toml setup.py requirements.lock
@@ -25,6 +27,9 @@ demo: install
 
 faults: install
 	$(BIN)/python tests/faults/run.py --minutes $(MINUTES)
+
+fuzz: install
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
 
 learn: install
 	$(BIN)/vlp learn

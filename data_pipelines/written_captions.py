@@ -58,14 +58,17 @@ def captions_in_the_making(path: Path, made: dict[str, Any]) -> Iterator[Caption
         file.seek(0)
         lines = [line for line in file.readlines() if line.endswith(b"\n")]  # a kill may have cut the last
         file.truncate(sum(map(len, lines)))
-        began = json.loads(lines[0]) if lines else made
-        if began != made:
+        try:
+            began, *entries = [json.loads(line) for line in lines] or [made]
+            texts = {entry["sample"]: entry["caption"] for entry in entries}
             unlike = [name for name in {**began, **made} if began.get(name) != made.get(name)]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ShardError(f"{path} is damaged ({error}); remove it, and the same command begins anew") from error
+        if began != made:
             raise ShardError(
                 f"{path} holds captions that another command began to write (unlike in {', '.join(unlike)}); finish it"
                 " by the same command, or remove that file"
             )
-        texts = {entry["sample"]: entry["caption"] for entry in map(json.loads, lines[1:])}
         if not lines:
             file.write(json.dumps(made).encode() + b"\n")
         yield CaptionsInTheMaking(file, texts)

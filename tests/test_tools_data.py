@@ -130,7 +130,7 @@ def test_killed_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert extract_features.main([*command, str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "random numbers of seed 0" in printed
-    assert "without regions: 2 x image is no PNG, JPEG or WebP: s3, s299" in printed
+    assert "without regions: 2 x image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF: s3, s299" in printed
     assert "300 samples, 1490 regions of 96 numbers, 0 classes" in printed
     taken = (folder / done[0].name).stat()
     assert (taken.st_mtime_ns, taken.st_ino) == first, "a finished shard is not made again"

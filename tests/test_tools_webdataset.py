@@ -32,8 +32,8 @@ def test_tars_are_indexed_trained_on_and_evaluated(tmp_path: Path, capsys: pytes
     assert make_shards.main(["webdataset", "--tars", str(folder)]) == 0
     told = capsys.readouterr().out
     assert "split train: 8 samples in 3 tars, 1 of which were read now\n" in told
-    assert "left out: 1 x image is no PNG, JPEG or WebP (first: 00002.tar/x)\n" in told
-    assert "left out: 1 x no picture (first: 00002.tar/y)\n" in told
+    assert "left out: 1 x image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF (first: 00002.tar/x)\n" in told
+    assert "left out: 1 x no picture (endings there: txt) (first: 00002.tar/y)\n" in told
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert make_shards.main(["webdataset", "--tars", str(folder), str(tmp_path)]) == 1
     assert "holds no *.tar" in capsys.readouterr().err

@@ -220,7 +220,7 @@ def test_classification_of_a_folder(root: Path, run: Callable[..., Result]) -> N
     assert report["classes"] == names
     assert report["left_out"] == [
         ["loose.png", "lies beside the folders of the classes, so it has none"],
-        ["red_bar/broken.png", "image is no PNG, JPEG or WebP"],
+        ["red_bar/broken.png", "image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"],
     ]
     said = lines(root / "dual" / "zero_shot-objects-templates.predictions.jsonl")
     assert len(said) == 12

@@ -16,7 +16,7 @@ import yaml
 
 from vlp.convert import convert, unknown_key
 from vlp.shipped import config_file
-from vlp.strict_yaml import ConfigError, StrictLoader, read_yaml
+from vlp.strict_yaml import HIDDEN, ConfigError, StrictLoader, is_secret, read_yaml, without_secrets
 
 
 @dataclass
@@ -343,20 +343,23 @@ _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
 def dump_config(config: Any) -> str:
-    """The configuration as YAML that loads to an equal object."""
-    return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, width=120)
+    """The configuration as YAML that loads to an equal object, but for secrets, which are written as `***`: a run
+    that goes on and needs one is given it anew (`KEY=VALUE`).
+    """
+    return yaml.dump(without_secrets(dataclasses.asdict(config)), Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"{override!r} is not of the form key.sub=value")
+    shown = HIDDEN if is_secret(dotted.split(".")[-1]) else text
     try:
         value = StrictLoader(text).get_single_data()
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{dotted}: {text!r} is not a YAML value") from error
+    except Exception as error:  # of many kinds, as in `read_yaml`
+        raise ConfigError(f"{dotted}: {shown!r} is not a YAML value") from error
     node: Any = tree
     keys = dotted.split(".")
     for depth, key in enumerate(keys):

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from vlp.strict_yaml import ConfigError
+from vlp.strict_yaml import HIDDEN, ConfigError, is_secret
 
 
 def unknown_key(where: str, key: Any, known: Iterable[str]) -> ConfigError:
@@ -38,11 +38,11 @@ def convert(value: Any, kind: Any, file: str, key: str) -> Any:
         return _convert_union(value, arguments, file, key)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
-            raise ConfigError(f"{where} is {value!r}, but must be one of {', '.join(map(str, arguments))}")
+            raise ConfigError(f"{where} is {_shown(where, value)}, but must be one of {', '.join(map(str, arguments))}")
         return value
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} must be a list, not {value!r}")
+            raise ConfigError(f"{where} must be a list, not {_shown(where, value)}")
         if origin is tuple and len(value) != len(arguments):
             raise ConfigError(f"{where} must have {len(arguments)} items, not {len(value)}")
         item_kinds = arguments if origin is tuple else arguments * len(value)
@@ -52,7 +52,7 @@ def convert(value: Any, kind: Any, file: str, key: str) -> Any:
         return tuple(items) if origin is tuple else items
     if origin is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} must be a mapping, not {value!r}")
+            raise ConfigError(f"{where} must be a mapping, not {_shown(where, value)}")
         return {str(name): convert(item, arguments[1], file, f"{key}.{name}") for name, item in value.items()}
     return _convert_scalar(value, kind, where)
 
@@ -80,14 +80,19 @@ def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
     if kind is float and not isinstance(value, bool):
         try:
             number = float(value) if isinstance(value, int | float | str) else math.nan
-        except ValueError:
+        except (ValueError, OverflowError):  # a number of hundreds of digits is no float
             number = math.nan
         if math.isfinite(number):
             return number
     elif type(value) is kind:
         return value
     name = "null" if kind is type(None) else kind.__name__
-    raise ConfigError(f"{where} must be of type {name}, not {value!r}")
+    raise ConfigError(f"{where} must be of type {name}, not {_shown(where, value)}")
+
+
+def _shown(where: str, value: Any) -> str:
+    """A value as an error shows it, unless it is a secret."""
+    return HIDDEN if is_secret(where.rpartition(".")[2].rpartition(" ")[2]) else repr(value)
 
 
 def _convert_dataclass(value: Any, kind: Any, file: str, key: str) -> Any:

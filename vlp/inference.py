@@ -22,7 +22,7 @@ from vlp.registry import OBJECTIVES
 from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, build_run, weights_file
 from vlp.task_contracts import Prompt, Task
 from vlp.use import embeddings, pairs, pictures
-from vlp.use.images import Given, ImageMaker, several, texts_of
+from vlp.use.images import Given, ImageMaker, check_finite, several, texts_of
 from vlp.writing.settings import Writing
 
 WHAT: dict[Ability, str] = {
@@ -163,7 +163,12 @@ class TrainedModel(nn.Module):
         return task
 
     def prepared(self, batch: Batch) -> Batch:
-        """The batch on the run's device, as of the source that is asked about."""
+        """The batch on the run's device, as of the source that is asked about.
+
+        Raises:
+            ValueError: what it says of an image is not finite.
+        """
+        check_finite(batch.images)
         return replace(batch, source=self.source.name).to(self.device)
 
     def answer_batch(self, batch: Batch) -> Tensor:

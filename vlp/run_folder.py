@@ -224,14 +224,13 @@ class RunFolder:
             file.write("".join(lines))
 
     def read_rows(self) -> list[dict]:
-        """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+        """The rows of metrics.jsonl; a last line cut short by a kill is left out.
+
+        Raises:
+            ConfigError: another line is no row.
+        """
         path = self.path / "metrics.jsonl"
-        rows = []
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n"):
-                    rows.append(json.loads(line))
-        return rows
+        return _rows_of(path) if path.is_file() else []
 
     def set_aside_rows_after(self, step: int) -> None:
         """Move rows of later steps, which will be computed anew, to metrics.superseded.jsonl."""
@@ -242,8 +241,7 @@ class RunFolder:
                 file.writelines(json.dumps(row) + "\n" for row in later)
         path = self.path / "quarantine.jsonl"
         if path.is_file():  # those of later steps will be met again
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+            kept = "".join(json.dumps(row) + "\n" for row in _rows_of(path) if row["step"] <= step)
             write_atomically(path, kept.encode())
         metrics = self.path / "metrics.jsonl"
         if metrics.is_file():  # a line that was cut short goes too, even if it is the only one
@@ -304,3 +302,19 @@ def build_run(
         )
     objectives, groups = build_objectives(config.objectives, model, tokenizer, facts.for_model())
     return model, objectives, groups
+
+
+def _rows_of(path: Path) -> list[dict]:
+    """The rows of a file of JSON lines, each of which has a step, but for a last one that a kill has cut short."""
+    rows = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                rows.append(json.loads(line))
+                if type(rows[-1]["step"]) is not int:
+                    raise ValueError("its step is no number")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path}, line {len(rows) + 1} is damaged ({type(error).__name__}: {error}): take that line out"
+        ) from error
+    return rows

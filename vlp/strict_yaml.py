@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
+HIDDEN = "***"  # stands where a secret was
+SECRETS = {"token", "password", "passwd", "passphrase", "secret", "credential", "credentials", "apikey"}
+KEYS = ("api_key", "access_key", "private_key", "secret_key", "auth_key")
+SPECIAL = {"mask", "cls", "sep", "pad", "unk", "bos", "eos", "start", "end"}  # tokens of a vocabulary are no secrets
+
 
 class ConfigError(ValueError):
     """The configuration is wrong; the message names file and key."""
+
+
+def is_secret(key: Any) -> bool:
+    """Whether a key is called as a password, a token of access or another secret is."""
+    name = re.sub(r"[\W]", "_", re.sub(r"([a-z])([A-Z])", r"\1_\2", str(key))).lower()
+    words = name.split("_")
+    return (words[-1] in SECRETS or "secret" in words or name.endswith(KEYS)) and words[0] not in SPECIAL
+
+
+def without_secrets(tree: Any) -> Any:
+    """A copy of a tree of values, with `***` for each text or number whose key is called as a secret is."""
+    if isinstance(tree, dict):
+        return {
+            key: HIDDEN if is_secret(key) and isinstance(item, str | int) and item != "" else without_secrets(item)
+            for key, item in tree.items()
+        }
+    if isinstance(tree, list | tuple):
+        return type(tree)(without_secrets(item) for item in tree)
+    return tree
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -51,7 +76,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
         value = loader.get_single_data()
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # as of a date in month 13, or a value within itself
+    except Exception as error:  # of many kinds: a date in month 13, a value within itself, !!bool of what is none
         raise ConfigError(f"{name} is not valid YAML: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{name} must hold a mapping of keys to values")

@@ -11,9 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.annotations.boxes import BACKGROUND, NoBoxError, corners, read_categories, read_sizes, shares
+from data_pipelines.annotations.boxes import (
+    BACKGROUND,
+    NoBoxError,
+    corners,
+    read_categories,
+    read_sizes,
+    shares,
+    turned,
+)
 from data_pipelines.annotations.files import AnnotationError, LeftOut, entries, read_json
-from data_pipelines.annotations.pictures import check_shape, image_format, read_picture
+from data_pipelines.annotations.pictures import check_texts, image_format, read_picture, way_of_boxes
 from data_pipelines.shards.format import Sample
 from data_pipelines.shards.pictures import ImageError
 
@@ -35,6 +43,7 @@ class CocoReader:
         class_names: "background" and the categories by id; empty without an instances file.
         left_out: list of `LeftOut`.
         clipped_boxes: how many boxes reached outside their picture and were cut at its edge.
+        turned_pictures: how many pictures were turned by their EXIF orientation, and their boxes with them.
 
     Raises:
         FileNotFoundError: a file or the folder is missing.
@@ -46,14 +55,16 @@ class CocoReader:
             raise FileNotFoundError(f"no folder of pictures {images}")
         self.images, self.left_out, self.clipped_boxes = images, list[LeftOut](), 0
         self.class_names: list[str] = []
+        self.turned_pictures = 0
         values = read_json(captions)
         listed = entries(captions, values, "images", {"id": int, "file_name": str})
         self._entries = self._without_repeats(listed)
         self._files = {entry["id"]: entry["file_name"] for entry in self._entries}
+        licences = values.get("licenses")
         self._licences = {
-            entry.get("id"): entry
-            for entry in values.get("licenses") or []
-            if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+            entry["id"]: entry
+            for entry in (licences if isinstance(licences, list) else [])
+            if isinstance(entry, dict) and isinstance(entry.get("name"), str) and _plain(entry.get("id"))
         }
         self._captions = self._read_captions(captions, values)
         self._boxes: dict[int, list[tuple[list[float], str]]] = {}
@@ -140,9 +151,9 @@ class CocoReader:
         number = entry["id"]
         name, data, width, height = read_picture(self.images, [entry["file_name"]])
         boxes = self._boxes.get(number, [])
-        if boxes:
-            check_shape((width, height), self._sizes[number])
-        licence = self._licences.get(entry.get("license"), {})
+        way = way_of_boxes(data, (width, height), self._sizes[number]) if boxes else 1
+        self.turned_pictures += way > 1
+        licence = self._licences.get(entry["license"], {}) if _plain(entry.get("license")) else {}
         facts = {
             "width": width,
             "height": height,
@@ -156,5 +167,11 @@ class CocoReader:
         }
         facts = {key: value for key, value in facts.items() if value is not None}
         if self._with_boxes:
-            facts.update(boxes=[inside for inside, _ in boxes], box_names=[name for _, name in boxes])
+            facts.update(boxes=[turned(inside, way) for inside, _ in boxes], box_names=[name for _, name in boxes])
+        check_texts(facts)
         return Sample(f"coco-{number:012d}", self._captions.get(number, []), None, data, image_format(data), facts)
+
+
+def _plain(value: Any) -> bool:
+    """Whether an id of a licence is one: what is a list or an object cannot be looked up."""
+    return type(value) in (int, str)

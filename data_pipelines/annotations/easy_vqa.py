@@ -16,8 +16,9 @@ import random
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipelines.annotations.files import AnnotationError, LeftOut, is_unicode, read_json, read_lines
+from data_pipelines.annotations.files import AnnotationError, LeftOut, read_json, read_lines
 from data_pipelines.annotations.pictures import Annotations, Picture
+from data_pipelines.shards.facts import is_unicode
 from data_pipelines.shards.format import Manifest
 from vlp.text.wordpiece import words_of
 

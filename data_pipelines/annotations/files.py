@@ -8,7 +8,11 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
+
+from data_pipelines.shards.facts import is_unicode
+
+LARGEST = 2**63 - 1  # what other programs take for a number; larger ones are broken files
 
 Kinds = Mapping[str, type | tuple[type, ...]]  # the keys that an entry must have, and the types that each may be of
 
@@ -138,13 +142,10 @@ def check_entry(where: str, entry: Any, kinds: Kinds) -> None:
         allowed = kind if isinstance(kind, tuple) else (kind,)
         if type(value) not in allowed:  # True is no int
             raise AnnotationError(f"{where} has no {key!r} of type {' or '.join(k.__name__ for k in allowed)}")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise AnnotationError(f"{where}: {key!r} is a number of {len(str(abs(value)))} digits; at most 19 are read")
         if isinstance(value, str) and not is_unicode(value):
             raise AnnotationError(f"{where}: {key!r} is not valid Unicode (half a pair)")
-
-
-def is_unicode(value: object) -> TypeGuard[str]:
-    """Whether a value is a text without half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def whole_number(where: str, value: int | str) -> int:
@@ -154,9 +155,12 @@ def whole_number(where: str, value: int | str) -> int:
         AnnotationError: it is not one.
     """
     try:
-        return int(value)
+        number = int(value)
     except ValueError:
-        raise AnnotationError(f"{where}: {value!r} is not a whole number") from None
+        number = LARGEST + 1
+    if abs(number) > LARGEST:
+        raise AnnotationError(f"{where}: {str(value)[:40]!r} is not a whole number of at most 19 digits")
+    return number
 
 
 def without_repeats(

@@ -84,7 +84,7 @@ def _pictures(folder: Path, numbers: list[str], annotations: Annotations) -> Ite
         size, of_entities = _read_boxes(boxes, left_out)
         every = [box for own in of_entities.values() for box in own]
         distinct = [list(box) for box in dict.fromkeys(map(tuple, every))]
-        facts = {"image_id": int(number), "expressions": [], "boxes": distinct}
+        facts = {"image_id": whole_number(f"{folder}: the lists", number), "expressions": [], "boxes": distinct}
         picture = flickr30k_picture(f"{number}.jpg", facts)
         picture.size = size
         for line, text in read_lines(sentences):
@@ -109,7 +109,7 @@ def _take_caption(
     picture.captions.append(caption)
     phrases = []
     for first, last, mark in marks:
-        entity = int(mark["entity"])
+        entity = whole_number(f"caption {identifier}", mark["entity"])
         counts["boxes" if entity in boxes else "boxless" if entity else "invisible"] += 1
         if entity in boxes:
             kinds = mark["kinds"].split("/")[1:]

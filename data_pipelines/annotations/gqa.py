@@ -20,12 +20,12 @@ from data_pipelines.annotations.files import (
     AnnotationError,
     LeftOut,
     check_entry,
-    is_unicode,
     read_json,
     without_repeats,
 )
 from data_pipelines.annotations.pictures import Annotations, Picture
 from data_pipelines.annotations.vocabulary import answer_vocabulary
+from data_pipelines.shards.facts import is_unicode
 from data_pipelines.shards.format import Manifest
 
 LICENCE = "questions CC BY 4.0; pictures: each its own"

@@ -29,7 +29,7 @@ def read_karpathy(file: Path, splits: list[str]) -> Annotations:
     """
     values = read_json(file)
     name = values.get("dataset")
-    if name not in LICENCES:
+    if not isinstance(name, str) or name not in LICENCES:
         raise AnnotationError(f"{file} is of the data set {name!r}, not flickr30k or coco")
     kinds: dict[str, type] = {"filename": str, "split": str, "sentences": list}
     if name == "coco":

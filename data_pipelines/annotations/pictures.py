@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.annotations.boxes import turn_facts
 from data_pipelines.annotations.files import LeftOut
 from data_pipelines.shards.format import Manifest, Sample
-from data_pipelines.shards.pictures import ImageError, decode_image
-
-# what a picture's bytes begin with, after `decode_image` has taken them
-BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp"}
+from data_pipelines.shards.pictures import ImageError, decode_image, orientation, picture_size
 
 
 @dataclass
@@ -56,7 +54,8 @@ class Annotations:
 
 
 def read_samples(folder: Path, annotations: Annotations) -> Iterator[Sample]:
-    """A sample of each picture that can be used; the others, and their records, are added to what is left out.
+    """A sample of each picture that can be used; the others, and their records, are added to what is left out, and
+    how many were turned to the remarks.
 
     Facts of each, beside its own: `width`, `height` and `file_name`.
 
@@ -65,13 +64,16 @@ def read_samples(folder: Path, annotations: Annotations) -> Iterator[Sample]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of pictures {folder}")
+    turned = 0
     for picture in annotations.pictures:
         together = [picture, picture.partner] if picture.partner else [picture]
         made: list[Sample] = []
         failed: list[LeftOut] = []
         for one in together:
             try:
-                made.append(_sample(folder, one))
+                sample, way = _sample(folder, one)
+                made.append(sample)
+                turned += way > 1
             except ImageError as error:
                 failed.append(LeftOut(one.files[0], str(error)))
         if not failed:
@@ -84,18 +86,31 @@ def read_samples(folder: Path, annotations: Annotations) -> Iterator[Sample]:
         for record in picture.records:
             kind = record.split(maxsplit=1)[0]
             annotations.left_out.append(LeftOut(record, f"{kind} of a picture that is not used"))
+    if turned:
+        annotations.remarks.append(f"{turned} pictures are turned by their EXIF orientation, and their boxes with them")
 
 
-def _sample(folder: Path, picture: Picture) -> Sample:
+def _sample(folder: Path, picture: Picture) -> tuple[Sample, int]:
+    """The sample of a picture, and the EXIF orientation by which its boxes were turned."""
     name, data, width, height = read_picture(folder, picture.files)
-    if picture.size:
-        check_shape((width, height), picture.size)
-    facts = {**picture.facts, "width": width, "height": height, "file_name": name}
+    way = way_of_boxes(data, (width, height), picture.size) if picture.size else 1
+    facts = {**turn_facts(picture.facts, way), "width": width, "height": height, "file_name": name}
+    check_texts([picture.captions, facts])
+    return Sample(picture.key, picture.captions, None, data, image_format(data), facts), way
+
+
+def check_texts(said: Any) -> None:
+    """Check that what is said of a picture can be stored.
+
+    Raises:
+        ImageError: it holds half of a surrogate pair, or objects within objects without end.
+    """
     try:
-        json.dumps([picture.captions, facts], ensure_ascii=False).encode()
+        json.dumps(said, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ImageError("picture with a text that is not valid Unicode") from error
-    return Sample(picture.key, picture.captions, None, data, image_format(data), facts)
+    except RecursionError as error:
+        raise ImageError("picture with facts that are nested too deeply") from error
 
 
 def read_picture(folder: Path, names: list[str]) -> tuple[str, bytes, int, int]:
@@ -119,7 +134,7 @@ def read_picture(folder: Path, names: list[str]) -> tuple[str, bytes, int, int]:
 
 def image_format(data: bytes) -> str:
     """What kind of picture it is, whatever its name says."""
-    return next(kind for beginning, kind in BEGINNINGS.items() if data.startswith(beginning))
+    return picture_size(data)[0]
 
 
 def check_shape(size: tuple[int, int], listed: tuple[int, int]) -> None:
@@ -130,6 +145,32 @@ def check_shape(size: tuple[int, int], listed: tuple[int, int]) -> None:
     Raises:
         ImageError: it cannot.
     """
-    (width, height), (listed_width, listed_height) = size, listed
-    if abs(width * listed_height - height * listed_width) > max(*size, *listed):
+    if not _of_one_shape(size, listed):
         raise ImageError("image has another shape than its annotations say")
+
+
+def way_of_boxes(data: bytes, size: tuple[int, int], listed: tuple[int, int]) -> int:
+    """The EXIF orientation (1 to 8) by which boxes have to be turned, so that they lie on the picture as it is seen.
+
+    Boxes are drawn on pixels as they are stored, as the data sets' own tools show them, unless `listed` is the size of
+    the picture as it is seen and not as it is stored.
+
+    Args:
+        data: the picture, encoded.
+        size: width and height as it is seen.
+        listed: width and height of what the boxes were drawn on.
+
+    Raises:
+        ImageError: they were drawn on a picture of another shape.
+    """
+    way = orientation(data)
+    stored = size[::-1] if way >= 5 else size
+    if _of_one_shape(stored, listed):
+        return way
+    check_shape(size, listed)
+    return 1
+
+
+def _of_one_shape(size: tuple[int, int], listed: tuple[int, int]) -> bool:
+    (width, height), (listed_width, listed_height) = size, listed
+    return abs(width * listed_height - height * listed_width) <= max(*size, *listed)

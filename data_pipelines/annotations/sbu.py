@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipelines.annotations.files import AnnotationError, LeftOut, is_unicode, read_json, read_lines
+from data_pipelines.annotations.files import AnnotationError, LeftOut, read_json, read_lines
 from data_pipelines.annotations.pictures import Annotations
 from data_pipelines.annotations.web_pictures import web_pictures
+from data_pipelines.shards.facts import is_unicode
 from data_pipelines.shards.format import Manifest
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from data_pipelines.annotations.files import AnnotationError, LeftOut, read_json_lines, without_repeats
 from data_pipelines.annotations.karpathy import flickr30k_picture
 from data_pipelines.annotations.pictures import Annotations, Picture
+from data_pipelines.shards.facts import is_unicode
 from data_pipelines.shards.format import Manifest
 
 ANSWERS = ["contradiction", "entailment", "neutral"]  # in the order of UNITER's classes
@@ -35,7 +36,7 @@ def read_snli_ve(hypotheses: Path) -> Annotations:
     pictures: dict[str, Picture] = {}
     for identifier, line in rows.items():
         image = line.get("Flickr30K_ID", line.get("Flikr30kID"))
-        if type(image) not in (str, int) or image == "":
+        if not (is_unicode(image) or type(image) is int) or image == "":
             raise AnnotationError(f"{hypotheses}: the line of pairID {identifier!r} has no 'Flickr30K_ID'")
         stem = str(image).removesuffix(".jpg")
         reason = ""

@@ -1,8 +1,10 @@
 """Other tools' tars of pictures and captions (webdataset's layout, as img2dataset writes it), indexed where they lie.
 
-A sample is a picture (`KEY.jpg|jpeg|png|webp`) and a caption (`KEY.txt`, or `caption` of `KEY.json`) in one tar;
-other members are passed over. Each tar is read once, nothing is extracted, decoded, copied or changed. The index then
-has the place of each member, and the folder with index and manifest is a data set like any other.
+A sample is a picture (`KEY.jpg|jpeg|jfif|png|webp|gif|bmp|tif|tiff|avif`) and its captions (`KEY.txt`, or keys of
+`KEY.json`) in one tar; other members are passed over. KEY ends at the first dot of the name, as in webdataset, or at
+the last if what stands behind that is one of these endings and what stands behind the first is none. Each tar is read
+once, nothing is extracted, copied or changed. The index then has the place of each member, and the folder with index
+and manifest is a data set like any other.
 
 The key of a sample is the tar's file name and the member's name up to its ending, `00000.tar/000000012`.
 """
@@ -16,8 +18,9 @@ import os
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -29,25 +32,36 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from data_pipelines.annotations.files import LeftOut
-from data_pipelines.shards.facts import FactsError, facts_of_tars
+from data_pipelines.shards.facts import (
+    EMPTY,
+    USUAL,
+    CaptionPlace,
+    FactsError,
+    captions_of_object,
+    captions_of_txt,
+    read_object,
+)
 from data_pipelines.shards.format import Manifest, ShardError, read_manifest, write_bytes, write_manifest
-from data_pipelines.shards.index import index_schema
+from data_pipelines.shards.index import headers_of, index_schema
 from data_pipelines.shards.pictures import ImageError, picture_size
 from data_pipelines.shards.sealed import read_sealed, sealed
 
 NAME = "webdataset"  # of such data sets, in their manifests
-KINDS = {"jpg": "image", "jpeg": "image", "png": "image", "webp": "image", "txt": "txt", "json": "json"}
+ENDINGS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+KINDS = {**dict.fromkeys(ENDINGS, "image"), "txt": "txt", "json": "json"}
+MOST_NAMED = 12  # endings or keys that a reason names
 MOST_BYTES = {"image": 256 << 20, "txt": 16 << 20, "json": 16 << 20}  # of a member; larger ones are not read
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 
 
 @dataclass
 class Indexed:
-    """What became of the tars: how many samples and tars there are, how many tars were `read` now (the others stand as
-    they were indexed before), how many are `gone` from an earlier index; and what was left out.
+    """What became of the tars: how many samples, captions and tars there are, how many tars were `read` now (the
+    others stand as they were indexed before), how many are `gone` from an earlier index; and what was left out.
     """
 
     samples: int
+    captions: int
     tars: int
     read: int
     gone: int
@@ -66,12 +80,17 @@ class _Tar:
 @dataclass(slots=True)
 class _Row:
     """A sample that is being read: places (offset, bytes, crc32) by member, what is wrong with members, the picture's
-    kind, height and width.
+    kind, height and width; how many captions the `txt` and the `json` have; endings that are there, and keys of the
+    JSON. `plain`: the key by webdataset's rule, if that is another.
     """
 
     places: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     picture: tuple[str, int, int] = ("", 0, 0)
+    captions: dict[str, int] = field(default_factory=dict)
+    endings: set[str] = field(default_factory=set)
+    keys: list[str] = field(default_factory=list)
+    plain: str = ""
 
 
 def find_tars(patterns: Iterable[str]) -> list[Path]:
@@ -108,7 +127,27 @@ def _matches(pattern: str) -> list[Path]:
     return [Path(path) for name in names for path in glob(name) or [name]]
 
 
-def index_tars(tars: list[Path], folder: Path, split: str, progress: Callable[[], None]) -> Indexed:
+def says_retrieval(tars: list[Path]) -> bool:
+    """Whether `dataset_type.txt` beside all these tars, or one folder above, says that they are for retrieval, as
+    CLIP_benchmark's are: each line of a `.txt` is a caption then.
+    """
+    folders = {path.parent for path in tars}
+    return bool(folders) and all(
+        any(_begins_with_retrieval(above / "dataset_type.txt") for above in (folder, folder.resolve().parent))
+        for folder in folders
+    )
+
+
+def _begins_with_retrieval(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).strip() == b"retrieval"
+
+
+def index_tars(
+    tars: list[Path], folder: Path, split: str, progress: Callable[[], None], place: CaptionPlace = USUAL
+) -> Indexed:
     """Write index and manifest of a split into `folder`, or bring them up to date; the tars stay where they are.
 
     Tars of an earlier index that have the same size and time of change are not read again. A tar that is cut short,
@@ -121,6 +160,7 @@ def index_tars(tars: list[Path], folder: Path, split: str, progress: Callable[[]
         folder: of the data set.
         split: name of the split, letters, digits and underscores.
         progress: called after each tar.
+        place: where the captions are; tars that were indexed with another are read anew.
 
     Raises:
         ShardError: no sample is usable, or the folder holds another data set.
@@ -131,13 +171,13 @@ def index_tars(tars: list[Path], folder: Path, split: str, progress: Callable[[]
     if (folder / f"{split}.tar").exists():
         raise ShardError(f"the index {split}.parquet would look like img2dataset's table of {split}.tar; choose a name")
     _manifest(folder)
-    earlier = _earlier(folder, split)
+    earlier = _earlier(folder, split, place)
     done, read = [], 0
     for number, path in enumerate(tars):
         status = path.stat()
         known = earlier.pop(path.name, None)
         if known is None or any(known.facts.get(k) != v for k, v in _state(status).items()):
-            known = _read_tar(path, status)
+            known = _read_tar(path, status, place)
             read += 1
         known.facts["name"] = os.path.relpath(path.parent.resolve() / path.name, folder)
         shards = pyarrow.array(np.full(len(known.table), number, np.int32))
@@ -147,11 +187,15 @@ def index_tars(tars: list[Path], folder: Path, split: str, progress: Callable[[]
     table = pyarrow.concat_tables([tar.table for tar in done])
     left_out = [entry for tar in done for entry in tar.left_out]
     if not len(table):
-        first = f"; the first: {left_out[0].what}: {left_out[0].reason}" if left_out else ""
-        raise ShardError(f"no sample of {len(tars)} tars can be used for split {split!r}{first}")
-    metadata = {"shards": json.dumps([tar.facts for tar in done]), "fingerprint": _fingerprint(table)}
+        counted = Counter(entry.reason for entry in left_out).most_common(3)
+        examples = {entry.reason: entry.what for entry in reversed(left_out)}
+        reasons = "; ".join(f"{count} x {reason} (as {examples[reason]})" for reason, count in counted)
+        raise ShardError(f"no sample of {len(tars)} tars can be used for split {split!r}; left out: {reasons or 0}")
+    metadata = {"shards": json.dumps([tar.facts for tar in done]), "fingerprint": _fingerprint(table, place)}
+    if place != USUAL:
+        metadata["captions"] = json.dumps(asdict(place))
     _put_in_place(folder, split, sealed(table, metadata), left_out)
-    return Indexed(len(table), len(tars), read, len(earlier), left_out)
+    return Indexed(len(table), sum(table["caption_count"].to_pylist()), len(tars), read, len(earlier), left_out)
 
 
 def _manifest(folder: Path) -> Manifest:
@@ -164,11 +208,15 @@ def _manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _earlier(folder: Path, split: str) -> dict[str, _Tar]:
-    """The tars of an earlier index by name; none if it cannot be read, for then all are read anew."""
+def _earlier(folder: Path, split: str, place: CaptionPlace) -> dict[str, _Tar]:
+    """The tars of an earlier index by name; none if it cannot be read or has the captions of another place, for then
+    all are read anew.
+    """
     try:
         table = read_sealed(folder / f"{split}.parquet")
         shards = json.loads(table.schema.metadata[b"shards"])
+        if json.loads(table.schema.metadata.get(b"captions", b"null")) != _told(place):
+            return {}
         table = table.replace_schema_metadata(None)
         ends = np.searchsorted(table["shard"].to_numpy(), np.arange(len(shards)), side="right")
         left_out: dict[str, list[LeftOut]] = {}
@@ -183,15 +231,20 @@ def _earlier(folder: Path, split: str) -> dict[str, _Tar]:
             name = Path(facts["name"]).name
             tars[name] = _Tar(facts, table.slice(begin, end - begin), left_out.get(_printable(name), []))
         return tars
-    except (OSError, pyarrow.ArrowException, ValueError, KeyError, TypeError):  # DamagedTableError is a ValueError
-        return {}
+    except (OSError, pyarrow.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # DamagedTableError is a ValueError
+
+
+def _told(place: CaptionPlace) -> Any:
+    """What the index says of the place of captions, as JSON gives it back."""
+    return None if place == USUAL else json.loads(json.dumps(asdict(place)))
 
 
 def _state(status: os.stat_result) -> dict[str, Any]:
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def _read_tar(path: Path, status: os.stat_result) -> _Tar:
+def _read_tar(path: Path, status: os.stat_result, place: CaptionPlace) -> _Tar:
     """One tar, read from its beginning to its end or break."""
     name = _printable(path.name)
     rows: dict[str, _Row] = {}
@@ -200,7 +253,7 @@ def _read_tar(path: Path, status: os.stat_result) -> _Tar:
     try:
         with open(path, "rb") as file:
             for info in _members(file, status.st_size):
-                _take(name, info, file, rows, left_out)
+                _take(name, info, file, rows, left_out, place)
     except _BrokenTarError as error:
         left_out.append(LeftOut(name, str(error)))
         facts["grows"] = True
@@ -208,15 +261,19 @@ def _read_tar(path: Path, status: os.stat_result) -> _Tar:
         left_out.append(LeftOut(name, f"tar cannot be read ({error.strerror})"))
         facts["mtime_ns"] = 0  # try it again the next time
     columns: dict[str, list[Any]] = {column: [] for column in index_schema(foreign=True).names}
+    faults = {key: _fault(row, place) for key, row in rows.items()}
+    told = {row.plain for key, row in rows.items() if row.plain and (not faults[key] or row.picture[0])}
     for key, row in rows.items():
-        reason = _fault(row)
+        reason = faults[key]
         if reason:
-            left_out.append(LeftOut(f"{name}/{key}", reason))
+            if not _passed_over(key, row, rows, faults, told):
+                left_out.append(LeftOut(f"{name}/{key}", reason))
             continue
         if "json" in row.faults:
             left_out.append(LeftOut(f"{name}/{key}.json", f"{row.faults['json']}; used without"))
         kind, height, width = row.picture
-        values = {"key": f"{name}/{key}", "image_format": kind, "height": height, "width": width, "caption_count": 1}
+        values = {"key": f"{name}/{key}", "image_format": kind, "height": height, "width": width}
+        values["caption_count"] = row.captions[_member_of_captions(row, place)]
         for member in ("json", "image", "txt"):
             offset, size, crc = row.places.get(member, (0, 0, 0))
             values |= {f"{member}_offset": offset, f"{member}_bytes": size, f"{member}_crc32": crc}
@@ -237,7 +294,7 @@ def _members(file: Any, size: int) -> Iterator[tarfile.TarInfo]:
             raise _BrokenTarError(f"tar is compressed by {kind}; unpack it first")
     file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=headers_of(file), mode="r:") as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # they would pile up
                 if info.size < 0 or info.offset_data + info.size > size:
@@ -254,16 +311,28 @@ def _members(file: Any, size: int) -> Iterator[tarfile.TarInfo]:
         raise _BrokenTarError("tar is no tar, or damaged; samples before that are used") from error
 
 
-def _take(tar: str, info: tarfile.TarInfo, file: Any, rows: dict[str, _Row], left_out: list[LeftOut]) -> None:
+def _take(
+    tar: str, info: tarfile.TarInfo, file: Any, rows: dict[str, _Row], left_out: list[LeftOut], place: CaptionPlace
+) -> None:
     """Enter a member into the row of its sample."""
     name = _printable(info.name)
     key, ending = base_plus_ext(name.removeprefix("./"))
-    if info.isdir() or key is None:
-        return  # no sample has a name without an ending
+    if info.isdir() or key is None or key.endswith("/"):
+        return  # no sample has a name without an ending, or is hidden, as macOS's ._NAME
+    if name.startswith("/") or ".." in name.split("/"):
+        left_out.append(
+            LeftOut(f"{tar}/{name}", "member's name leads out of the tar's folder (it begins with / or has ..)")
+        )
+        return
     if not info.isreg() or info.issparse():
         left_out.append(LeftOut(f"{tar}/{name}", "member is no regular file"))
         return
     row = rows.setdefault(key, _Row())
+    row.endings.add(ending.lower())
+    beginning, _, last = name.removeprefix("./").rpartition(".")
+    if ending.lower() not in KINDS and last.lower() in KINDS:
+        row, ending = rows.setdefault(beginning, _Row(plain=key)), last
+        row.endings.add(ending.lower())
     member = KINDS.get(ending.lower())
     if member is None:
         return
@@ -275,37 +344,67 @@ def _take(tar: str, info: tarfile.TarInfo, file: Any, rows: dict[str, _Row], lef
         return
     file.seek(info.offset_data)
     data = file.read(info.size)
-    place = info.offset_data, info.size, zlib.crc32(data)
     try:
         if member == "image":
             row.picture = picture_size(data)
         elif member == "txt":
-            facts_of_tars(None, data)
+            row.captions["txt"] = len(captions_of_txt(data, place))
         else:
-            _check_json(data, row)
-        row.places[member] = place
+            _take_json(data, row, place)
+        row.places[member] = info.offset_data, info.size, zlib.crc32(data)
     except (ImageError, FactsError) as error:
         row.faults[member] = str(error)
 
 
-def _check_json(data: bytes, row: _Row) -> None:
+def _take_json(data: bytes, row: _Row, place: CaptionPlace) -> None:
+    facts = read_object(data)
+    row.keys = sorted(_printable(key)[:40] for key in facts)
     try:
-        facts_of_tars(data, None)
+        captions = captions_of_object(facts, place)
+        if captions is not None:
+            row.captions["json"] = len(captions)
     except FactsError as error:
         row.faults["caption"] = str(error)  # of no weight where there is a .txt
-        facts_of_tars(data, b"any")
 
 
-def _fault(row: _Row) -> str:
+def _member_of_captions(row: _Row, place: CaptionPlace) -> str:
+    """Of which member the captions are taken, as `facts_of_tars` does."""
+    return "txt" if row.captions.get("txt") and not place.keys else "json"
+
+
+def _fault(row: _Row, place: CaptionPlace) -> str:
     """Why a sample cannot be used, or nothing."""
+    there = f" (endings there: {_named(row.endings)}{_keys(row)})"
     if "image" not in row.places:
-        return row.faults.get("image", "no picture")
-    for member in ("txt", "json"):
+        return row.faults.get("image") or f"no picture{there}"
+    if not place.keys and "txt" in row.faults:
+        return row.faults["txt"]
+    if row.captions.get(_member_of_captions(row, place)):
+        return ""
+    for member in ("json", "caption"):
         if member in row.faults:
             return row.faults[member]
-        if member in row.places:
-            return row.faults.get("caption", "") if member == "json" else ""
-    return "no caption"
+    return EMPTY if "json" in row.captions or ("txt" in row.captions and not place.keys) else f"no caption{there}"
+
+
+def _keys(row: _Row) -> str:
+    return f"; keys of the JSON: {_named(row.keys)}" if "json" in row.places else ""
+
+
+def _named(names: Iterable[str]) -> str:
+    """Some names, in order, so that equal reasons count as one."""
+    ordered = sorted(name[:40] for name in names)
+    more = f" and {len(ordered) - MOST_NAMED} more" if len(ordered) > MOST_NAMED else ""
+    return (", ".join(ordered[:MOST_NAMED]) or "none") + more
+
+
+def _passed_over(key: str, row: _Row, rows: dict[str, _Row], faults: dict[str, str], told: set[str]) -> bool:
+    """Whether a sample that cannot be used is none: another member of one that can, as KEY.meta.json, or the part
+    before the first dot of names that are told with more of them.
+    """
+    if row.plain:
+        return not row.picture[0] or not faults.get(row.plain, "none")
+    return key in told and not row.places and not row.faults
 
 
 def _printable(name: str) -> str:
@@ -316,9 +415,11 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _fingerprint(table: pyarrow.Table) -> str:
-    """Identity of a split: keys and lengths of members; keys are often numbers, which every such data set has."""
-    digest = hashlib.sha256()
+def _fingerprint(table: pyarrow.Table, place: CaptionPlace) -> str:
+    """Identity of a split: keys and lengths of members; keys are often numbers, which every such data set has. And
+    where the captions are, if that is not the usual place.
+    """
+    digest = hashlib.sha256(b"" if place == USUAL else repr(place).encode())
     for column in ("key", "json_bytes", "image_bytes", "txt_bytes"):
         for chunk in table[column].chunks:  # tar by tar
             digest.update("".join(f"{json.dumps(value)}," for value in chunk.to_pylist()).encode())

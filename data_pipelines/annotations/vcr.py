@@ -26,12 +26,12 @@ from data_pipelines.annotations.files import (
     AnnotationError,
     LeftOut,
     check_entry,
-    is_unicode,
     read_json,
     read_json_lines,
     without_repeats,
 )
 from data_pipelines.annotations.pictures import Annotations, Picture
+from data_pipelines.shards.facts import is_unicode
 from data_pipelines.shards.format import Manifest
 from vlp.interfaces import NONE
 
@@ -128,6 +128,8 @@ def _metadata(folder: Path, name: str) -> tuple[list[str], list[tuple[list[float
         raise _Unusable("metadata is not readable") from error
     size = values["width"], values["height"]
     boxes: list[tuple[list[float], str]] = []
+    if not all(map(is_unicode, values["names"])):
+        raise _Unusable("metadata with a name that is no text")
     if min(size) <= 0 or len(values["boxes"]) != len(values["names"]):
         raise _Unusable("metadata without a box for each name")
     for box, kind in zip(values["boxes"], values["names"], strict=True):

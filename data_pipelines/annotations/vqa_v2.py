@@ -25,13 +25,13 @@ from data_pipelines.annotations.files import (
     Kinds,
     LeftOut,
     entries,
-    is_unicode,
     read_json,
     whole_number,
     without_repeats,
 )
 from data_pipelines.annotations.pictures import Annotations, Picture
 from data_pipelines.annotations.vocabulary import answer_vocabulary
+from data_pipelines.shards.facts import is_unicode
 from data_pipelines.shards.format import Manifest
 from vlp.text.answers import normalise_answer
 

@@ -1,9 +1,10 @@
 """The shard format: webdataset-layout tars, an index and a manifest beside them.
 
-A sample is up to three members of a tar: `KEY.json` (captions and facts), `KEY.png|jpg|webp` (optional),
-`KEY.regions.safetensors` (optional: `boxes` float32 [R, 4], `features` float16 [R, F], `scores` float16 [R, C],
-`attribute_scores` float16 [R, A]). A data set's folder holds `SPLIT-00000.tar ...`, `SPLIT.parquet` (the index) and
-`manifest.json`. Tars of other tools are indexed where they lie (`annotations/tars.py`) and read by the same reader.
+A sample is up to three members of a tar: `KEY.json` (captions and facts), a picture (optional, `KEY.png` or another
+ending of `IMAGE_FORMATS`), `KEY.regions.safetensors` (optional: `boxes` float32 [R, 4], `features` float16 [R, F],
+`scores` float16 [R, C], `attribute_scores` float16 [R, A]). A data set's folder holds `SPLIT-00000.tar ...`,
+`SPLIT.parquet` (the index) and `manifest.json`. Tars of other tools are indexed where they lie
+(`annotations/tars.py`) and read by the same reader.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ import numpy as np
 import webdataset
 from safetensors.numpy import save as save_arrays
 
+from data_pipelines.shards.facts import is_unicode
+
 SCHEMA_VERSION = 1
-IMAGE_FORMATS = ("png", "jpg", "webp")
+IMAGE_FORMATS = ("png", "jpg", "webp", "gif", "bmp", "tif", "avif")
 WHOLE_IMAGE = "whole image"  # name of a region that shows no one object
 SEAL = "sha256"  # key of the manifest's digest
+LARGEST_MEMBER = 256 << 20  # bytes; a larger one is refused before it is read, for it would fill the memory
+FLOATS = (np.float16, np.float32, np.float64)  # of stored arrays
+SUM_TOLERANCE = 0.01  # float16 rounds each score by 1/2048 of it at most, and so their sum; five times more is let pass
 READY = "features.ready"  # folder inside a data set's: finished shards that are being put in place of the older ones
 
 
@@ -127,7 +133,7 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
         written = values.pop(SEAL, None)  # those of before there were digests have none
         manifest = Manifest(**values)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(
             f"{path} is not a manifest: {error}; its keys are {[f.name for f in fields(Manifest)]}"
         ) from error
@@ -148,14 +154,14 @@ def _types_of(manifest: Manifest) -> dict[str, tuple[bool, str]]:
     """Of each key whether its value is of the right type, and which that is."""
 
     def count(value: Any) -> bool:
-        return type(value) is int and value >= 0
+        return type(value) is int and 0 <= value < 2**63
 
     def texts(value: Any) -> bool:
-        return type(value) is list and {type(item) for item in value} <= {str}
+        return type(value) is list and all(map(is_unicode, value))
 
     values, samples = asdict(manifest), manifest.samples
     return {
-        **{key: (type(values[key]) is str, "a text") for key in ("name", "extractor", "licence")},
+        **{key: (is_unicode(values[key]), "a text in Unicode") for key in ("name", "extractor", "licence")},
         **{key: (texts(values[key]), "a list of texts") for key in ("class_names", "attribute_names", "answer_names")},
         "feature_size": (count(manifest.feature_size), "a number that is 0 or more"),
         "samples": (type(samples) is dict and all(map(count, samples.values())), "the number of samples by split"),
@@ -171,7 +177,8 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> None:
     """Write samples to one tar, under a temporary name first; the same samples give the same bytes.
 
     Raises:
-        ValueError: a key with a dot or slash, an unknown image format, or arrays that do not fit together.
+        ValueError: a key with a dot or slash, an unknown image format, arrays that do not fit together, or a text that
+            is not valid Unicode.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with webdataset.TarWriter(str(temporary), mtime=0, user="", group="") as tar:
@@ -181,13 +188,16 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def _members(sample: Sample) -> dict[str, Any]:
-    if not sample.key or set(sample.key) & set("./\\"):
-        raise ValueError(f"sample key {sample.key!r} must not be empty nor hold a dot or a slash")
+    if not sample.key or set(sample.key) & set("./\\") or not is_unicode(sample.key):
+        raise ValueError(f"sample key {sample.key!r} must be Unicode, not empty, and hold no dot and no slash")
     facts = {**sample.facts, "captions": sample.captions}
-    members: dict[str, Any] = {
-        "__key__": sample.key,
-        "json": json.dumps(facts, ensure_ascii=False, sort_keys=True).encode(),
-    }
+    try:
+        said = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()
+    except UnicodeEncodeError as error:
+        raise BadSampleError(
+            sample.key, "a caption or fact is not valid Unicode (half a surrogate pair): mend the text, or leave it out"
+        ) from error
+    members: dict[str, Any] = {"__key__": sample.key, "json": said}
     if sample.image is not None:
         if sample.image_format not in IMAGE_FORMATS:
             raise ValueError(f"sample {sample.key}: image format {sample.image_format!r} is none of {IMAGE_FORMATS}")
@@ -208,9 +218,13 @@ def check_regions(key: str, regions: RegionArrays, manifest: Manifest) -> None:
     """Check regions against the manifest.
 
     Raises:
-        BadSampleError: wrong sizes, numbers that are not finite, boxes outside the image or without area.
+        BadSampleError: wrong sizes or types of numbers, numbers that are not finite, boxes outside the image or without
+            area, scores that are negative, of classes that do not sum to 1, or of attributes above 1.
     """
     r = regions
+    for name, array in vars(r).items():
+        if array is not None and array.dtype not in FLOATS:
+            raise BadSampleError(key, f"{name} are of type {array.dtype}, not float16, float32 or float64")
     named = [(r.scores, manifest.class_names, "classes"), (r.attribute_scores, manifest.attribute_names, "attributes")]
     lengths = {array.shape[:1] for array in (r.boxes, r.features, r.scores, r.attribute_scores) if array is not None}
     if r.boxes.shape[1:] != (4,) or len(lengths) != 1:
@@ -223,9 +237,17 @@ def check_regions(key: str, regions: RegionArrays, manifest: Manifest) -> None:
     # max keeps a NaN and finds an infinity, without a mask as large as the features
     if r.features.size and not np.isfinite(np.abs(r.features).max()):
         raise BadSampleError(key, "features are not finite")
-    for scores, _, _ in named:
-        if scores is not None and scores.size and not np.isfinite(scores.max()):
+    for scores, _, kind in named:
+        if scores is None or not scores.size:
+            continue
+        lowest, highest = scores.min(), scores.max()
+        if not np.isfinite(lowest) or not np.isfinite(highest):
             raise BadSampleError(key, "scores are not finite")
+        if lowest < 0 or highest > 1 + SUM_TOLERANCE:
+            raise BadSampleError(key, f"scores of {kind} are not from 0 to 1; are they logits?")
+    sums = np.ones(0) if r.scores is None or not r.scores.size else r.scores.sum(1, dtype=np.float32)
+    if (np.abs(sums - 1) > SUM_TOLERANCE).any():
+        raise BadSampleError(key, "scores of classes do not sum to 1; the background must be among them")
     inside = (r.boxes >= -1e-3) & (r.boxes <= 1 + 1e-3)  # NaN is not inside either
     if not inside.all():
         raise BadSampleError(key, "a box lies outside the image")

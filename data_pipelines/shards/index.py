@@ -17,9 +17,10 @@ import pyarrow.parquet
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
-from data_pipelines.shards.format import IMAGE_FORMATS, Sample, ShardError, shard_name, write_shard
+from data_pipelines.shards.format import IMAGE_FORMATS, LARGEST_MEMBER, Sample, ShardError, shard_name, write_shard
 from data_pipelines.shards.sealed import sealed
 
+LARGEST_HEADER = 1 << 20  # bytes
 MEMBERS = ("json", "image", "regions")
 
 
@@ -86,17 +87,37 @@ def index_schema(foreign: bool = False) -> pyarrow.Schema:
     return pyarrow.schema([*columns, ("image_format", pyarrow.string()), *((n, pyarrow.int32()) for n in numbers)])
 
 
+class _Headers:
+    """A tar's file as `tarfile` reads it: headers alone, of which none may fill the memory. A pax header or a long name
+    of some gigabytes would be read whole.
+    """
+
+    def __init__(self, file: Any):
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Some bytes; a TarError if there are too many."""
+        if size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header has {size} bytes")
+        data: bytes = self.file.read(size)
+        return data
+
+
+def headers_of(file: Any) -> Any:
+    """The file of a tar, for `tarfile` alone; a TarError if a header would fill the memory."""
+    return _Headers(file)
+
+
 def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     rows: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
+        with open(path, "rb") as file, tarfile.open(fileobj=headers_of(file), mode="r:") as tar:
+            size = os.fstat(file.fileno()).st_size
             for info in tar:
                 if not info.isfile() or info.issparse():
                     raise ShardError(f"{path}: {info.name!r} is not a regular file")
                 key, _, kind = info.name.partition(".")
-                file.seek(info.offset_data)
-                data = file.read(info.size)
-                if len(data) < info.size:
+                if info.offset_data + info.size > size:
                     raise ShardError(f"{path} is cut short within {info.name!r}; make the shard anew")
                 row = rows.setdefault(key, _empty_row(key))
                 member = {"json": "json", "regions.safetensors": "regions"}.get(kind)
@@ -106,6 +127,10 @@ def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
                     continue  # other tools may keep members of their own
                 if row[f"{member}_bytes"]:
                     raise ShardError(f"{path}: the key {key} comes twice")
+                if info.size > LARGEST_MEMBER:
+                    raise ShardError(f"{path}: {info.name!r} has more than {LARGEST_MEMBER >> 20} MiB; leave it out")
+                file.seek(info.offset_data)
+                data = file.read(info.size)
                 row[f"{member}_offset"], row[f"{member}_bytes"] = info.offset_data, info.size
                 row[f"{member}_crc32"] = zlib.crc32(data)
                 if member == "json":
@@ -119,7 +144,7 @@ def _index_shard(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
                 raise ShardError(f"{path} is cut short: it lacks a tar's end mark; make the shard anew")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ShardError(f"{path} cannot be read as a tar ({error}); make the shard anew") from error
-    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, SafetensorError) as error:
         if isinstance(error, ShardError):
             raise
         raise ShardError(f"{path}: sample {key} is damaged ({error})") from error

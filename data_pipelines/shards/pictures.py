@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from vlp.interfaces import PixelSize, SquareSize
 
 MOST_PIXELS = 64_000_000  # width x height; a decompression bomb is refused from its header
 MOST_ELONGATED = 16  # longer to shorter side; more is cut off at both ends before a centre crop
-FORMATS = ("PNG", "JPEG", "WEBP")
+KINDS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+    KINDS["AVIF"] = "avif"
+FORMATS = tuple(name for name in KINDS if name != "MPO")  # to Pillow that is JPEG until it is opened
 ORIENTATION = 0x0112  # EXIF's tag; 5 to 8: the picture lies on its side
 
 
@@ -25,7 +29,8 @@ class ImageError(ValueError):
 
 
 def decode_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """A PNG, JPEG or WebP picture as RGB, upright by its EXIF orientation; of an animation the first frame.
+    """A PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF picture as RGB, upright by its EXIF orientation; of an animation the
+    first frame.
 
     Sixteen-bit grey is scaled to eight. Transparency is dropped, as `PIL.Image.convert("RGB")` does and open_clip with
     it: what a picture stores under transparent places is seen. Colour profiles are not applied, nor are they there.
@@ -48,16 +53,34 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def picture_size(data: bytes, most_pixels: int = MOST_PIXELS) -> tuple[str, int, int]:
-    """Kind (png, jpg or webp), height and width of a picture as `decode_image` gives it; nothing is decoded.
+    """Kind (one of `IMAGE_FORMATS`), height and width of a picture as `decode_image` gives it; nothing is decoded but
+    TIFF, of which versions of Pillow differ in when they turn it.
 
     Raises:
         ImageError: its header is damaged or of another kind, or says more than `most_pixels`.
     """
     with _opened(data, most_pixels) as image:
-        kind = {"PNG": "png", "WEBP": "webp"}.get(image.format or "", "jpg")  # a JPEG of several pictures is "MPO"
+        kind = KINDS[image.format or ""]  # a JPEG of several pictures is "MPO"
+        if kind == "tif":
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return kind, upright.height, upright.width
         # a PNG's EXIF may come after its pixels, which would be decoded to find it
         turned = (kind != "png" or "exif" in image.info) and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
         return (kind, image.width, image.height) if turned else (kind, image.height, image.width)
+
+
+def orientation(data: bytes) -> int:
+    """By which of EXIF's orientations (1 to 8) `decode_image` turns a picture; 1: it stays as it is stored.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    with _opened(data, MOST_PIXELS) as image:
+        if KINDS[image.format or ""] == "png":
+            image.load()  # its EXIF may come after its pixels
+        found: Any = 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION)
+        return int(found) if found in range(1, 9) else 1
 
 
 @contextmanager
@@ -71,7 +94,9 @@ def _opened(data: bytes, most_pixels: int) -> Iterator[Image.Image]:
             raise ImageError(f"image has more than {most_pixels} pixels")
         yield image
     except UnidentifiedImageError as error:
-        raise ImageError("image is no PNG, JPEG or WebP") from error
+        if data[4:12] in (b"ftypavif", b"ftypavis"):
+            raise ImageError("image is AVIF, which this Pillow can't read (11.3 and newer can)") from error
+        raise ImageError("image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"image has more than {most_pixels} pixels") from error
     except ImageError:

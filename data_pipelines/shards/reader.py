@@ -14,8 +14,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from data_pipelines.doing import reading
-from data_pipelines.shards.facts import FactsError, facts_of_tars, own_facts
-from data_pipelines.shards.format import BadSampleError, RegionArrays, Sample, ShardError, check_regions, read_manifest
+from data_pipelines.shards.facts import CaptionPlace, FactsError, facts_of_tars, own_facts
+from data_pipelines.shards.format import (
+    LARGEST_MEMBER,
+    BadSampleError,
+    RegionArrays,
+    Sample,
+    ShardError,
+    check_regions,
+    read_manifest,
+)
 from data_pipelines.shards.index import index_schema, indexed_splits
 from data_pipelines.shards.pictures import ImageError, sized_pixels
 from data_pipelines.shards.sealed import read_sealed
@@ -47,17 +55,28 @@ class ShardReader:
             metadata = self.index.schema.metadata
             shards = json.loads(metadata[b"shards"])
             self.fingerprint = metadata[b"fingerprint"].decode()
+            self.captions = _place_of(metadata)
             self.foreign = "txt_bytes" in self.index.column_names  # tars of another tool: they are never changed
             if "question_count" not in self.index.column_names:  # an index of before there were questions
                 zeros = pyarrow.array(np.zeros(len(self.index), np.int32))
                 self.index = self.index.append_column("question_count", zeros)
             numbers = [column.name for column in index_schema(self.foreign) if column.type != pyarrow.string()]
             self._columns = {name: self.index[name].to_numpy() for name in numbers}
-        except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
+            sizes = np.array([shard["bytes"] for shard in shards], np.int64)
+            self.shards = [folder / shard["name"] for shard in shards]
+            self._check_places(sizes)
+        except (
+            pyarrow.ArrowException,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise ShardError(
                 f"{path} is not an index of shards, or damaged ({error}); restore it, or make the data set anew"
             ) from error
-        self.shards = [folder / shard["name"] for shard in shards]
         for shard, facts in zip(self.shards, shards, strict=True):
             if not shard.is_file():
                 raise ShardError(f"the shard {shard} is missing, but the index {path.name} lists it")
@@ -68,6 +87,27 @@ class ShardReader:
                     " it was cut short or replaced; restore it, or make the data set anew"
                 )
         self._files: dict[tuple[int, int], int] = {}
+
+    def _check_places(self, sizes: np.ndarray) -> None:
+        """Check that keys are texts, and that each member lies within its shard, of which these are the bytes.
+
+        Raises:
+            ValueError: they are not.
+        """
+        c = self._columns
+        if self.index["key"].type != pyarrow.string() or self.index["key"].null_count:
+            raise ValueError("a sample has no key")
+        for name, column in c.items():
+            if column.dtype.kind != "i" or (column < 0).any():
+                raise ValueError(f"its column {name} holds what is no number of 0 or more")
+        if (c["shard"] >= len(sizes)).any():
+            raise ValueError("a sample lies in a shard that is not listed")
+        for member in (name.removesuffix("_bytes") for name in c if name.endswith("_bytes")):
+            room = sizes[c["shard"]] - c[f"{member}_offset"]  # no sum, which could overflow
+            if ((c[f"{member}_bytes"] > 0) & (c[f"{member}_bytes"] > room)).any():
+                raise ValueError(f"a sample's {member} lies outside its shard")
+            if (c[f"{member}_bytes"] > LARGEST_MEMBER).any():
+                raise ValueError(f"a sample's {member} has more than {LARGEST_MEMBER >> 20} MiB")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -134,7 +174,7 @@ class ShardReader:
             if not self.foreign:
                 return own_facts(data)
             size = {name: int(self._columns[name][number]) for name in ("width", "height")}
-            return {**facts_of_tars(data, self.read_member(number, "txt")), **size}
+            return {**facts_of_tars(data, self.read_member(number, "txt"), self.captions), **size}
         except FactsError as error:
             raise BadSampleError(self.key(number), str(error)) from error
 
@@ -152,7 +192,7 @@ class ShardReader:
             arrays = load_arrays(data)
             scores = arrays.get("scores"), arrays.get("attribute_scores")
             regions = RegionArrays(arrays["boxes"], arrays["features"], *scores)
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise BadSampleError(key, "regions are not readable") from error
         check_regions(key, regions, self.manifest)
         return regions
@@ -189,3 +229,9 @@ class ShardReader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
+
+
+def _place_of(metadata: dict[bytes, bytes]) -> CaptionPlace:
+    """Where the captions of other tools' tars are, as their index says; older indexes say nothing."""
+    values = json.loads(metadata.get(b"captions", b"{}"))
+    return CaptionPlace(tuple(map(str, values.get("keys", ()))), bool(values.get("lines", False)))

@@ -112,7 +112,7 @@ def read_record(folder: Path) -> Record:
         splits = {split: SplitRecord(**own) for split, own in values["splits"].items()}
         coder = Coder(**{**values["coder"], "grid": tuple(values["coder"]["grid"])})
         return Record(coder, values["made_by"], values["settings"], splits)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ShardError(
             f"{path} can't be used: {error}; remove {folder} and make the codes anew with `vlp data encode`"
         ) from error
@@ -200,9 +200,9 @@ def read_codes(reader: ShardReader, name: str) -> StoredCodes:
         if digest_of_files(path, *([listed] if own.left_out else [])) != own.sha256:
             raise ValueError("its codes, or the list of samples without, are not those that were written")
         lines = listed.read_text(encoding="utf-8").splitlines() if own.left_out else []
-    except (OSError, EOFError, ValueError) as error:
+        left_out = {line["sample"]: line["reason"] for line in map(json.loads, lines)}
+    except (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ShardError(f"{path} is missing or damaged ({error});{makes}") from error
-    left_out = {line["sample"]: line["reason"] for line in map(json.loads, lines)}
     return StoredCodes(path, record, own, left_out)
 
 

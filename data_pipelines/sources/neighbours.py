@@ -43,8 +43,10 @@ def read_neighbours(path: Path, reader: ShardReader) -> list[np.ndarray]:
     try:
         table = read_sealed(path)
         facts = json.loads((table.schema.metadata or {})[b"vlp"])
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no object")
         rows = dict(zip(table["key"].to_pylist(), table["neighbours"].to_pylist(), strict=True))
-    except (pa.ArrowException, KeyError, ValueError) as error:
+    except (pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ShardError(f"{path} is no file of neighbours: {error}{again}") from error
     if facts.get("fingerprint") != reader.fingerprint:
         raise ShardError(

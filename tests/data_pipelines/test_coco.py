@@ -94,7 +94,7 @@ def test_oddities_of_pictures(coco: MadeUpCoco) -> None:
             LeftOut("000000000012.jpg", "file is missing"),
             LeftOut("000000000013.jpg", "image cannot be decoded"),
             LeftOut("../captions.json", "file name leads out of the folder"),
-            LeftOut("000000000015.jpg", "image is no PNG, JPEG or WebP"),
+            LeftOut("000000000015.jpg", "image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"),
             LeftOut("000000000017.jpg", "image has another shape than its annotations say"),
         ]
     )

@@ -221,8 +221,8 @@ def test_a_jpeg_that_is_cut_short() -> None:
 
 def test_what_is_no_picture_is_refused() -> None:
     whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)), "PNG")
-    for data in (b"", b"<html><body>Not found</body></html>", encoded(Image.new("L", (4, 4)), "GIF")):
-        with pytest.raises(ImageError, match="no PNG, JPEG or WebP"):
+    for data in (b"", b"<html><body>Not found</body></html>", encoded(Image.new("L", (4, 4)), "PPM")):
+        with pytest.raises(ImageError, match="no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"):
             decode_image(data)
     with pytest.raises(ImageError, match="cannot be decoded"):
         decode_image(whole[: len(whole) // 2])

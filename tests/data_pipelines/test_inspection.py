@@ -120,7 +120,7 @@ def box_outside(sample: Sample) -> Sample:
     [
         ("features are not finite", nan_feature),
         ("a box lies outside the image", box_outside),
-        ("image is no PNG, JPEG or WebP", lambda s: replace(s, image=b"no picture")),
+        ("image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF", lambda s: replace(s, image=b"no picture")),
         ("image cannot be decoded", lambda s: replace(s, image=s.image[: len(s.image) // 2])),
         ("a caption is empty", lambda s: replace(s, captions=["a", " \n"])),
     ],

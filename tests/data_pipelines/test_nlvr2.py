@@ -88,7 +88,7 @@ def test_oddities(tmp_path: Path) -> None:
         ("dev-2-0-img0.png", "file is missing"),
         ("dev-2-0-img1.png", "picture whose partner is not used"),
         ("question dev-2-0-0", lost),
-        *[(f"dev-4-0-img{n}.png", "image is no PNG, JPEG or WebP") for n in (0, 1)],
+        *[(f"dev-4-0-img{n}.png", "image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF") for n in (0, 1)],
         ("question dev-4-0-0", lost),
     ]
 

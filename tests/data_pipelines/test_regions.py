@@ -195,7 +195,10 @@ def test_grid_regions(extractor: RegionExtractor) -> None:
 
 
 def test_a_picture_that_cannot_be_decoded_is_told(extractor: RegionExtractor) -> None:
-    for image, reason in ((b"x", "image is no PNG, JPEG or WebP"), (None, "sample holds no picture")):
+    for image, reason in (
+        (b"x", "image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"),
+        (None, "sample holds no picture"),
+    ):
         sample = replace(sample_of(1, a=1), image=image)
         made = with_regions(sample, extractor, (1, 1), [])
         assert made == replace(sample, facts={"a": 1, "without_regions": reason})

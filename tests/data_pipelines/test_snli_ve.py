@@ -67,7 +67,7 @@ def test_oddities(tmp_path: Path) -> None:
         ("question 1.jpg#4r5n", "question is empty"),
         ("2.jpg", "file is missing"),
         ("question 2.jpg#4r1n", "question of a picture that is not used"),
-        ("3.jpg", "image is no PNG, JPEG or WebP"),
+        ("3.jpg", "image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"),
         ("question 3.jpg#4r1n", "question of a picture that is not used"),
     ]
 

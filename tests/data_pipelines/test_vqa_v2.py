@@ -122,7 +122,7 @@ def test_oddities(tmp_path: Path) -> None:
         ("question 42004", "question whose annotation is of another image"),
         ("question 42005", "question without answers"),
         ("question 42006", "question without its annotation"),
-        ("COCO_train2014_000000000007.jpg", "image is no PNG, JPEG or WebP"),
+        ("COCO_train2014_000000000007.jpg", "image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"),
         ("question 7000", lost),
         ("COCO_train2014_000000000099.jpg", "file is missing"),
         ("question 99000", lost),

@@ -72,7 +72,7 @@ def test_oddities(tmp_path: Path) -> None:
     assert left_out(annotations) == [
         ("row 1", "row without a caption"),
         ("00000002.jpg", "file is missing"),
-        ("00000003.jpg", "image is no PNG, JPEG or WebP"),
+        ("00000003.jpg", "image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"),
     ]
 
 

@@ -191,7 +191,7 @@ def wrong(root: Path) -> list[tuple[Callable[[TrainedModel], Any], str]]:
         (np.zeros((8, 8, 3), np.float32), r"image 0 is float32 \[8, 8, 3\]; pixels are uint8"),
         (np.zeros((8, 8), np.uint8), "pixels are uint8"),
         (root / "none.png", r"image 0, .*none\.png: .*No such file"),
-        (root / "scenes" / "vocabulary.txt", "image is no PNG, JPEG or WebP"),
+        (root / "scenes" / "vocabulary.txt", "image is no PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"),
         (7, "image 0 is of type int; give a file, a PIL picture, an array or Regions"),
     ]
     asked: list[tuple[Callable[[TrainedModel], Any], str]] = []

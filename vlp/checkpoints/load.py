@@ -60,8 +60,10 @@ def read_facts_of_weights(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             facts: dict[str, Any] = json.loads((file.metadata() or {}).get("vlp", "{}"))
+            if not isinstance(facts, dict):
+                raise ValueError("facts")
             return facts
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short") from error
 
 

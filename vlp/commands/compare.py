@@ -124,8 +124,12 @@ class Cell:
         """
         if not self.record.is_file():
             return None
-        record: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
-        then, now = (json.dumps(settings, indent=1).splitlines() for settings in (record["settings"], self.settings()))
+        try:
+            record: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
+            settings = record["settings"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{self.record} is no record of a comparison ({error}); remove it") from error
+        then, now = (json.dumps(own, indent=1).splitlines() for own in (settings, self.settings()))
         if then != now:
             lines = [
                 line for line in difflib.unified_diff(then, now, "then", "now", n=0, lineterm="") if line[0] in "+-"

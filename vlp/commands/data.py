@@ -45,15 +45,18 @@ from data_pipelines.annotations.coco import CocoReader
 from data_pipelines.annotations.files import AnnotationError, LeftOut
 from data_pipelines.annotations.nlvr1 import PARTS, Nlvr1Reader
 from data_pipelines.annotations.pictures import Annotations, read_samples
-from data_pipelines.annotations.tars import find_tars, index_tars
+from data_pipelines.annotations.tars import find_tars, index_tars, says_retrieval
 from data_pipelines.annotations.text import TextReader
 from data_pipelines.annotations.web_pictures import NAMINGS
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.scenes.placing import OBJECTS
+from data_pipelines.shards.facts import CaptionPlace
 from data_pipelines.shards.format import Manifest, Sample, ShardError
 from vlp.commands import caption, encode
 from vlp.commands.command import GO_ON, STOPPED, examples_of, open_console, options_of, run_command, whole_number
+from vlp.strict_yaml import ConfigError
 
+MOST_REASONS = 20  # that are printed
 MUCH = 0.05  # a greater share of what the files hold is not left out without a warning
 # facts that are lists of what a sample holds, and what to call it
 RECORDS = {name: name for name in ("captions", "questions", "expressions")} | {"vcr": "questions with four answers"}
@@ -293,6 +296,17 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     added["webdataset"].add_argument(
         "--tars", nargs="+", required=True, help="folders, files, or patterns as in 'cc3m/{00..31}.tar'"
     )
+    added["webdataset"].add_argument(
+        "--caption-key",
+        nargs="+",
+        metavar="KEY",
+        help="keys of KEY.json that hold captions, texts or lists of texts, in place of KEY.txt",
+    )
+    added["webdataset"].add_argument(
+        "--caption-lines",
+        action="store_true",
+        help="each line of KEY.txt is a caption (so without the option, where dataset_type.txt says retrieval)",
+    )
     added["webdataset"].add_argument("--out", type=Path, help="folder of the index (default: the tars' own)")
     for command in (encode, caption):
         command.add_options(_add(sources, command.__name__.split(".")[-1], command.__doc__ or "", command.EXAMPLE))
@@ -358,6 +372,9 @@ def make_coco(options: argparse.Namespace, console: Console) -> None:
         f" ({reader.clipped_boxes} cut at the picture's edge)",
         soft_wrap=True,
     )
+    if reader.turned_pictures:
+        told = f"{reader.turned_pictures} pictures are turned by their EXIF orientation, and their boxes with them"
+        console.print(told, soft_wrap=True)
     report_left_out(reader.left_out, options, console)
 
 
@@ -419,23 +436,38 @@ def make_webdataset(options: argparse.Namespace, console: Console) -> None:
     if options.out is None and len(folders) > 1:
         raise ShardError(f"the tars lie in {len(folders)} folders; name one for the index by --out")
     options.out = options.out or tars[0].parent
+    keys = tuple(dict.fromkeys(options.caption_key or ()))
+    if keys and options.caption_lines:
+        raise ConfigError("--caption-key and --caption-lines: captions are those of the JSON or those of the .txt")
+    place = CaptionPlace(keys, not keys and (options.caption_lines or says_retrieval(tars)))
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
         task = progress.add_task("tars", total=len(tars))
-        indexed = index_tars(tars, options.out, options.split, lambda: progress.advance(task))
+        indexed = index_tars(tars, options.out, options.split, lambda: progress.advance(task), place)
     earlier = f", {indexed.gone} of an earlier index are no more among them" * bool(indexed.gone)
     console.print(
         f"{options.out}, split {options.split}: {indexed.samples} samples in {len(tars)} tars, {indexed.read} of which"
         f" were read now{earlier}",
         soft_wrap=True,
     )
+    if place.lines:
+        told = "" if options.caption_lines else ", since dataset_type.txt says retrieval"
+        console.print(f"{indexed.captions} captions: each line of a .txt is one{told}", soft_wrap=True)
+    elif keys:
+        console.print(f"{indexed.captions} captions, of the keys {', '.join(keys)}", soft_wrap=True)
     report_left_out(indexed.left_out, options, console)
 
 
 def report_left_out(left_out: list[LeftOut], options: argparse.Namespace, console: Console) -> None:
     """Say what could not be used, by reason."""
     examples = {entry.reason: entry.what for entry in reversed(left_out)}
-    for reason, number in Counter(entry.reason for entry in left_out).most_common():
-        console.print(f"left out: {number} x {reason} (first: {examples[reason]})", style="yellow", soft_wrap=True)
+    counted = Counter(entry.reason for entry in left_out).most_common()
+    for reason, number in counted[:MOST_REASONS]:
+        line = f"left out: {number} x {reason} (first: {examples[reason]})"
+        shown = line.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair could not be printed
+        console.print(shown, style="yellow", soft_wrap=True)
+    if counted[MOST_REASONS:]:
+        rest = sum(number for _, number in counted[MOST_REASONS:])
+        console.print(f"left out: {rest} x {len(counted) - MOST_REASONS} other reasons", style="yellow", soft_wrap=True)
     if left_out:
         console.print(f"all of them: {options.out / options.split}.left_out.jsonl", style="yellow", soft_wrap=True)
 

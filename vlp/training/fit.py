@@ -187,7 +187,9 @@ def checkpoint_fits(path: Path | None, module: TrainingModule) -> None:
     """
     if path is None:
         return
-    state = read_training_state(path)["state_dict"]
+    state = read_training_state(path).get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is no checkpoint of a training: it has no state_dict of tensors")
     expected = module.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in state]
     wrong += [f"{name} is not the model's" for name in state if name not in expected]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlp.interfaces import Loads, Regions
+from vlp.interfaces import Images, Loads, Regions
 
 Given = str | Path | Image.Image | np.ndarray | Regions  # a file, a picture, its pixels uint8 [h, w, 3], or regions
 
@@ -140,6 +140,9 @@ def check_regions(regions: Regions, name: str, feature_size: int) -> None:
         raise ValueError(f"{name} has features of {features.shape[1]} numbers, the model takes {feature_size}")
     if not bool(torch.isfinite(features).all()):
         raise ValueError(f"{name}: features are not finite")
+    for what, numbers in (("scores", regions.scores), ("attribute scores", regions.attribute_scores)):
+        if numbers is not None and not bool(torch.isfinite(numbers).all()):
+            raise ValueError(f"{name}: {what} are not finite")
     if not len(boxes):
         return
     inside = (boxes >= -TOLERANCE) & (boxes <= 1 + TOLERANCE)  # NaN is not inside either
@@ -154,3 +157,20 @@ def check_regions(regions: Regions, name: str, feature_size: int) -> None:
             f"{name}: boxes must be corners (x1, y1, x2, y2) with x1 < x2 and y1 < y2; there is one of"
             f" {[round(number, 4) for number in boxes[flat][0].tolist()]} (is it left, top, width, height?)"
         )
+
+
+def check_finite(images: Images) -> None:
+    """Check that what a batch says of its images is finite: a model would answer NaN, or anything.
+
+    Raises:
+        ValueError: it isn't; the message names the first such image.
+    """
+    stated = {"features": images.features, "boxes": images.boxes, "scores": images.scores}
+    for what, numbers in {**stated, "confidences of attributes": images.attribute_confidence}.items():
+        if numbers is None or not numbers.numel() or bool(torch.isfinite(numbers).all()):
+            continue
+        row = int((~torch.isfinite(numbers.flatten(1) if numbers.dim() > 1 else numbers[:, None]).all(1)).nonzero()[0])
+        place = int(torch.searchsorted(images.offsets.cpu(), row, right=True)) - 1
+        name = f"image {place} of the batch (id {int(images.ids[place])})"
+        region = row - int(images.offsets[place])
+        raise ValueError(f"{name}: {what} of its region {region} are not finite; make them anew")
