@@ -24,10 +24,10 @@ from data_pipelines.sources.source import Source
 from vlp.interfaces import NONE, Batch, Segment
 from vlp.text.wordpiece import WordPiece
 
-WORDS = ["does", "person", "feel", "comfortable", "yes", "cell", "phone", "do", "is", "hers", "no", "it", "n", "t"]
+WORDS = ["does", "person", "feel", "comfortable", "yes", "cellphone", "do", "is", "hers", "no", "it", "n", "t"]
 WORDS += ["a", "b", "c", "d", ".", ",", "?", "'"]
 BOTH = {"question": 9, "answer": 9, "rationale": 9}
-ANSWERS = ["yes .", "person person do .", "cell phone is hers .", "no , it is n ' t"]
+ANSWERS = ["yes .", "person person do .", "cellphone is hers .", "no , it is n ' t"]
 ASKED = "does person feel comfortable ?"
 
 
@@ -110,7 +110,7 @@ def test_regions_of_words(tmp_path: Path) -> None:
     batch = batch_of(source(folder, BOTH, token_region=True), [0, 1])
     question, answer, rationale = batch.texts.segments.values()
     assert question.token_region.tolist() == [-1, 3, -1, -1, -1] * 8
-    answers = [[-1, -1], [1, 3, -1, -1], [2, 2, -1, -1, -1], [-1] * 7]
+    answers = [[-1, -1], [1, 3, -1, -1], [2, -1, -1, -1], [-1] * 7]
     assert answer.token_region.tolist() == [n for one in (*answers, *[answers[1]] * 4) for n in one]
     assert rationale.token_region.tolist() == [-1, -1, 1, -1, -1]
     joined = batch_of(source(folder, {"question": 20, "rationale": 9}, token_region=True), [0])
