@@ -178,7 +178,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, trunk_file: Path, capsys: pytes
     before = contents(folder)
     for trunk, name, message in [
         ("timm:test_resnet", "unsafe.pt", "nothing else is loaded"),
-        ("timm:test_resnet", "nested.pth", "is not a state dict of tensors; it holds: weights"),
+        ("timm:test_resnet", "nested.pth", "holds the weights of another model"),
         ("timm:test_resnet", "list.pt", "it holds: list"),
         ("timm:test_resnet", "cut.pt", "cannot be read as weights"),
         ("timm:test_resnet", "cut.safetensors", "not a readable safetensors file"),
