@@ -225,7 +225,7 @@ def test_changed_codes_and_an_evaluation(
     shutil.rmtree(folder)
     assert evaluate.main([str(run), "--most", "6", "--data", str(root / "whole")]) == 0, capsys.readouterr().err
     report = json.loads((run / "generation-val.json").read_text())
-    assert report["true pictures"]["entities"] > 0.3 > report["other scenes"]["entities"], "they are seen, if small"
+    assert report["true pictures"]["entities"] > 0.3 > report["other pictures"]["entities"], "they are seen, if small"
     assert data.main(["encode", str(coders / "vq"), str(own / "scenes_of_two")]) == 0
     assert train.main(resume) == 0, "the same codes, made anew"
     assert len(losses(run)) == 5

@@ -42,7 +42,7 @@ FEWER_HEADS = (
 @pytest.fixture
 def vocabulary(tmp_path: Path) -> Path:
     tokens = [f"[{name}]" for name in ("PAD", "CLS", "SEP", "MASK", "UNK")]
-    (tmp_path / "vocab.txt").write_text("\n".join([*tokens, *(f"w{n}" for n in range(5, VOCABULARY))]) + "\n")
+    (tmp_path / "vocab.txt").write_text("\n".join([*tokens, *(f"W{n}" for n in range(5, VOCABULARY))]) + "\n")
     return tmp_path / "vocab.txt"
 
 

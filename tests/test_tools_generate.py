@@ -214,7 +214,7 @@ def test_texts_that_are_cut_or_unknown_are_told(
 ) -> None:
     drawn(finished, tmp_path, "--text", "a red circle " * 11, "--text", "a \u00e9\u00fc\u4e2d circle", "--count", "1")
     told = " ".join(capsys.readouterr().out.split())
-    assert "33 tokens, of which the run reads the first 30" in told
+    assert "33 tokens, of which the run reads the first 20" in told
     assert "tokens are unknown to the run" in told
 
 
@@ -250,9 +250,11 @@ def check_losses(finished: Path, root: Path, told: dict[str, float]) -> None:
     for text, own in [*zip(captions, codes, strict=True), *zip(captions[3:] + captions[:3], codes, strict=True)]:
         (tokens,) = model.tokenizer.encode([text])
         template = model.model.template
-        padding = [template.words + len(template.own_commands) + place for place in range(len(tokens.ids), 30)]
+        padding = [
+            template.words + len(template.own_commands) + place for place in range(len(tokens.ids), template.most)
+        ]
         ids = torch.tensor([[template.command("START"), *tokens.ids, *padding, *(own + template.code_offset).tolist()]])
-        logits = model.model.logits(model.model.read(ids[:, :-1])[:, 30:], "codes")[0]
+        logits = model.model.logits(model.model.read(ids[:, :-1])[:, template.most :], "codes")[0]
         found.append(float(torch.nn.functional.cross_entropy(logits, own)))
     away = np.array(found[12:]) - found[:12]
     assert [told["own"], told["other"]] == pytest.approx([np.mean(found[:12]), np.mean(found[12:])], abs=1e-5)
