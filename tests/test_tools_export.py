@@ -89,7 +89,7 @@ def test_visualbert(kind: int, vocabulary: Path, tmp_path: Path, capsys: pytest.
     torch.testing.assert_close(words_of(ours, encoded.text.values), expected.prediction_logits[given.places], **CLOSE)
     matching = ours.objectives["segment_matching"].classify(encoded.pooled["pair"])
     torch.testing.assert_close(matching, expected.seq_relationship_logits, **CLOSE)
-    words = transformers.BertTokenizer.from_pretrained(tmp_path / "hf")("w7 w9")["input_ids"]
+    words = transformers.BertTokenizer.from_pretrained(tmp_path / "hf")("W7 W9")["input_ids"]
     assert words == [1, 7, 9, 2]
 
 
