@@ -11,7 +11,9 @@ right answers, of right rationales of the right answer, and of both; and the fil
 that was trained on captioning writes a caption of each image of the split, in COCO's result format, and measures them
 by those of the split. Of one that draws pictures, of the embedded scenes, which share of what the captions say is true
 of the pictures, as a reader of scenes finds them (--most: 200), beside true pictures, others, and what the coder loses;
-its settings are --count 1, --temperature, --top_k, --top_p, --seed 0 and --guidance.
+its settings are --count 1, --temperature, --top_k, --top_p, --seed 0, --guidance and --rerank-by RUN.
+
+Questions about samples that can't be looked at are in the file of predictions, named, counted, and wrong (--seen-only).
 """
 
 from __future__ import annotations

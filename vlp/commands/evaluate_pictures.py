@@ -144,11 +144,12 @@ def measured(
         ConfigError: there are too few samples.
     """
     reader = source.reader
-    facts = [reader.facts(number) for number in range(min(most, len(reader)))]
+    numbers = [number for number in range(min(most, len(reader))) if captions_of(reader, number)]
+    facts = [reader.facts(number) for number in numbers]
     scenes = all("objects" in own for own in facts)
     if scenes:  # of whole families, so that each has siblings
-        facts = facts[: len(reader) // FAMILY * FAMILY]
-    numbers = [*range(len(facts))]
+        numbers = [number for number in numbers if number < len(reader) // FAMILY * FAMILY]
+        facts = facts[: len(numbers)]
     judge = options.judge(str(model.device))
     if len(facts) <= FAMILY:
         raise ConfigError(f"split {reader.split} has {len(facts)} samples; more than {FAMILY} are needed")
@@ -190,9 +191,16 @@ def paired_losses(model: TrainedModel, source: Source) -> dict[str, float]:
     before (`vlp.use.fitting.losses`). `other`: the same where each has what belongs to another sample before it. `p`:
     how likely so great a difference were by chance, of the paired differences, whose mean is about normal. `unigram`:
     the entropy of these tokens, each for itself, which who knows their frequencies alone can't fall below.
+
+    Raises:
+        ConfigError: there are too few samples with captions.
     """
     reader = source.reader
     numbers = [n for n in range(min(PAIRED, len(reader))) if captions_of(reader, n)]
+    if len(numbers) <= FAMILY:
+        raise ConfigError(
+            f"split {reader.split} has {len(numbers)} samples with captions; more than {FAMILY} are needed"
+        )
     texts = [captions_of(reader, number)[0] for number in numbers]
     shown = model.make_images(pictures_of(source, numbers))
     own = losses(model, texts, shown)
@@ -282,7 +290,9 @@ def evaluate_pictures(
         content |= {"captions": len(texts), **rows}
         if not rows["drawn"]:
             console.print(NOT_KNOWN.format(source.reader.folder), style="yellow", soft_wrap=True)
-        console.print(table_of(rows, f"{len(texts)} captions, split {source.reader.split} of {source.reader.folder}"))
+        else:
+            title = f"{len(texts)} captions, split {source.reader.split} of {source.reader.folder}"
+            console.print(table_of(rows, title))
         if not draw_page(pictures, texts, folder / f"{name}.png"):
             console.print(NO_FONT, style="yellow", soft_wrap=True)
         written += " and .png"
