@@ -25,6 +25,7 @@ from data_pipelines.scenes.rendering import render
 from data_pipelines.shards.format import Manifest, Sample, write_manifest
 from data_pipelines.shards.index import write_split
 from data_pipelines.shards.reader import ShardReader
+from data_pipelines.sources import labelled
 from vlp.build import pixel_size
 from vlp.interfaces import Regions
 
@@ -260,8 +261,11 @@ def test_classification_of_a_data_set_by_both_kinds_of_model(
     assert dict(map(tuple, said[0]["best"]))["cross"] == pytest.approx(float(scores[1, 0]), abs=1e-4)
 
 
-def test_classification_of_clip_benchmark_tars(root: Path, tmp_path: Path, run: Callable[..., Result]) -> None:
-    """Two tars, with their own names and templates; numbered classes."""
+def test_classification_of_clip_benchmark_tars(
+    root: Path, tmp_path: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tars, with their own names and templates; numbered classes; a picture that is too large to be one."""
+    monkeypatch.setitem(labelled.MOST, "png", 50_000)
     (tmp_path / "test").mkdir()
     (tmp_path / "classnames.txt").write_text("red ring\nblue bar\n")
     (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo of a {c}\nthis shows a {c}\n")
@@ -269,7 +273,10 @@ def test_classification_of_clip_benchmark_tars(root: Path, tmp_path: Path, run: 
     for shard, members in enumerate(
         (
             [("s0.cls", b"0"), ("s0.png", picture("red", "ring", 0)), ("s1.cls", b"1\n"), ("s1.png", b"broken")],
-            [("s2.png", picture("blue", "bar", 0)), ("s2.cls", b"1"), ("s3.cls", b"2"), ("s3.png", b"")],
+            [
+                *(("s2.png", picture("blue", "bar", 0)), ("s2.cls", b"1"), ("s3.cls", b"2"), ("s3.png", b"")),
+                *(("s4.cls", b"1"), ("s4.png", bytes(50_001)), ("s5.cls", b"1" * 65)),
+            ],
         )
     ):
         with tarfile.open(tmp_path / "test" / f"{shard}.tar", "w") as tar:
@@ -282,6 +289,8 @@ def test_classification_of_clip_benchmark_tars(root: Path, tmp_path: Path, run: 
     assert "2 images, 2 classes, templates: 2" in result.out
     assert "0.tar/s1: image is no PNG" in result.out
     assert "1.tar/s3: has no class: its member cls is '2', not one of 0 to 1" in result.out
+    assert "1.tar/s4: image is empty, or has more than 256 MiB" in result.out
+    assert "1.tar/s5: has no class: its member cls is ''" in result.out
     (tmp_path / "test" / "nshards.txt").write_text("3\n")
     missing = run("classify", root / "dual", tmp_path)
     assert missing.code == 1

@@ -43,14 +43,14 @@ from data_pipelines.shards.facts import (
 )
 from data_pipelines.shards.format import Manifest, ShardError, read_manifest, write_bytes, write_manifest
 from data_pipelines.shards.index import headers_of, index_schema
-from data_pipelines.shards.pictures import ImageError, picture_size
+from data_pipelines.shards.pictures import MOST_FILE_BYTES, ImageError, picture_size
 from data_pipelines.shards.sealed import read_sealed, sealed
 
 NAME = "webdataset"  # of such data sets, in their manifests
 ENDINGS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 KINDS = {**dict.fromkeys(ENDINGS, "image"), "txt": "txt", "json": "json"}
 MOST_NAMED = 12  # endings or keys that a reason names
-MOST_BYTES = {"image": 256 << 20, "txt": 16 << 20, "json": 16 << 20}  # of a member; larger ones are not read
+MOST_BYTES = {"image": MOST_FILE_BYTES, "txt": 16 << 20, "json": 16 << 20}  # of a member; larger ones are not read
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vlp.interfaces import PixelSize, SquareSize
 
 MOST_PIXELS = 64_000_000  # width x height; a decompression bomb is refused from its header
+MOST_FILE_BYTES = 256 << 20  # of a picture's file
 MOST_ELONGATED = 16  # longer to shorter side; more is cut off at both ends before a centre crop
 KINDS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from data_pipelines.shards.format import IMAGE_FORMATS, BadSampleError, ShardError
-from data_pipelines.shards.pictures import ImageError, sized_pixels
+from data_pipelines.shards.pictures import MOST_FILE_BYTES, ImageError, sized_pixels
 from data_pipelines.shards.reader import ShardReader
 from data_pipelines.sources.images import all_images
 from vlp.interfaces import Loads, PixelSize, Regions, SquareSize
 
 TAR_FORMATS = (*IMAGE_FORMATS, "jpeg")
+MOST = {"cls": 64, **dict.fromkeys(TAR_FORMATS, MOST_FILE_BYTES)}  # bytes of a tar's member, by its ending
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,12 @@ def _of_tars(folder: Path, split: str, pixels: PixelSize | SquareSize) -> Labell
                 name = f"{path.name}/{key}"
                 if not label.isdecimal() or int(label) >= len(names):
                     yield name, -1, f"has no class: its member cls is {label!r}, not one of 0 to {len(names) - 1}"
+                elif image is None:
+                    yield name, int(label), "has no picture"
+                elif not image:
+                    yield name, int(label), f"image is empty, or has more than {MOST_FILE_BYTES >> 20} MiB"
                 else:
-                    yield name, int(label), "has no picture" if image is None else _decode(image, pixels)
+                    yield name, int(label), _decode(image, pixels)
 
     return LabelledImages(
         names, None, read, names=names, templates=read_lines(templates) if templates.is_file() else None
@@ -180,7 +185,9 @@ def _of_tars(folder: Path, split: str, pixels: PixelSize | SquareSize) -> Labell
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Neighbouring members of a tar with one key, as webdataset has them."""
+    """Class and picture of neighbouring members of a tar with one key, as webdataset has them; what is larger than
+    `MOST` says is not read, and stands as empty.
+    """
     key = ""
     members: dict[str, bytes] = {}
     try:
@@ -195,7 +202,9 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                     yield key, members
                     members = {}
                 key = place + slash + base
-                members[kind.lower()] = file.read()
+                most = MOST.get(kind.lower())
+                if most is not None:
+                    members[kind.lower()] = file.read() if info.size <= most else b""
             plain.seek(tar.offset)
             if plain.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise ShardError(f"{path} is cut short: it lacks a tar's end mark")

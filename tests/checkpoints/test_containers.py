@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from vlp.checkpoints.load import NotFiniteError, load_strictly, read_checkpoint
 from vlp.checkpoints.prefixes import shared_prefixes, spellings, without_prefix
@@ -52,8 +53,41 @@ def test_several_containers(tmp_path: Path) -> None:
         read({"model": WEIGHTS, "ema": torch.ones(2)}, tmp_path)
 
 
+def test_containers_within_containers(tmp_path: Path) -> None:
+    other = {name: value + 1 for name, value in WEIGHTS.items()}
+    taken, told = read({"epoch": 1, "state": {"model": WEIGHTS, "optimizer": OPTIMIZER, "step": 3}}, tmp_path)
+    assert torch.equal(taken["a.weight"], WEIGHTS["a.weight"])
+    assert told == []
+    taken, told = read({"x": {"y": {"ema": other, "state_dict": WEIGHTS}}}, tmp_path)
+    assert torch.equal(taken["a.weight"], WEIGHTS["a.weight"])
+    assert told == ["the weights under x.y.state_dict are taken, not those under x.y.ema"]
+    taken, _ = read({"state_dict": WEIGHTS, "callbacks": {"EMA": {"ema_weights": other}}}, tmp_path)
+    assert torch.equal(taken["a.weight"], WEIGHTS["a.weight"]), "what lies deeper is another's"
+    with pytest.raises(ValueError, match=r"several sets of weights, best\.teacher, best\.student"):
+        read({"best": {"teacher": WEIGHTS, "student": other}}, tmp_path)
+    with pytest.raises(ValueError, match=r"has weights beside its x\.model: queue"):
+        read({"x": {"model": WEIGHTS}, "queue": torch.ones(2)}, tmp_path)
+
+
+def test_averaged_model(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    averaged = AveragedModel(model)
+    averaged.update_parameters(model)
+    held, told = read(averaged.state_dict(), tmp_path)
+    names = model.state_dict().keys()
+    named = without_prefix(held, lambda tensors: len(tensors.keys() ^ names), told.append)
+    model.load_state_dict(named)
+    assert told == ["the names of all 8 tensors are read without n_averaged and module."]
+
+
 def test_what_are_no_weights(tmp_path: Path) -> None:
-    for bad in ({"weights": {"a": 3}}, {"weights": {}}, {"module": {"a": {"b": torch.ones(1)}}}, {"o": OPTIMIZER}, 3):
+    for bad in (
+        {"weights": {"a": 3}},
+        {"weights": {}},
+        {"module": {"optim": {"b": torch.ones(1)}}},
+        {"o": OPTIMIZER},
+        3,
+    ):
         with pytest.raises(ValueError, match="is not a state dict of tensors"):
             read(bad, tmp_path)
     # a module may have a parameter of that name

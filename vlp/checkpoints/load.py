@@ -25,8 +25,9 @@ from vlp.checkpoints.prefixes import prefix_hint, without_prefix
 # what training checkpoints call their weights, for where they hold several sets: Lightning and many others, DeepSpeed,
 # DALLE-pytorch
 WRAPPERS = ("state_dict", "module", "weights")
+DEEPEST = 4  # dicts within one another that are looked into for weights
 # in the keys of what looks like weights and is none
-NO_WEIGHTS = r"optim|^opt($|_)|sched|scaler|rng|random|loss|metric"
+NO_WEIGHTS = r"optim|(^|\.)opt($|_)|sched|scaler|rng|random|loss|metric"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -105,34 +106,48 @@ def read_checkpoint(path: Path, say: Callable[[str], None] = lambda _: None) -> 
 
 
 def weights_within(state: Any, path: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
-    """The one dict of tensors in what a file holds: itself, or one of its values, whatever its key, but no state of an
-    optimizer and the like. Of several, the one under the first key of `WRAPPERS`.
+    """The one dict of tensors in what a file holds: itself, or one of its values, whatever its key, or else one of what
+    these hold, and so on; but no state of an optimizer and the like. Of several, the one under the first key of
+    `WRAPPERS`.
 
     Raises:
         ValueError: there is none, or there are several, or other weights lie beside it.
     """
     if _are_weights(state):
         return dict(state)
-    within = [key for key, value in state.items() if _are_weights(value)] if isinstance(state, dict) else []
-    within = [key for key in within if not re.search(NO_WEIGHTS, str(key), re.IGNORECASE)]
-    preferred = [key for key in WRAPPERS if key in within]
+    level, within = state if isinstance(state, dict) else {}, []
+    beside = list(level.items())
+    for _ in range(DEEPEST):
+        level = {str(key): value for key, value in level.items() if not _of_training(str(key), value)}
+        within = [key for key, value in level.items() if _are_weights(value)]
+        if within:
+            break
+        nested = {key: value for key, value in level.items() if isinstance(value, dict)}
+        level = {f"{key}.{inner}": value for key, values in nested.items() for inner, value in values.items()}
+        beside += level.items()
+    preferred = [key for name in WRAPPERS for key in within if key.rpartition(".")[2] == name]
     if not within:
         held = listed([str(key) for key in state]) if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path} is not a state dict of tensors; it holds: {held}")
     if len(within) > 1 and not preferred:
         raise ValueError(
-            f"{path} holds several sets of weights, {listed([str(key) for key in within])}: save the one that you mean"
+            f"{path} holds several sets of weights, {listed(within)}: save the one that you mean"
             " alone: torch.save(torch.load(FILE, weights_only=False)[KEY], OUT), if you trust its source"
         )
     taken = (preferred or within)[0]
     # a random generator's state is a tensor too, but of bytes; one number is a loss or a score
-    beside = [str(k) for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point() and v.numel() > 1]
-    if beside:
-        raise ValueError(f"{path} has weights beside its {taken}: {listed(beside)}; save those to be read alone")
-    others = [str(key) for key in within if key != taken]
+    alone = [str(k) for k, v in beside if isinstance(v, Tensor) and v.is_floating_point() and v.numel() > 1]
+    if alone:
+        raise ValueError(f"{path} has weights beside its {taken}: {listed(alone)}; save those to be read alone")
+    others = [key for key in within if key != taken]
     if others:
         say(f"the weights under {taken} are taken, not those under {listed(others)}")
-    return dict(state[taken])
+    return dict(level[taken])
+
+
+def _of_training(key: str, value: Any) -> bool:
+    """Whether it is an optimizer's state, or something else that training keeps beside the weights."""
+    return bool(re.search(NO_WEIGHTS, key, re.IGNORECASE)) or (isinstance(value, dict) and "param_groups" in value)
 
 
 def _are_weights(value: Any) -> bool:

@@ -10,6 +10,8 @@ from torch import Tensor
 # names that torch puts in before those of a module that it wraps, wherever that stands
 _WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
+AVERAGED = "n_averaged"  # how many steps torch's AveragedModel has averaged
+
 Named = Mapping[str, Tensor]
 
 
@@ -30,6 +32,9 @@ def spellings(tensors: Named) -> Iterator[tuple[Named, str]]:
     wrapped = sorted({found for name in tensors for found in _WRAPPED.findall(name)})
     if len(plain) < len(tensors):  # two of them would be one
         plain, wrapped = dict(tensors), []
+    if AVERAGED in plain and all(name == AVERAGED or name.startswith("module.") for name in plain):
+        del plain[AVERAGED]
+        wrapped.append(AVERAGED)
     if wrapped:
         yield plain, " and ".join(wrapped)
     for prefix in shared_prefixes(plain):
