@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vlp.config import load_config, ratios_of
+from vlp.downstream import CELLS, TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = """\
@@ -27,6 +28,20 @@ A system is a configuration: a topology, an embedder (or two towers), a layout a
 
 | system | topology | embedder | objectives | config | equal to official code on | results to aim at |
 |---|---|---|---|---|---|---|
+"""
+
+
+MATRIX = """
+## What they were made for
+
+The tasks that each paper tries its system on: what trains and measures it there with the benchmark's own files
+([data](data.md)), and the published figure, in percent (of retrieval R@1). `vlp list tasks` shows the same. A test
+trains and measures each pair on the embedded scenes. `--system` puts a system's model in the place of a recipe's
+([fine-tune](fine-tune.md#another-system)); to begin with weights, `init.path=RUN` goes with it. Where no figure stands,
+none could be checked.
+
+| task | system | train | measure | published |
+|---|---|---|---|---|
 """
 
 
@@ -102,7 +117,16 @@ def page() -> str:
         cells = [name, model["type"], " + ".join(parts), "; ".join(groups), link]
         cells += [", ".join(parity_of(path.stem, cases)) or "-", results]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
-    return HEADER + "".join(rows) + f"\nOther recipes, without a published number: {', '.join(others)}.\n"
+    tasks = [
+        f"| {name} ({TASKS[name].about}) | {cell.system} | "
+        + " | ".join(f"`{command}`" for command in cell.commands())
+        + f" | {cell.figure} |\n"
+        for name in TASKS
+        for cell in CELLS
+        if cell.task == name
+    ]
+    others_line = f"\nOther recipes, without a published number: {', '.join(others)}.\n"
+    return HEADER + "".join(rows) + others_line + MATRIX + "".join(tasks)
 
 
 if __name__ == "__main__":

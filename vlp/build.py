@@ -215,12 +215,14 @@ def loads_of(config: RunConfig, source: SourceConfig | None = None) -> Loads:
     segments = convert(settings.get("max_tokens", {}), dict[str, int], "model", "max_tokens")
     if source is not None and source.max_tokens is not None:
         segments = source.max_tokens
-    pixels = pixel_size(settings)
+    pixels, sees_scores = pixel_size(settings), False
     if pixels is not None:
         images = "boxed_pixels" if pixels.boxes else "pixels"
     else:
         block = convert(settings.get("embedder"), dict[str, Any], "model", "embedder")
-        images = chosen("model.embedder", block, EMBEDDERS).offers.images  # type: ignore[attr-defined]
+        embedder = chosen("model.embedder", block, EMBEDDERS)
+        images = embedder.offers.images  # type: ignore[attr-defined]
+        sees_scores = "classes" in inspect.signature(embedder).parameters
     return Loads(
         segments=segments,
         max_regions=config.data.max_regions,
@@ -228,6 +230,7 @@ def loads_of(config: RunConfig, source: SourceConfig | None = None) -> Loads:
         token_region=convert(settings.get("token_region", False), bool, "model", "token_region"),
         pixels=pixels,
         images=images,
+        sees_scores=sees_scores,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from vlp.convert import convert, unknown_key
+from vlp.fine_tuning import for_system
 from vlp.shipped import config_file
 from vlp.strict_yaml import HIDDEN, ConfigError, StrictLoader, is_secret, read_yaml, without_secrets
 
@@ -230,25 +231,37 @@ class RunConfig:
     stop_and_go: StopAndGoConfig | None = None
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Iterable[str] = (), system: str | None = None) -> RunConfig:
     """Read a run's configuration: a file, or the name of one that comes with the package.
 
-    overrides: `key.sub=value`, the value in YAML; list items by number (`data.sources.0.ratio=2`).
+    overrides: `key.sub=value`, the value in YAML; list items by number (`data.sources.0.ratio=2`). system: another
+    configuration, whose model takes the place of this one's, see `vlp.fine_tuning.for_system`.
 
     Raises:
-        ConfigError: there is no such configuration; an unknown, missing or repeated key, or a value of another type.
+        ConfigError: there is no such configuration; an unknown, missing or repeated key, or a value of another type;
+            no key of a block that `system` needs.
     """
     path = config_file(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
-    tree = read_yaml(text, str(path))
+    tree = _read_tree(path)
+    if system is not None:
+        try:
+            tree = for_system(tree, _read_tree(config_file(system)), path, system)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            load_config(system)  # says what is wrong with it, if it is its fault
+            load_config(path)
+            raise ConfigError(f"the model of {system} can't take the texts of {path}: {error!r}") from error
     for override in overrides:
         _override(tree, override)
     config = typing.cast(RunConfig, convert(tree, RunConfig, str(path), ""))
     _check_ranges(config, str(path))
     return config
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def _check_ranges(config: RunConfig, file: str) -> None:

@@ -270,7 +270,8 @@ class Loads:
     `segments`: those of texts that are loaded, and the most tokens kept of each. `max_regions`: what is kept of more
     regions. `attributes`: those of regions are loaded. `token_region`: which region each word refers to.
     `pixels`: the size of pictures, for a model that sees pixels. `images`: the kind of images, a name in `IMAGE_SIDES`
-    of `data_pipelines.sources.images`.
+    of `data_pipelines.sources.images`. `sees_scores`: the model itself reads the class scores of regions, not only
+    objectives.
     """
 
     segments: Mapping[str, int]
@@ -279,6 +280,7 @@ class Loads:
     token_region: bool = False
     pixels: PixelSize | SquareSize | None = None
     images: str = "regions"
+    sees_scores: bool = False
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def read_gallery(
             lacking = [side.lacking.partition(";")[0] for side in sides if not side.shown[number]]
             if captions and lacking:
                 raise BadSampleError(reader.key(number), f"no {lacking[0].removeprefix('a ')}")
-            seen = [replace(side.load(number, 0), scores=None) for side in sides] if captions else []
+            seen = [side.load(number, 0) for side in sides] if captions else []
         except BadSampleError as error:
             gallery.lost.append(len(captions))
             left_out(str(error))
@@ -68,8 +68,8 @@ def read_gallery(
         if captions:
             gallery.numbers.append(number)
             gallery.captions.append(captions)
-            for own, image in zip(gallery.images, seen, strict=True):
-                own.append(image)
+            for own, image, wanted in zip(gallery.images, seen, loads, strict=True):
+                own.append(image if wanted.sees_scores else replace(image, scores=None))  # which are large
     if not gallery.numbers:
         kinds = " and ".join(sorted({"regions" if own.pixels is None else "a picture" for own in loads}))
         raise ShardError(f"split {reader.split!r} of {reader.folder} has no sample with captions and {kinds}")

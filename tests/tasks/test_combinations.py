@@ -28,6 +28,7 @@ from vlp.build import build_model, build_objectives, pixel_size
 from vlp.commands.learn import shortened
 from vlp.config import ConfigError, GroupConfig, load_config
 from vlp.distributed import generator_for
+from vlp.fine_tuning import model_for_task
 from vlp.interfaces import AnswerScores, Batch, Tokenizer
 from vlp.needs import FeatureFacts
 from vlp.tasks.captioning import Captioning
@@ -127,40 +128,16 @@ def small(system: str) -> dict[str, Any]:
 
 def for_task(block: dict[str, Any], task: str) -> dict[str, Any]:
     """The `model` block as a user edits it to fine-tune the system on a task."""
-    if block["type"] == "dual_encoder":
-        return block
-    text, others = ("question", "caption") if task in ASKING else ("caption", "question")
-    old = list(zip(block["layout"], block["layout_types"], strict=True))
-    names = [item for item, _ in old]
-    for other in ("second_caption", *([others] if text in names else [])):  # one text is enough
-        if other in names:
-            place = names.index(other)
-            old = old[:place] + old[place + (2 if other == "second_caption" else 1) :]  # with its SEP
-    new: list[tuple[str, int]] = []
-    for item, kind in old:
-        new.append((text if item == others else item, kind))
-        if task == "choices" and new[-1][0] == text:
-            new += [("SEP", kind), ("answer", kind)]
-        if task in ("triplet", "own") and item == "regions":
-            new.append(("regions_2", kind))
-    if task != "captions":
-        block = {key: value for key, value in block.items() if not key.startswith("layout_causal")}
-    if task == "captions" and block["type"] == "encoder_decoder":
-        pass  # it reads the layout as it stands, and writes elsewhere
-    elif task == "captions":  # a caption brings its own end
-        end = [item for item, _ in new].index("caption") + 1
-        del new[end : end + 1]
-        block = {"layout_causal": ["CLS", "caption"], **block}
-    elif block.get("pooler") is False:
-        block = block | {"pooler": True}
-    caps = {"tags": 12, "answer": 4}
-    return block | {
-        "layout": [item for item, _ in new],
-        "layout_types": [kind for _, kind in new],
-        "max_tokens": {
-            item: caps.get(item, 30) for item, _ in new if item in ("caption", "question", "tags", "answer")
-        },
-    }
+    text = "question" if task in ASKING else "caption"
+    layout = ["CLS", text] if task == "captions" else ["CLS", text, "SEP", "regions"]
+    if task == "choices":
+        layout[3:3] = ["answer", "SEP"]
+    if task in ("triplet", "own"):
+        layout.append("regions_2")
+    wanted: dict[str, Any] = {"layout": layout, "max_tokens": {text: 30, "answer": 4}}
+    if task == "captions":
+        wanted["layout_causal"] = ["CLS", "caption"]
+    return model_for_task(block, wanted)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,9 @@ CHOOSING_BY_SCORES = {
 DRAWING = {"captioning/oscar_small_cider"}
 # the scenes that stand in for data that nobody can ship
 SCENES = {
-    **dict.fromkeys(("coco", "flickr30k", "vqa_v2", "gqa", "easy_vqa", "scenes_of_two", "scenes_of_two_zh"), "scenes"),
+    **dict.fromkeys(
+        ("coco", "flickr30k", "vqa_v2", "gqa", "easy_vqa", "scenes_of_two", "scenes_of_two_zh", "scenes_zh"), "scenes"
+    ),
     **{"nlvr1": "scene_hypotheses", "nlvr2": "scene_pairs"},
     **{
         "refcoco_plus": "scene_expressions",

@@ -26,7 +26,7 @@ COMMANDS = {
     "learn": ("learn", "see whether each system learns"),
     "convert-dvae": ("convert_dvae", "turn OpenAI's pickles of DALL-E's coder into weights, without running them"),
     "convert-refcoco": ("convert_refcoco", "turn RefCOCO's pickles into JSON, without running them"),
-    "list": ("list_configs", "list the configurations that come with vlp"),
+    "list": ("list_configs", "list the configurations that come with vlp, or tasks"),
 }
 
 

@@ -46,19 +46,26 @@ from vlp.training.stop_and_go import StopAndGo
 def read_arguments(arguments: list[str]) -> tuple[RunConfig, str | None]:
     """The configuration and what to resume. A resumed run keeps its own configuration, with overrides."""
     parser = options_of(
-        "train", __doc__, ["train uniter_small trainer.max_steps=20", "train my.yaml run_dir=runs/my --resume last"]
+        "train",
+        __doc__,
+        [
+            "train uniter_small trainer.max_steps=20",
+            "train my.yaml run_dir=runs/my --resume last",
+            "train vqa/uniter_base --system vilbert_base",
+        ],
     )
     parser.add_argument("config", metavar="CONFIG", help="a file, or a name that `vlp list` shows")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes of the configuration")
     parser.add_argument("--resume", metavar="WHERE", help="go on from a run's last checkpoint (last), or from this one")
+    parser.add_argument("--system", metavar="NAME", help="fine-tune another system: the configuration of its model")
     options = parser.read(arguments)
     path, overrides, resume = options.config, options.overrides, options.resume
     if "=" in path:
         parser.error(f"a configuration comes first, before {path}")
     if not resume:
-        return load_config(path, overrides), None
+        return load_config(path, overrides, options.system), None
     given = [o.removeprefix("run_dir=") for o in overrides if o.startswith("run_dir=")]
-    run_dir = given[-1] if given else load_config(path, overrides).run_dir
+    run_dir = given[-1] if given else load_config(path, overrides, options.system).run_dir
     overrides = [o for o in overrides if not o.startswith("run_dir=")]
     return RunFolder(Path(run_dir)).read_config([*overrides, f"run_dir={run_dir}"]), resume
 
