@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from vlp.commands.downstream import CELLS, TASKS
 from vlp.config import load_config, ratios_of
-from vlp.downstream import CELLS, TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = """\

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import yaml
 
 from vlp.convert import convert, unknown_key
-from vlp.fine_tuning import for_system
 from vlp.shipped import config_file
 from vlp.strict_yaml import HIDDEN, ConfigError, StrictLoader, is_secret, read_yaml, without_secrets
 
@@ -231,37 +230,37 @@ class RunConfig:
     stop_and_go: StopAndGoConfig | None = None
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = (), system: str | None = None) -> RunConfig:
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a run's configuration: a file, or the name of one that comes with the package.
 
-    overrides: `key.sub=value`, the value in YAML; list items by number (`data.sources.0.ratio=2`). system: another
-    configuration, whose model takes the place of this one's, see `vlp.fine_tuning.for_system`.
+    overrides: `key.sub=value`, the value in YAML; list items by number (`data.sources.0.ratio=2`).
 
     Raises:
-        ConfigError: there is no such configuration; an unknown, missing or repeated key, or a value of another type;
-            no key of a block that `system` needs.
+        ConfigError: there is no such configuration; an unknown, missing or repeated key, or a value of another type.
     """
     path = config_file(path)
-    tree = _read_tree(path)
-    if system is not None:
-        try:
-            tree = for_system(tree, _read_tree(config_file(system)), path, system)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            load_config(system)  # says what is wrong with it, if it is its fault
-            load_config(path)
-            raise ConfigError(f"the model of {system} can't take the texts of {path}: {error!r}") from error
+    return config_of(read_tree(path), overrides, path)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """What stands in a configuration's file.
+
+    Raises:
+        ConfigError: it is not UTF-8, not YAML, no mapping, or has a key twice or an alias.
+    """
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def config_of(tree: dict[str, Any], overrides: Iterable[str], path: Path) -> RunConfig:
+    """A configuration of what stands in the file of that path, as `load_config`."""
     for override in overrides:
         _override(tree, override)
     config = typing.cast(RunConfig, convert(tree, RunConfig, str(path), ""))
     _check_ranges(config, str(path))
     return config
-
-
-def _read_tree(path: Path) -> dict[str, Any]:
-    try:
-        return read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def _check_ranges(config: RunConfig, file: str) -> None:

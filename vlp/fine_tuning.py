@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from vlp.config import RunConfig, config_of, load_config, read_tree
+from vlp.registry import MODELS
+from vlp.shipped import config_file
 
 TAGS = "tags"  # words about the image, which a system has or has not, whatever the task
 
@@ -38,7 +43,7 @@ def model_for_task(system: dict[str, Any], task: dict[str, Any]) -> dict[str, An
     if "layout" not in system or "layout" not in task:
         return system
     writes = "layout_causal" in task
-    if writes and system["type"] == "encoder_decoder":  # which writes beside what it reads
+    if writes and getattr(MODELS.get(system["type"]), "writes_beside", False):
         return system | {"max_tokens": system["max_tokens"] | {k: task["max_tokens"][k] for k in texts_of(task)}}
     place = stretch_of(system)
     old = list(zip(system["layout"], system["layout_types"], strict=True))
@@ -66,8 +71,8 @@ def model_for_task(system: dict[str, Any], task: dict[str, Any]) -> dict[str, An
     }
 
 
-def for_system(task: dict[str, Any], system: dict[str, Any], task_name: Path, system_name: str) -> dict[str, Any]:
-    """A task's configuration, as it stands in YAML, for another system.
+def load_for_system(path: str | Path, system: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """A task's configuration for another system.
 
     The model is the system's, see `model_for_task`; data, objectives, rates and steps are the task's. Where the task
     begins with the weights of a run, it is the run of the system's configuration, but for the heads of objectives and
@@ -75,17 +80,18 @@ def for_system(task: dict[str, Any], system: dict[str, Any], task_name: Path, sy
     or of the folder that it lies in.
 
     Args:
-        task, system: the configurations. task_name: the task's file. system_name: the system's.
+        path, system: the configurations of the task and of the system, as `vlp.config.load_config` takes them.
+        overrides: as there; they come last.
+
+    Raises:
+        ConfigError: as there, of either.
     """
-    short = re.sub(r"(^|_)[a-z0-9]+_(small|base|large)$", "", task_name.stem)
-    made = task | {
-        "model": model_for_task(system["model"], task["model"]),
-        "run_dir": f"runs/{short or task_name.parent.name}_{Path(system_name).stem}",
-    }
-    if "init" in task:
-        made["init"] = {
-            "path": system["run_dir"],
-            "may_be_missing": ["^objectives", r"pooler\."],
-            "may_be_unused": ["^objectives", r"pooler\."],
-        }
-    return made
+    task, path = load_config(path), config_file(path)
+    theirs, tree = load_config(system), read_tree(path)
+    short = re.sub(r"(^|_)[a-z0-9]+_(small|base|large)$", "", path.stem)
+    tree["model"] = model_for_task(theirs.model, task.model)
+    tree["run_dir"] = f"runs/{short or path.parent.name}_{config_file(system).stem}"
+    if task.init is not None:
+        heads = ["^objectives", r"pooler\."]
+        tree["init"] = {"path": theirs.run_dir, "may_be_missing": heads, "may_be_unused": heads}
+    return config_of(tree, overrides, path)

@@ -12,9 +12,9 @@ import pytest
 
 from data_pipelines.shards.reader import ShardReader
 from vlp.commands import evaluate, list_configs, retrieve, train
+from vlp.commands.downstream import CELLS, TASKS, Cell
 from vlp.config import ConfigError, load_config
-from vlp.downstream import CELLS, TASKS, Cell
-from vlp.fine_tuning import model_for_task
+from vlp.fine_tuning import load_for_system, model_for_task
 
 SIZES = {
     **dict.fromkeys(("hidden_size", "visual_hidden_size", "cross_hidden_size", "pooled_size"), 16),
@@ -112,7 +112,7 @@ def test_fine_tuned(
     monkeypatch.chdir(tmp_path)
     task = TASKS[cell.task]
     assert task.scenes is not None
-    config = load_config(task.scenes, [], cell.system)
+    config = load_for_system(task.scenes, cell.system)
     given = [*QUICK, *overrides_of(config.model, config.data.sources[0], data), "init=null"]
     given += [cell.changed.strip("'")] if cell.changed else []
     given += ["objectives.0.objectives.0.most_written=6"] if cell.task in ("IC", "NOC") else []
@@ -198,13 +198,13 @@ def test_the_texts_of_the_task_in_the_place_of_the_caption(
 
 
 def test_a_run_of_the_system_is_begun_with() -> None:
-    made = load_config("vqa/uniter_small", ["model.layers=3"], "vilbert_base")
+    made = load_for_system("vqa/uniter_small", "vilbert_base", ["model.layers=3"])
     assert made.init is not None
     assert made.init.path == load_config("vilbert_base").run_dir
     assert made.model["layers"] == 3, "overrides come last"
     assert made.data == load_config("vqa/uniter_small").data
     assert made.run_dir == "runs/vqa_vilbert_base"
-    assert load_config("vqa/vqa_v2_uniter_base", [], "vilbert_base").init is None
+    assert load_for_system("vqa/vqa_v2_uniter_base", "vilbert_base").init is None
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,4 +215,4 @@ def test_what_does_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
         assert message in capsys.readouterr().err
     (tmp_path / "half.yaml").write_text("seed: 1\nmodel: {layout: [CLS, caption]}\n")
     with pytest.raises(ConfigError):
-        load_config("vqa/uniter_small", [], str(tmp_path / "half.yaml"))
+        load_for_system("vqa/uniter_small", str(tmp_path / "half.yaml"))

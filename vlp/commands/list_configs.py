@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from vlp.commands.command import open_console, options_of, run_command
-from vlp.downstream import CELLS, TASKS
 from vlp.shipped import config_file, list_configs
 
 KINDS = ("configurations", "tasks")  # what can be listed
@@ -43,6 +42,8 @@ def show(long: bool, console: Console) -> None:
 
 def show_tasks(console: Console) -> None:
     """Print what the systems were made for, task by task."""
+    from vlp.commands.downstream import CELLS, TASKS  # torch comes with it, which takes seconds
+
     for name, task in TASKS.items():
         console.print(Text(f"{name}: {task.about}", style="bold"))
         for cell in CELLS:

@@ -30,6 +30,7 @@ from vlp.build import loads_of, objective_needs
 from vlp.commands.command import GO_ON, open_console, options_of, run_command
 from vlp.commands.encode import check_coder, check_reads_codes
 from vlp.config import ConfigError, RunConfig, load_config, ratio_for
+from vlp.fine_tuning import load_for_system
 from vlp.initial_weights import calibrate, describe, load_initial_weights, load_start_weights
 from vlp.interfaces import Tokenizer
 from vlp.metrics.cider import Frequencies
@@ -62,10 +63,11 @@ def read_arguments(arguments: list[str]) -> tuple[RunConfig, str | None]:
     path, overrides, resume = options.config, options.overrides, options.resume
     if "=" in path:
         parser.error(f"a configuration comes first, before {path}")
+    load = partial(load_for_system, path, options.system) if options.system else partial(load_config, path)
     if not resume:
-        return load_config(path, overrides, options.system), None
+        return load(overrides), None
     given = [o.removeprefix("run_dir=") for o in overrides if o.startswith("run_dir=")]
-    run_dir = given[-1] if given else load_config(path, overrides, options.system).run_dir
+    run_dir = given[-1] if given else load(overrides).run_dir
     overrides = [o for o in overrides if not o.startswith("run_dir=")]
     return RunFolder(Path(run_dir)).read_config([*overrides, f"run_dir={run_dir}"]), resume
 

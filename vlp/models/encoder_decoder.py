@@ -93,6 +93,8 @@ class EncoderDecoder(nn.Module):
         ValueError: the layout has causal items, or its special tokens lack CLS.
     """
 
+    writes_beside = True  # by a decoder, so that what is read stays as it is where captions are written
+
     def __init__(
         self,
         embedder: nn.Module,

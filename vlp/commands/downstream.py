@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlp.config import load_config
+from vlp.fine_tuning import load_for_system
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Cell:
         elif self.own is not None or recipe.endswith(f"_{self.system}"):
             train, config = f"vlp train {recipe}", load_config(recipe)
         else:
-            train, config = f"vlp train {recipe} --system {self.system}", load_config(recipe, [], self.system)
+            train, config = f"vlp train {recipe} --system {self.system}", load_for_system(recipe, self.system)
         measure = task.measure.replace("RUN", config.run_dir) + (f" --task {self.group}" if self.group else "")
         return [f"{train} {self.changed}".strip(), measure]
 
