@@ -302,7 +302,7 @@ class Truth:
     `answer_kind`: types that the benchmark tells apart. `box`: what an expression refers to, corners as shares of the
     image. `size`: width and height of the image in pixels. `labels`: the right answer and the right rationale of a
     question with choices. `captions`: of the image. `boxed`: the answer is a box, or one for each of the `phrases` of
-    the question, which is `text` then.
+    the question, which is `text` then. `details`: what else the benchmark says of a question, for its own metrics.
     """
 
     identifier: int | str
@@ -316,6 +316,7 @@ class Truth:
     boxed: bool = False
     phrases: tuple[Phrase, ...] = ()
     text: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

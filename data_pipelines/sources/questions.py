@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Question:
     `second_image`: the key of the sample whose image is asked about beside the sample's own. `box`: what an expression
     refers to, corners as shares of the image. `size`: width and height of the image in pixels, where they are known.
     `boxed`: it is an expression, whose answer is a box; or one for each of its `phrases`, which come in the order of
-    their last words.
+    their last words. `details`: what else the benchmark says of it, for its own metrics.
     """
 
     text: str
@@ -40,6 +40,7 @@ class Question:
     size: tuple[int, int] | None = None
     boxed: bool = False
     phrases: tuple[Phrase, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def scores(self, numbers: Mapping[str, int]) -> dict[int, float]:
         """How right the answers are that a model can choose from, by their numbers; the best comes first."""
@@ -74,10 +75,12 @@ def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, list) or not all(isinstance(answer, str) for answer in given):
         raise BadSampleError(key, "answers that are neither texts nor lists of texts")
-    kind, answer_kind, second = (
+    kind, answer_kind, second, details = (
         _beside(facts, key, name, number, len(questions))
-        for name in ("question_types", "answer_types", "second_images")
+        for name in ("question_types", "answer_types", "second_images", "question_details")
     )
+    if not isinstance(details, dict | None):
+        raise BadSampleError(key, "question_details that are no objects")
     return Question(
         text=questions[number],
         identifier=f"{key}/{number}" if identifier is None else identifier,
@@ -85,6 +88,7 @@ def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
         kind=str(kind or ""),
         answer_kind=str(answer_kind or ""),
         second_image=second,
+        details=details or {},
     )
 
 
@@ -208,6 +212,7 @@ class QuestionTexts:
             boxed=q.boxed,
             phrases=q.phrases,
             text=q.text if q.phrases else "",
+            details=q.details,
         )
 
     def knows(self, truth: Truth) -> bool | None:

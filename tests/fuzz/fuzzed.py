@@ -182,6 +182,17 @@ VG_REGIONS = [
     }
     for n in (1, 2)
 ]
+GQA_QUESTION = {
+    **{"question": "is it?", "answer": "yes", "types": {"structural": "verify"}, "isBalanced": True},
+    **{"groups": {"global": "x"}, "entailed": ["02"], "semantic": [{"operation": "exist", "argument": "?"}]},
+}
+GQA_OBJECTS = {
+    key: {
+        **{"name": "dog", "x": 1, "y": 2, "w": 8, "h": 9, "attributes": ["brown"]},
+        "relations": [{"name": "near", "object": other}],
+    }
+    for key, other in ("ab", "ba")
+}
 SHAPE = {"type": "circle", "color": "Yellow", "size": 20, "x_loc": 3, "y_loc": 5}
 XML = b"""<annotation><size><width>40</width><height>20</height></size><object><name>7</name><bndbox><xmin>1</xmin>
 <ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"""
@@ -297,8 +308,12 @@ READERS: dict[str, Fuzzed] = {
         lambda f: vqa_v2.read_vqa_v2([f / "q.json"], [f / "a.json"], [f / "a.json"], 1),
     ),
     "gqa": benchmark(
-        {"q.json": {f"0{n}": {"imageId": str(n), "question": "is it?", "answer": "yes", "types": {}} for n in (1, 2)}},
-        lambda f: gqa.read_gqa([f / "q.json"], [f / "q.json"]),
+        {
+            "q.json": {f"0{n}": {**GQA_QUESTION, "imageId": str(n)} for n in (1, 2)},
+            "c.json": {f"0{n}": {"valid": ["yes", "no"], "plausible": ["yes"]} for n in (1, 2)},
+            "g.json": {str(n): {"width": 40, "height": 20, "objects": GQA_OBJECTS} for n in (1, 2)},
+        },
+        lambda f: gqa.read_gqa([f / "q.json"], [f / "q.json"], True, f / "c.json", [f / "g.json"]),
     ),
     "easy_vqa": benchmark(
         {"q.json": [["what?", "car", 1], ["who?", "dog", 2]], "answers.txt": b"car\ndog\n"},

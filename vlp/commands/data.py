@@ -162,8 +162,17 @@ BENCHMARKS = {
         {
             "--questions": some_files("train_balanced_questions.json or another of the questions' files"),
             "--vocabulary": VOCABULARY,
+            "--unbalanced": {"action": "store_true", "help": "take those questions too that are not balanced"},
+            "--choices": a_file("val_choices.json, for the metrics validity and plausibility", required=False),
+            "--scene-graphs": some_files("train_sceneGraphs.json or val_sceneGraphs.json, for boxes", required=False),
         },
-        lambda options: gqa.read_gqa(options.questions, vocabulary_files(options, options.questions)),
+        lambda options: gqa.read_gqa(
+            options.questions,
+            vocabulary_files(options, options.questions),
+            options.unbalanced,
+            options.choices,
+            options.scene_graphs or [],
+        ),
     ),
     "karpathy": Benchmark(
         karpathy,
