@@ -65,6 +65,9 @@ NOT_RUN = {
     "vlp data vcr": FILES,
     "vlp data refcoco": FILES,
     "vlp data flickr30k_entities": FILES,
+    "vlp data visual7w": FILES,
+    "vlp data guesswhat": FILES,
+    "vlp data visual_genome_qa": FILES,
     "vlp convert-refcoco": "RefCOCO's pickles can't be shipped; tests/test_tools_convert.py converts made-up ones",
     "vlp convert-dvae": "OpenAI's pickles can't be shipped; tests/test_tools_convert_dvae.py converts made-up ones",
     **dict.fromkeys(

@@ -27,7 +27,8 @@ class Question:
     `second_image`: the key of the sample whose image is asked about beside the sample's own. `box`: what an expression
     refers to, corners as shares of the image. `size`: width and height of the image in pixels, where they are known.
     `boxed`: it is an expression, whose answer is a box; or one for each of its `phrases`, which come in the order of
-    their last words. `details`: what else the benchmark says of it, for its own metrics.
+    their last words. `choices`: the boxes that `box` is one of; none: all are possible. `details`: what else the
+    benchmark says of it, for its own metrics.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Question:
     size: tuple[int, int] | None = None
     boxed: bool = False
     phrases: tuple[Phrase, ...] = ()
+    choices: Boxes = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def scores(self, numbers: Mapping[str, int]) -> dict[int, float]:
@@ -104,6 +106,7 @@ def _expression(facts: dict[str, Any], key: str, number: int) -> Question:
         size=size if all(isinstance(side, int) for side in size) else None,  # type: ignore[arg-type]
         boxed=True,
         phrases=_phrases(expression, key),
+        choices=_choices(expression, facts, key),
     )
 
 
@@ -112,6 +115,14 @@ def _box(key: str, box: Any) -> tuple[float, ...]:
     if len(numbers) != 4 or not (0 <= numbers[0] < numbers[2] and 0 <= numbers[1] < numbers[3]):
         raise BadSampleError(key, "expression whose box is not x1 y1 x2 y2 as shares of the image")
     return tuple(numbers)
+
+
+def _choices(expression: dict[str, Any], facts: dict[str, Any], key: str) -> Boxes:
+    """The fact `choices` of an expression: numbers of boxes of the fact `boxes`."""
+    numbers, boxes = expression.get("choices", []), listed(facts, "boxes")
+    if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < len(boxes) for n in numbers):
+        raise BadSampleError(key, "choices of an expression that are no numbers of its sample's boxes")
+    return tuple(_box(key, boxes[number]) for number in numbers)
 
 
 def _phrases(expression: dict[str, Any], key: str) -> tuple[Phrase, ...]:
@@ -194,6 +205,7 @@ class QuestionTexts:
             question.second_image,
             question.box,
             phrases=self._last_tokens(question, segments),
+            choices=question.choices,
         )
 
     def _last_tokens(self, question: Question, segments: Mapping[str, Tokens]) -> tuple[tuple[int, Boxes], ...] | None:
@@ -212,6 +224,7 @@ class QuestionTexts:
             boxed=q.boxed,
             phrases=q.phrases,
             text=q.text if q.phrases else "",
+            choices=q.choices,
             details=q.details,
         )
 

@@ -24,6 +24,7 @@ from data_pipelines.annotations import (
     easy_vqa,
     flickr30k_entities,
     gqa,
+    guesswhat,
     karpathy,
     nlvr2,
     nocaps,
@@ -31,7 +32,9 @@ from data_pipelines.annotations import (
     sbu,
     snli_ve,
     vcr,
+    visual7w,
     visual_genome,
+    visual_genome_qa,
     vqa_v2,
 )
 from data_pipelines.annotations.coco import CocoReader
@@ -193,6 +196,24 @@ GQA_OBJECTS = {
     }
     for key, other in ("ab", "ba")
 }
+V7W = {
+    "images": [
+        {
+            **{"image_id": n, "filename": f"{n}.jpg", "split": "train"},
+            "qa_pairs": [{"qa_id": 10 + n, "question": "which?", "answer": 1, "multiple_choices": [2, 3, 4]}],
+        }
+        for n in (1, 2)
+    ],
+    "boxes": [{"box_id": n, "name": "dog", "x": n, "y": 2, "width": 8, "height": 9} for n in range(1, 5)],
+}
+GAMES = [
+    {
+        **{"id": 10 + n, "status": "success", "object_id": 5, "qas": [{"question": "a dog?", "answer": "Yes"}]},
+        "image": {"id": n, "file_name": f"{n}.jpg", "width": 40, "height": 20},
+        "objects": [{"id": key, "category": "dog", "bbox": [key, 2, 8.5, 9], "segment": [[1]]} for key in (5, 6)],
+    }
+    for n in (1, 2)
+]
 SHAPE = {"type": "circle", "color": "Yellow", "size": 20, "x_loc": 3, "y_loc": 5}
 XML = b"""<annotation><size><width>40</width><height>20</height></size><object><name>7</name><bndbox><xmin>1</xmin>
 <ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"""
@@ -352,6 +373,12 @@ READERS: dict[str, Fuzzed] = {
         },
         lambda f: visual_genome.read_visual_genome(f / "regions.json", f / "data.json"),
     ),
+    "visual7w": benchmark({"v.json": V7W}, lambda f: visual7w.read_visual7w(f / "v.json", f, ["train"])),
+    "visual_genome_qa": benchmark(
+        {"qa.json": [{"id": n, "qas": [{"qa_id": n, "question": "what?", "answer": "A dog."}]} for n in (1, 2)]},
+        lambda f: visual_genome_qa.read_visual_genome_qa(f / "qa.json", "train", held_out=1),
+    ),
+    "guesswhat": benchmark({"g.jsonl": GAMES}, lambda f: guesswhat.read_guesswhat(f / "g.jsonl")),
     "nocaps": benchmark(
         {
             "n.json": {
