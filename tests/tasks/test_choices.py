@@ -162,6 +162,10 @@ def test_given_boxes_are_answered_by_number() -> None:
     records.append(evaluation.unseen(None, truth))  # type: ignore[arg-type]
     assert [one.prediction for one in records] == [near, far, (0, 0, 0, 0), (0, 0, 0, 0)]
     assert [one.score for one in records] == [1.0, 0.0, 0.0, 0.0], "although the boxes overlap by more than half"
+    measured = evaluation.measure(None, records, NoOptions(), "title")  # type: ignore[arg-type]
+    assert (measured.report["accuracy"], measured.report["without_choice"]) == (0.25, 2)
+    assert measured.warnings[0].startswith("2 questions chose none of their boxes")
+    assert not evaluation.measure(None, records[:2], NoOptions(), "title").warnings  # type: ignore[arg-type]
 
 
 def captions() -> Batch:

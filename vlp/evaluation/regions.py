@@ -147,7 +147,15 @@ class RegionEvaluation:
             return Measured(
                 found, notes=[f"{len(records)} questions answered; the split says nothing of their answers"]
             )
-        return Measured(found, accuracy_table(found, title))
+        lost = sum(one.among and one.prediction == NOWHERE for one in records)
+        warnings = []
+        if lost:
+            found["without_choice"] = lost
+            warnings = [
+                f"{lost} questions chose none of their boxes, for no region overlaps with one by half; extract the"
+                " features of the boxes (`vlp features regions --boxes annotations`)"
+            ]
+        return Measured(found, accuracy_table(found, title), warnings=warnings)
 
     def reply(self, task: AnsweringTask, run: Run, prompt: Prompt) -> Reply:
         """The regions, as `NUMBER: X1 Y1 X2 Y2`, corners as shares of the image, with their likelihoods."""

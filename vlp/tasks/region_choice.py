@@ -35,7 +35,7 @@ class RegionRows:
     keys: Tensor
     hard: Tensor
     regions: Padded
-    among: bool
+    among: bool = False
 
 
 def regions_of_pairs(places: Places) -> Padded:
@@ -55,7 +55,7 @@ class RegionTargets:
     asked: Tensor
     keys: Tensor
     hard: Tensor
-    among: bool
+    among: bool = False
 
     def locate(self, places: Places) -> RegionRows:
         """The pairs that ask something, and the regions of all."""
