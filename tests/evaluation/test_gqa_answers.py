@@ -67,6 +67,15 @@ def test_balanced_questions_alone(tmp_path: Path) -> None:
     assert len(found.notes) == 4
 
 
+def test_data_without_details() -> None:
+    """As of shards that were made before there were any."""
+    run = SimpleNamespace(answer_names=["yes"])
+    for form, warned in (("gqa", True), ("vqa", False)):
+        found = AnswerEvaluation().measure(run, [Answered("1", "yes", ["yes"])], AnswerOptions(form), "")  # type: ignore[arg-type]
+        assert found.report["accuracy"] == 1.0
+        assert any("makes data that does" in warning for warning in found.warnings) == warned
+
+
 def test_no_question_is_balanced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in QUESTIONS:
         monkeypatch.setitem(QUESTIONS, key, {**QUESTIONS[key], "isBalanced": False})

@@ -142,6 +142,11 @@ class AnswerEvaluation:
                 f"{outside} of {found['known']} questions have no answer among the {len(names)} that this run chooses"
                 " from; they count as wrong"
             )
+        if options.form == "gqa" and "balanced" not in found:
+            warnings.append(
+                "the data says of no question what GQA's metrics ask for, so accuracy is over all of them;"
+                " `vlp data gqa` makes data that does"
+            )
         notes = [f"not measured: {name}; {reason}" for name, reason in found.get("unmeasured", {}).items()]
         return Measured(found, accuracy_table(found, title), notes, warnings)
 
