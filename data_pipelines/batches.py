@@ -10,7 +10,7 @@ import torch
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import LoadedPair, Source
 from vlp.distributed import derive_seed
-from vlp.interfaces import NONE, AnswerScores, Batch, Images, Phrases, Regions, Replacement, Segment, Texts
+from vlp.interfaces import NONE, AnswerScores, Batch, BoxChoices, Images, Phrases, Regions, Replacement, Segment, Texts
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def collate(loaded: list[LoadedPair], source: str, step: int, micro_batch: int, 
         answers=torch.tensor([pair.answer for pair in questions]) if asked else None,
         answer_scores=AnswerScores.from_dicts([pair.answers for pair in questions]) if asked else None,
         target_boxes=torch.tensor([pair.box or (0.0,) * 4 for pair in loaded]) if boxes else None,
+        box_choices=_box_choices(loaded),
         phrases=_phrases(loaded),
         hard_images=torch.tensor(hard) if most else None,
         source=source,
@@ -110,6 +111,16 @@ def _choices(pair: LoadedPair) -> list[LoadedPair]:
         replace(pair, segments=segments, text=pair.text * len(every) + number, more=())
         for number, segments in enumerate(every)
     ]
+
+
+def _box_choices(loaded: list[LoadedPair]) -> BoxChoices | None:
+    """The boxes that the questions of pairs choose from; None where no pair has any."""
+    if not any(pair.choices for pair in loaded):
+        return None
+    return BoxChoices(
+        boxes=torch.tensor([box for pair in loaded for box in pair.choices], dtype=torch.float32),
+        offsets=torch.tensor([0, *(len(pair.choices) for pair in loaded)]).cumsum(0),
+    )
 
 
 def _phrases(loaded: list[LoadedPair]) -> Phrases | None:

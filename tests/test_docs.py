@@ -57,6 +57,7 @@ KINDS = {"sh", "python", "text", "mermaid"}  # of blocks; the first two are run
 FILES = "the benchmark's files can't be shipped; tests/data_pipelines reads made-up ones"
 NOT_RUN = {
     "vlp data gqa": FILES,
+    "vlp evaluate runs/gqa_uniter_base": "as its data; tests/evaluation/test_gqa_answers.py measures made-up answers",
     "vlp data nlvr2": FILES,
     "vlp data snli_ve": FILES,
     "vlp data karpathy": FILES,
@@ -65,6 +66,9 @@ NOT_RUN = {
     "vlp data vcr": FILES,
     "vlp data refcoco": FILES,
     "vlp data flickr30k_entities": FILES,
+    "vlp data visual7w": FILES,
+    "vlp data guesswhat": FILES,
+    "vlp data visual_genome_qa": FILES,
     "vlp convert-refcoco": "RefCOCO's pickles can't be shipped; tests/test_tools_convert.py converts made-up ones",
     "vlp convert-dvae": "OpenAI's pickles can't be shipped; tests/test_tools_convert_dvae.py converts made-up ones",
     **dict.fromkeys(

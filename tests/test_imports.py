@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"text"},
     "checkpoints": set(),
     "models": LEVEL_0 | {"nn"},
-    "objectives": LEVEL_0 | {"nn"},
+    "objectives": LEVEL_0 | {"nn", "metrics"},
     "evaluation": LEVEL_0 | {"metrics", "strict_yaml"},
     "tasks": LEVEL_0 | {"nn", "metrics", "objectives", "evaluation"},
     "convert": {"strict_yaml"},

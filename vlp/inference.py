@@ -42,11 +42,11 @@ class TrainedModel(nn.Module):
         objectives: the trained objectives with their heads, by name.
         tokenizer, config, facts: the run's own.
         make_images: makes of files, pictures or arrays what the model sees (`vlp.use.images.ImageMaker`).
-        source: where the run's data lies; of several the first, or the first that `group` is drawn for.
+        source: where the run's data lies; of several the first, or the first that `group` is drawn for or names.
         class_names: of the regions of the data that is asked about: the run's own, unless they are set.
 
     Args:
-        group: the name of that of the run's groups which is asked, where several could be.
+        group: the name of that of the run's groups which is asked, where several could be, or of one of its sources.
         trunk: the file of the weights of what makes regions of pictures, where the run's data was made with one.
 
     Wherever images are asked for they may be files, PIL pictures, arrays uint8 [h, w, 3] or `Regions`; a run that reads
@@ -271,13 +271,21 @@ class TrainedModel(nn.Module):
 def _objectives_of(
     config: RunConfig, objectives: nn.ModuleDict, name: str
 ) -> tuple[dict[str, nn.Module], SourceConfig]:
-    """The objectives of a group, and the first source that it is drawn for."""
-    for group in config.objectives:
-        if group.name == name:
-            own = [name_of(listed) for listed in group.objectives]
-            sources = [s for s in config.data.sources if ratio_for(group.sampling_ratio, s.name) > 0]
-            return {key: objectives[key] for key in own}, sources[0]
-    raise unknown_key("task", name, (group.name for group in config.objectives))
+    """The objectives of a group and the first source that it is drawn for, or, by the name of a source of one group
+    alone, these two.
+    """
+    sources = {
+        group.name: [s for s in config.data.sources if ratio_for(group.sampling_ratio, s.name) > 0]
+        for group in config.objectives
+    }
+    of_source = [group for group, own in sources.items() if name in [source.name for source in own]]
+    asked = name if name in sources else of_source[0] if len(of_source) == 1 else None
+    if asked is None:
+        there = dict.fromkeys([*sources, *(source.name for own in sources.values() for source in own)])
+        raise unknown_key("task", name, there)
+    group = next(group for group in config.objectives if group.name == asked)
+    source = next((source for source in sources[asked] if source.name == name), sources[asked][0])
+    return {name_of(listed): objectives[name_of(listed)] for listed in group.objectives}, source
 
 
 def load(
@@ -285,7 +293,7 @@ def load(
 ) -> TrainedModel:
     """Load a run: its folder (the latest weights) or one of its weight files, e.g. `runs/x/best.safetensors`.
 
-    group: of a run that was trained on several tasks, the name of the one to ask.
+    group: of a run that was trained on several tasks, the name of the one to ask, or of one of its sources.
     trunk: the weights that regions of pictures are made with, the same file as for the run's data.
 
     Raises:

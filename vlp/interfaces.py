@@ -304,7 +304,8 @@ class Truth:
     `answer_kind`: types that the benchmark tells apart. `box`: what an expression refers to, corners as shares of the
     image. `size`: width and height of the image in pixels. `labels`: the right answer and the right rationale of a
     question with choices. `captions`: of the image. `boxed`: the answer is a box, or one for each of the `phrases` of
-    the question, which is `text` then.
+    the question, which is `text` then. `choices`: the boxes that `box` is one of, where it is to be chosen among some.
+    `details`: what else the benchmark says of a question, for its own metrics.
     """
 
     identifier: int | str
@@ -318,6 +319,8 @@ class Truth:
     boxed: bool = False
     phrases: tuple[Phrase, ...] = ()
     text: str = ""
+    choices: tuple[tuple[float, ...], ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -370,6 +373,16 @@ class Phrases:
 
 
 @dataclass(frozen=True)
+class BoxChoices:
+    """The boxes that the questions of P pairs choose from, end to end: `boxes` float [B, 4], corners as shares of the
+    pair's image; `offsets` int64 [P + 1]. A pair may have none: it chooses among all regions.
+    """
+
+    boxes: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch. As the loader makes it, it is clean: no objective has touched it.
 
@@ -378,7 +391,8 @@ class Batch:
     label of the best answer to the pair's question, NONE where there is none; `answer_scores`: how right it and
     others are. Of questions with choices, which are pairs side by side, both have one entry a question: the number of
     its right choice. `target_boxes` float [P, 4]: the box that the pair's question speaks of, as those of regions;
-    zeros where there is none. `phrases`: those of the questions, and what they mean. `source` names the data set;
+    zeros where there is none. `box_choices`: the boxes that it is one of, where it is to be chosen among some.
+    `phrases`: those of the questions, and what they mean. `source` names the data set;
     (`step`, `micro_batch`) is the place in the run, from which all randomness of the micro-batch is derived.
     `replaced`: broken samples that others stand in for. `hard_images` int64 [P, n]: images that are easily taken for
     the pair's own, or NONE; mined before training. `written_images` int64 [P], set by objectives: the image whose
@@ -392,6 +406,7 @@ class Batch:
     answers: Tensor | None = None
     answer_scores: AnswerScores | None = None
     target_boxes: Tensor | None = None
+    box_choices: BoxChoices | None = None
     phrases: Phrases | None = None
     hard_images: Tensor | None = None
     written_images: Tensor | None = None

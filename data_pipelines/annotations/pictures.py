@@ -119,14 +119,30 @@ def read_picture(folder: Path, names: list[str]) -> tuple[str, bytes, int, int]:
     Raises:
         ImageError: none is there, or it cannot be used.
     """
+    name, data = _read_file(folder, names)
+    return name, data, *decode_image(data).size
+
+
+def stored_size(folder: Path, names: list[str]) -> tuple[int, int]:
+    """Width and height of the first of some files that is there, as its pixels are stored, for annotations that don't
+    say what their boxes were drawn on; the header alone is looked at.
+
+    Raises:
+        ImageError: none is there, or it cannot be used.
+    """
+    _, data = _read_file(folder, names)
+    _, height, width = picture_size(data)
+    return (height, width) if orientation(data) >= 5 else (width, height)
+
+
+def _read_file(folder: Path, names: list[str]) -> tuple[str, bytes]:
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise ImageError("file name leads out of the folder")
         path = folder / name
         try:
             if path.is_file():
-                data = path.read_bytes()
-                return name, data, *decode_image(data).size
+                return name, path.read_bytes()
         except OSError as error:  # a name that is too long, too
             raise ImageError("file cannot be read") from error
     raise ImageError("file is missing")

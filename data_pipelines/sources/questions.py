@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ class Question:
     `second_image`: the key of the sample whose image is asked about beside the sample's own. `box`: what an expression
     refers to, corners as shares of the image. `size`: width and height of the image in pixels, where they are known.
     `boxed`: it is an expression, whose answer is a box; or one for each of its `phrases`, which come in the order of
-    their last words.
+    their last words. `choices`: the boxes that `box` is one of; none: all are possible. `details`: what else the
+    benchmark says of it, for its own metrics.
     """
 
     text: str
@@ -40,6 +41,8 @@ class Question:
     size: tuple[int, int] | None = None
     boxed: bool = False
     phrases: tuple[Phrase, ...] = ()
+    choices: Boxes = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def scores(self, numbers: Mapping[str, int]) -> dict[int, float]:
         """How right the answers are that a model can choose from, by their numbers; the best comes first."""
@@ -74,10 +77,12 @@ def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, list) or not all(isinstance(answer, str) for answer in given):
         raise BadSampleError(key, "answers that are neither texts nor lists of texts")
-    kind, answer_kind, second = (
+    kind, answer_kind, second, details = (
         _beside(facts, key, name, number, len(questions))
-        for name in ("question_types", "answer_types", "second_images")
+        for name in ("question_types", "answer_types", "second_images", "question_details")
     )
+    if not isinstance(details, dict | None):
+        raise BadSampleError(key, "question_details that are no objects")
     return Question(
         text=questions[number],
         identifier=f"{key}/{number}" if identifier is None else identifier,
@@ -85,6 +90,7 @@ def question_of(facts: dict[str, Any], key: str, number: int) -> Question:
         kind=str(kind or ""),
         answer_kind=str(answer_kind or ""),
         second_image=second,
+        details=details or {},
     )
 
 
@@ -100,6 +106,7 @@ def _expression(facts: dict[str, Any], key: str, number: int) -> Question:
         size=size if all(isinstance(side, int) for side in size) else None,  # type: ignore[arg-type]
         boxed=True,
         phrases=_phrases(expression, key),
+        choices=_choices(expression, facts, key),
     )
 
 
@@ -108,6 +115,14 @@ def _box(key: str, box: Any) -> tuple[float, ...]:
     if len(numbers) != 4 or not (0 <= numbers[0] < numbers[2] and 0 <= numbers[1] < numbers[3]):
         raise BadSampleError(key, "expression whose box is not x1 y1 x2 y2 as shares of the image")
     return tuple(numbers)
+
+
+def _choices(expression: dict[str, Any], facts: dict[str, Any], key: str) -> Boxes:
+    """The fact `choices` of an expression: numbers of boxes of the fact `boxes`."""
+    numbers, boxes = expression.get("choices", []), listed(facts, "boxes")
+    if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < len(boxes) for n in numbers):
+        raise BadSampleError(key, "choices of an expression that are no numbers of its sample's boxes")
+    return tuple(_box(key, boxes[number]) for number in numbers)
 
 
 def _phrases(expression: dict[str, Any], key: str) -> tuple[Phrase, ...]:
@@ -190,6 +205,7 @@ class QuestionTexts:
             question.second_image,
             question.box,
             phrases=self._last_tokens(question, segments),
+            choices=question.choices,
         )
 
     def _last_tokens(self, question: Question, segments: Mapping[str, Tokens]) -> tuple[tuple[int, Boxes], ...] | None:
@@ -208,6 +224,8 @@ class QuestionTexts:
             boxed=q.boxed,
             phrases=q.phrases,
             text=q.text if q.phrases else "",
+            choices=q.choices,
+            details=q.details,
         )
 
     def knows(self, truth: Truth) -> bool | None:

@@ -64,9 +64,9 @@ class Item:
 class TextItem:
     """The texts of one item. `segments` by name. `answers`: how right those answers of the manifest's list are that are
     known for its question, by number, the best first. `second`: key of another sample, whose image it is about too.
-    `box`: what it speaks of. `phrases`: for each that is not cut off, the place of its last token in the segment
-    `question`, and the boxes of what it means; None if it has none at all. `more`: the segments of the other choices of
-    a question, each of which is a pair.
+    `box`: what it speaks of. `choices`: the boxes that this is one of; none: all are possible. `phrases`: for each that
+    is not cut off, the place of its last token in the segment `question`, and the boxes of what it means; None if it
+    has none at all. `more`: the segments of the other choices of a question, each of which is a pair.
     """
 
     segments: dict[str, Tokens]
@@ -74,6 +74,7 @@ class TextItem:
     second: str | None = None
     box: tuple[float, ...] | None = None
     phrases: tuple[tuple[int, tuple[tuple[float, ...], ...]], ...] | None = None
+    choices: tuple[tuple[float, ...], ...] = ()
     more: tuple[dict[str, Tokens], ...] = ()
 
 

@@ -35,9 +35,9 @@ class LoadedPair:
 
     A text without an image has no region. `answers`: how right those answers of the manifest's list are that are known
     for its question, by number, the best first. `second`: the other image that it is about, with its sample. `box`:
-    what its question speaks of, corners as shares of the image. `phrases`: see `TextItem`. `more`: the segments of the
-    other choices of a question with choices, each of which is a pair; `answers` then says which choice is right.
-    `hard`: other images that are easily taken for its own.
+    what its question speaks of, corners as shares of the image. `phrases`, `choices`: see `TextItem`. `more`: the
+    segments of the other choices of a question with choices, each of which is a pair; `answers` then says which choice
+    is right. `hard`: other images that are easily taken for its own.
     """
 
     sample: int
@@ -50,6 +50,7 @@ class LoadedPair:
     phrases: tuple[tuple[int, tuple[tuple[float, ...], ...]], ...] | None = None
     more: tuple[dict[str, Tokens], ...] = ()
     hard: list[tuple[int, Regions]] = field(default_factory=list)
+    choices: tuple[tuple[float, ...], ...] = ()
 
     @property
     def answer(self) -> int:
@@ -208,6 +209,7 @@ class Source:
             text.phrases,
             text.more,
             self._hard(sample, pair, draw, crop) if side.mined else [],
+            text.choices,
         )
 
     def text(self, pair: int) -> tuple[dict[str, Tokens], dict[str, int]]:

@@ -43,6 +43,19 @@ def test_the_first_source_is_not_taken_for_another(tmp_path: Path) -> None:
     assert trained(tmp_path, ["questions", "captions"], groups, "retrieval").matching()
 
 
+def test_a_group_is_asked_by_one_of_its_sources(tmp_path: Path) -> None:
+    """Whose task's token, segments and data are taken then; the name of a group comes first."""
+    sources = ["first", "captions", "questions", "retrieval"]
+    groups = [TASK.replace("RATIO", "{questions: 1, first: 1, retrieval: 1}"), RETRIEVAL]
+    for asked, source in (("vqa", "first"), ("first", "first"), ("questions", "questions"), ("retrieval", "captions")):
+        assert trained(tmp_path, sources, groups, asked).source.name == source
+    with pytest.raises(ConfigError, match=r"task.*qestions.*did you mean 'questions'"):
+        trained(tmp_path, sources, groups, "qestions")
+    shared = [TASK.replace("RATIO", "{questions: 1, captions: 1}"), RETRIEVAL]
+    with pytest.raises(ConfigError, match="captions"):  # of two groups: which is meant?
+        trained(tmp_path, ["questions", "captions"], shared, "captions")
+
+
 def test_answers_of_a_group_whose_first_source_has_none(tmp_path: Path) -> None:
     model = trained(tmp_path, ["captions", "questions"], [TASK.replace("RATIO", "1")])
     assert model.answer_names == ["no", "yes"]

@@ -24,6 +24,7 @@ from data_pipelines.annotations import (
     easy_vqa,
     flickr30k_entities,
     gqa,
+    guesswhat,
     karpathy,
     nlvr2,
     nocaps,
@@ -31,7 +32,9 @@ from data_pipelines.annotations import (
     sbu,
     snli_ve,
     vcr,
+    visual7w,
     visual_genome,
+    visual_genome_qa,
     vqa_v2,
 )
 from data_pipelines.annotations.coco import CocoReader
@@ -182,6 +185,35 @@ VG_REGIONS = [
     }
     for n in (1, 2)
 ]
+GQA_QUESTION = {
+    **{"question": "is it?", "answer": "yes", "types": {"structural": "verify"}, "isBalanced": True},
+    **{"groups": {"global": "x"}, "entailed": ["02"], "semantic": [{"operation": "exist", "argument": "?"}]},
+}
+GQA_OBJECTS = {
+    key: {
+        **{"name": "dog", "x": 1, "y": 2, "w": 8, "h": 9, "attributes": ["brown"]},
+        "relations": [{"name": "near", "object": other}],
+    }
+    for key, other in ("ab", "ba")
+}
+V7W = {
+    "images": [
+        {
+            **{"image_id": n, "filename": f"{n}.jpg", "split": "train"},
+            "qa_pairs": [{"qa_id": 10 + n, "question": "which?", "answer": 1, "multiple_choices": [2, 3, 4]}],
+        }
+        for n in (1, 2)
+    ],
+    "boxes": [{"box_id": n, "name": "dog", "x": n, "y": 2, "width": 8, "height": 9} for n in range(1, 5)],
+}
+GAMES = [
+    {
+        **{"id": 10 + n, "status": "success", "object_id": 5, "qas": [{"question": "a dog?", "answer": "Yes"}]},
+        "image": {"id": n, "file_name": f"{n}.jpg", "width": 40, "height": 20},
+        "objects": [{"id": key, "category": "dog", "bbox": [key, 2, 8.5, 9], "segment": [[1]]} for key in (5, 6)],
+    }
+    for n in (1, 2)
+]
 SHAPE = {"type": "circle", "color": "Yellow", "size": 20, "x_loc": 3, "y_loc": 5}
 XML = b"""<annotation><size><width>40</width><height>20</height></size><object><name>7</name><bndbox><xmin>1</xmin>
 <ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"""
@@ -297,8 +329,12 @@ READERS: dict[str, Fuzzed] = {
         lambda f: vqa_v2.read_vqa_v2([f / "q.json"], [f / "a.json"], [f / "a.json"], 1),
     ),
     "gqa": benchmark(
-        {"q.json": {f"0{n}": {"imageId": str(n), "question": "is it?", "answer": "yes", "types": {}} for n in (1, 2)}},
-        lambda f: gqa.read_gqa([f / "q.json"], [f / "q.json"]),
+        {
+            "q.json": {f"0{n}": {**GQA_QUESTION, "imageId": str(n)} for n in (1, 2)},
+            "c.json": {f"0{n}": {"valid": ["yes", "no"], "plausible": ["yes"]} for n in (1, 2)},
+            "g.json": {str(n): {"width": 40, "height": 20, "objects": GQA_OBJECTS} for n in (1, 2)},
+        },
+        lambda f: gqa.read_gqa([f / "q.json"], [f / "q.json"], True, f / "c.json", [f / "g.json"]),
     ),
     "easy_vqa": benchmark(
         {"q.json": [["what?", "car", 1], ["who?", "dog", 2]], "answers.txt": b"car\ndog\n"},
@@ -337,6 +373,12 @@ READERS: dict[str, Fuzzed] = {
         },
         lambda f: visual_genome.read_visual_genome(f / "regions.json", f / "data.json"),
     ),
+    "visual7w": benchmark({"v.json": V7W}, lambda f: visual7w.read_visual7w(f / "v.json", f, ["train"])),
+    "visual_genome_qa": benchmark(
+        {"qa.json": [{"id": n, "qas": [{"qa_id": n, "question": "what?", "answer": "A dog."}]} for n in (1, 2)]},
+        lambda f: visual_genome_qa.read_visual_genome_qa(f / "qa.json", "train", held_out=1),
+    ),
+    "guesswhat": benchmark({"g.jsonl": GAMES}, lambda f: guesswhat.read_guesswhat(f / "g.jsonl")),
     "nocaps": benchmark(
         {
             "n.json": {

@@ -8,7 +8,9 @@ import pytest
 import samples
 import torch
 
-from vlp.interfaces import NONE, AnswerScores, Batch
+from vlp.evaluation.asking import NoOptions
+from vlp.evaluation.regions import RegionEvaluation
+from vlp.interfaces import NONE, AnswerScores, Batch, BoxChoices, Truth
 from vlp.metrics.boxes import overlaps
 from vlp.tasks.multiple_choice import MultipleChoice
 from vlp.tasks.pair_ranking import PairRanking, draw_negatives
@@ -101,6 +103,69 @@ def test_no_expression_is_a_connected_zero_and_no_box_is_refused() -> None:
         assert loss.item() == 0.0
     with pytest.raises(ValueError, match="have no boxes"):
         task.corrupt(replace(batch, target_boxes=None), generator())
+
+
+@pytest.mark.parametrize("kind", ["softmax", "ranking", "binary"])
+def test_given_boxes_are_all_there_is_to_choose_among(kind: str) -> None:
+    """Beside the losses written out over the regions that stand for them; one that no region stands for is none."""
+    torch.manual_seed(1)
+    model = samples.model(**QUESTIONS)
+    task = RegionChoice(model, loss=kind, margin=0.9)
+    batch = samples.batch([[7, 8], [9]], [4, 2], [[0, 0], [1, 1]])
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 0.5, 0.5], [0.1, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], *BOXES[:2].tolist()])
+    nowhere = [[0.6, 0, 0.7, 0.1], *[[0, 0.9, 0.1, 1]] * 2]
+    choices = torch.tensor([[0.5, 0.5, 1, 0.95], [0.1, 0, 0.5, 0.5], [0, 0, 0.5, 0.5], *nowhere])
+    batch = replace(
+        batch,
+        texts=replace(batch.texts, segments={"question": batch.texts.segments["caption"]}),
+        images=replace(batch.images, boxes=boxes),
+        target_boxes=torch.stack([choices[2], choices[4]]),
+        box_choices=BoxChoices(choices, torch.tensor([0, 4, 6])),
+    )
+    corrupted, targets = task.corrupt(batch, generator())
+    torch.testing.assert_close(targets.overlaps[0], torch.tensor([NONE, 1, 0.8, 0.0]))
+    assert (targets.overlaps[1] == NONE).all()
+    assert targets.asked.tolist() == [True, False], "no region stands for what the second chooses from"
+    encoded = model(corrupted)
+    losses, report = task.loss(encoded, targets, model)
+    scores = task.logits(encoded)[0, 1:]
+    true, truth = scores.sigmoid(), torch.tensor([1.0, 0.8, 0.0])
+    if kind == "softmax":
+        expected = -scores.log_softmax(0)[0]
+    elif kind == "ranking":
+        expected = (0.9 + true[1:].max() - true[0]).clamp(min=0)
+    else:
+        expected = -(truth * true.log() + (1 - truth) * (1 - true).log()).sum()
+    torch.testing.assert_close(losses["region_choice"], expected)
+    assert float(report["region_accuracy"]) == float(scores.argmax() == 0), "a box that overlaps by 0.8 is another one"
+
+
+def test_given_boxes_are_answered_by_number() -> None:
+    """Each question's likeliest choice, the regions that stand for none being left aside."""
+    chances = torch.tensor([[0.9, 0.1, 0.3, 0.2], [0.9, 0.8, 0.0, 0.0], [0.5, 0.4, 0.0, 0.0]])
+    batch = samples.batch([[7], [8], [9]], [4, 2, 2], [[0, 0], [1, 1], [2, 2]])
+    boxes = [[0.0, 0, 1, 1], [0, 0, 0.5, 0.5], [0.1, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], *BOXES[:2].tolist() * 2]
+    choices = torch.tensor([boxes[3], boxes[2], boxes[1], [0, 0.9, 0.1, 1], [0.9, 0, 1, 0.1]])
+    batch = replace(
+        batch,
+        images=replace(batch.images, boxes=torch.tensor(boxes)),
+        box_choices=BoxChoices(choices, torch.tensor([0, 3, 5, 5])),
+    )
+    evaluation = RegionEvaluation()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlp.evaluation.regions.likelihoods", lambda task, run, batch: chances)
+        said = evaluation.answer(None, None, batch, NoOptions())  # type: ignore[arg-type]
+    assert said == [1, NONE, NONE]
+    near, far = (0.0, 0.0, 0.5, 0.5), (0.0, 0.0, 0.5, 0.45)
+    truth = Truth(7, box=near, boxed=True, choices=(near, far))
+    records = [evaluation.record(None, truth, [number]) for number in (0, 1, NONE)]  # type: ignore[arg-type]
+    records.append(evaluation.unseen(None, truth))  # type: ignore[arg-type]
+    assert [one.prediction for one in records] == [near, far, (0, 0, 0, 0), (0, 0, 0, 0)]
+    assert [one.score for one in records] == [1.0, 0.0, 0.0, 0.0], "although the boxes overlap by more than half"
+    measured = evaluation.measure(None, records, NoOptions(), "title")  # type: ignore[arg-type]
+    assert (measured.report["accuracy"], measured.report["without_choice"]) == (0.25, 2)
+    assert measured.warnings[0].startswith("2 questions chose none of their boxes")
+    assert not evaluation.measure(None, records[:2], NoOptions(), "title").warnings  # type: ignore[arg-type]
 
 
 def captions() -> Batch:

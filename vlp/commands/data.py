@@ -30,6 +30,7 @@ from data_pipelines.annotations import (
     easy_vqa,
     flickr30k_entities,
     gqa,
+    guesswhat,
     karpathy,
     nlvr2,
     nocaps,
@@ -37,7 +38,9 @@ from data_pipelines.annotations import (
     sbu,
     snli_ve,
     vcr,
+    visual7w,
     visual_genome,
+    visual_genome_qa,
     vqa_v2,
 )
 from data_pipelines.annotations.build import build_split
@@ -51,7 +54,7 @@ from data_pipelines.annotations.web_pictures import NAMINGS
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.scenes.placing import OBJECTS
 from data_pipelines.shards.facts import CaptionPlace
-from data_pipelines.shards.format import Manifest, Sample, ShardError
+from data_pipelines.shards.format import Manifest, Sample, ShardError, read_manifest
 from vlp.commands import caption, encode
 from vlp.commands.command import GO_ON, STOPPED, examples_of, open_console, options_of, run_command, whole_number
 from vlp.strict_yaml import ConfigError
@@ -112,6 +115,14 @@ def read_vqa(options: argparse.Namespace) -> Annotations:
     return vqa_v2.read_vqa_v2(options.questions, own, vocabulary_files(options, own), options.at_least, options.naming)
 
 
+def read_visual_genome_qa(options: argparse.Namespace) -> Annotations:
+    """Visual Genome's questions, with answers of their own or of another data set."""
+    answers = None if options.answers_of is None else read_manifest(options.answers_of).answer_names
+    if answers == []:
+        raise AnnotationError(f"--answers-of {options.answers_of}: this data set has no answers to choose from")
+    return visual_genome_qa.read_visual_genome_qa(options.file, options.part, options.most_answers, answers)
+
+
 TAKE = {"nargs": "+", "metavar": "SPLIT", "help": "splits of the file (default: the one of --split)"}
 NAMING = {"choices": NAMINGS, "required": True, "help": "of the pictures, as above"}
 VOCABULARY = {
@@ -162,8 +173,26 @@ BENCHMARKS = {
         {
             "--questions": some_files("train_balanced_questions.json or another of the questions' files"),
             "--vocabulary": VOCABULARY,
+            "--unbalanced": {"action": "store_true", "help": "take those questions too that are not balanced"},
+            "--choices": a_file("val_choices.json, for the metrics validity and plausibility", required=False),
+            "--scene-graphs": some_files("train_sceneGraphs.json or val_sceneGraphs.json, for boxes", required=False),
         },
-        lambda options: gqa.read_gqa(options.questions, vocabulary_files(options, options.questions)),
+        lambda options: gqa.read_gqa(
+            options.questions,
+            vocabulary_files(options, options.questions),
+            options.unbalanced,
+            options.choices,
+            options.scene_graphs or [],
+        ),
+    ),
+    "guesswhat": Benchmark(
+        guesswhat,
+        "--games guesswhat.train.jsonl.gz --split train",
+        {
+            "--games": a_file("guesswhat.train.jsonl.gz, guesswhat.valid.jsonl.gz or guesswhat.test.jsonl.gz"),
+            "--any-status": {"action": "store_true", "help": "take games too that did not end in success"},
+        },
+        lambda options: guesswhat.read_guesswhat(options.games, options.any_status),
     ),
     "karpathy": Benchmark(
         karpathy,
@@ -221,6 +250,12 @@ BENCHMARKS = {
         {"--questions": a_file("train.jsonl, val.jsonl or test.jsonl; --images is vcr1images, with its metadata")},
         lambda options: vcr.read_vcr(options.questions, options.images),
     ),
+    "visual7w": Benchmark(
+        visual7w,
+        "--file dataset_v7w_pointing.json --split train",
+        {"--file": a_file("dataset_v7w_pointing.json"), "--take": TAKE},
+        lambda options: visual7w.read_visual7w(options.file, options.images, options.take or [options.split]),
+    ),
     "visual_genome": Benchmark(
         visual_genome,
         "--regions region_descriptions.json --image-data image_data.json --split train",
@@ -229,6 +264,25 @@ BENCHMARKS = {
             "--image-data": a_file("image_data.json"),
         },
         lambda options: visual_genome.read_visual_genome(options.regions, options.image_data),
+    ),
+    "visual_genome_qa": Benchmark(
+        visual_genome_qa,
+        "--file question_answers.json --part train --split train",
+        {
+            "--file": a_file("question_answers.json"),
+            "--part": {"choices": visual_genome_qa.PARTS, "default": "all", "help": "of the questions (%(default)s)"},
+            "--most-answers": {
+                "type": whole_number,
+                "default": visual_genome_qa.MOST_ANSWERS,
+                "help": "a model can choose from, the most frequent (%(default)s)",
+            },
+            "--answers-of": {
+                "type": Path,
+                "metavar": "DIR",
+                "help": "a data set whose answers it has instead",
+            },
+        },
+        read_visual_genome_qa,
     ),
     "vqa_v2": Benchmark(
         vqa_v2,

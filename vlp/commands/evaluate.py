@@ -5,7 +5,8 @@ question and answer where there are such; writes predictions-SPLIT.json (or .csv
 evaluation-SPLIT.json beside the run's weights. A split without answers, as a benchmark's test, gives predictions alone.
 Ctrl-C keeps those that are done, in files named -first-N as those of --most, and ends with code 130.
 
-Of a run on referring expressions, the share of boxes that are right. Of one on phrases, the shares with a right box
+Of GQA's questions all that the benchmark's own program tells, as far as the data says what it takes. Of a run on
+referring expressions, the share of boxes that are right. Of one on phrases, the shares with a right box
 among the best 1, 5 and 10, and among all. Of one on questions with choices, the shares of
 right answers, of right rationales of the right answer, and of both; and the file that VCR's leaderboard takes. A run
 that was trained on captioning writes a caption of each image of the split, in COCO's result format, and measures them

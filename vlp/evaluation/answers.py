@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vlp.evaluation.asking import accuracy_table, likeliest, likelihoods, likelihoods_of_one
 from vlp.interfaces import Batch, Truth
+from vlp.metrics.gqa import GqaAnswer, gqa_metrics
 from vlp.metrics.vqa_accuracy import (
     answer_type,
     consistency,
@@ -25,7 +26,8 @@ Form = Literal["vqa", "gqa", "csv"]
 @dataclass(frozen=True)
 class Answered:
     """One question: the benchmark's identifier, what the model answered, what people answered (none: not known), and
-    the kinds of question and of answer that the benchmark tells apart (empty: it says nothing).
+    the kinds of question and of answer that the benchmark tells apart (empty: it says nothing). `details`: what GQA
+    says of a question, see `vlp.metrics.gqa.GqaAnswer`; other benchmarks say nothing.
     """
 
     identifier: int | str
@@ -33,6 +35,7 @@ class Answered:
     answers: list[str]
     kind: str = ""
     answer_kind: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -45,11 +48,17 @@ class Answered:
 def summary(answered: Sequence[Answered]) -> dict[str, Any]:
     """Means over the questions whose answers are known: `accuracy`, and by kind with the numbers of questions.
 
-    `consistency` of statements, where several questions are one statement beside several pairs of images (NLVR2).
+    `consistency` of statements, where several questions are one statement beside several pairs of images (NLVR2). Of
+    questions with GQA's details its own metrics, over those that are balanced: see `vlp.metrics.gqa.gqa_metrics`.
     """
     known = [one for one in answered if one.answers]
     if not known:
         return {"questions": len(answered), "known": 0}
+    if any(one.details for one in known):
+        of_gqa = [
+            GqaAnswer(str(one.identifier), one.prediction, one.answers[0], one.kind, one.details) for one in known
+        ]
+        return {"questions": len(answered), "known": len(known), **gqa_metrics(of_gqa)}
     scores = [one.score for one in known]
     found: dict[str, Any] = {
         "questions": len(answered),
@@ -104,7 +113,7 @@ class AnswerEvaluation:
 
     def record(self, run: Run, truth: Truth, said: list[str]) -> Answered:
         """The answer beside people's."""
-        return Answered(truth.identifier, said[0], truth.answers, truth.kind, truth.answer_kind)
+        return Answered(truth.identifier, said[0], truth.answers, truth.kind, truth.answer_kind, truth.details)
 
     def unseen(self, run: Run, truth: Truth) -> Answered:
         """An empty answer. To people whose answers are empty too it would be right; so would any other be to some."""
@@ -123,13 +132,23 @@ class AnswerEvaluation:
             )
         outside = sum(bool(a.answers) and not names & right_answers(a.answers) for a in records)
         warnings = []
+        if found.get("balanced") == 0:
+            return Measured(
+                found, notes=[f"none of {found['known']} questions is balanced, as those that are measured"]
+            )
         if outside:
             found["outside"] = outside
             warnings.append(
                 f"{outside} of {found['known']} questions have no answer among the {len(names)} that this run chooses"
                 " from; they count as wrong"
             )
-        return Measured(found, accuracy_table(found, title), warnings=warnings)
+        if options.form == "gqa" and "balanced" not in found:
+            warnings.append(
+                "the data says of no question what GQA's metrics ask for, so accuracy is over all of them;"
+                " `vlp data gqa` makes data that does"
+            )
+        notes = [f"not measured: {name}; {reason}" for name, reason in found.get("unmeasured", {}).items()]
+        return Measured(found, accuracy_table(found, title), notes, warnings)
 
     def reply(self, task: AnsweringTask, run: Run, prompt: Prompt) -> Reply:
         """The answers with their likelihoods."""

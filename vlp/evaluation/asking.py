@@ -14,6 +14,16 @@ from vlp.interfaces import AnswerScores, Batch, Images, Regions, Segment, Texts
 from vlp.strict_yaml import ConfigError
 from vlp.task_contracts import AnsweringTask, Prompt, Run
 
+# of a report: accuracies by type, with what is said before a type, and shares
+PARTS = {
+    "by_answer_type": "",
+    "by_question_type": "",
+    "by_semantic_type": "",
+    "by_steps": "steps: ",
+    "by_words": "words: ",
+}
+SHARES = ("consistency", "validity", "plausibility")
+
 
 @dataclass
 class NoOptions:
@@ -85,12 +95,15 @@ def accuracy_table(found: dict[str, Any], title: str) -> Table:
     table.add_column("")
     table.add_column("accuracy", justify="right")
     table.add_column("questions", justify="right")
-    table.add_row("all", f"{100 * found['accuracy']:.2f}", str(found["known"]), style="bold")
-    for part in ("by_answer_type", "by_question_type"):
+    table.add_row("all", f"{100 * found['accuracy']:.2f}", str(found.get("balanced", found["known"])), style="bold")
+    for part, before in PARTS.items():
         table.add_section()
         for kind, (mean, count) in found.get(part, {}).items():
-            table.add_row(kind or "-", f"{100 * mean:.2f}", str(count))
-    if "consistency" in found:
-        table.add_section()
-        table.add_row("consistency of statements", f"{100 * found['consistency']:.2f}", "")
+            table.add_row(f"{before}{kind or '-'}", f"{100 * mean:.2f}", str(count))
+    table.add_section()
+    for name in SHARES:
+        if name in found:
+            table.add_row(name, f"{100 * found[name]:.2f}", "")
+    if "distribution" in found:
+        table.add_row("distribution (lower is better)", f"{found['distribution']:.2f}", "")
     return table

@@ -18,7 +18,7 @@ from vlp.needs import Needs
 from vlp.nn.heads import Transform
 from vlp.nn.precision import at_least_float32
 from vlp.nn.transformer import initialise
-from vlp.objectives.corruption import mask_regions
+from vlp.objectives.corruption import covered_regions, mask_regions
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,12 @@ def mask_some(
     keep_share: float = 0.0,
     force: bool = True,
     replace_share: float = 0.0,
+    overlap: float | None = None,
 ) -> tuple[Batch, Tensor]:
     """Choose regions and mask them, or keep what an earlier objective of the group has chosen.
 
     Of the chosen ones `keep_share` stay as they are, and `replace_share` get the feature of any region of the batch.
+    With `overlap`, what overlaps with a masked region is masked too, chosen or not; see `covered_regions`.
     Returns the corrupted batch and bool [R], the chosen regions.
     """
     images = batch.images
@@ -88,6 +90,8 @@ def mask_some(
         replaced = chosen & (draw < replace_share)
         features = torch.where(replaced[:, None], images.features.index_select(0, other), images.features)
         images = replace(images, features=features)
+    if overlap is not None:
+        masked = masked | covered_regions(images.offsets, images.boxes, masked, overlap)
     return replace(batch, images=replace(images, masked=masked, chosen=chosen)), chosen
 
 
@@ -104,10 +108,12 @@ class FeatureMasking:
     probability: float
     keep_share: float
     force: bool
+    overlap: float | None
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
         """Mask regions; the text stays."""
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
+        how = (self.probability, generator, self.keep_share, self.force)
+        corrupted, chosen = mask_some(batch, *how, overlap=self.overlap)
         return corrupted, MaskedRegions(chosen, batch.images.features, batch.matched)
 
 
@@ -118,6 +124,7 @@ class ClassMasking:
     probability: float
     keep_share: float
     force: bool
+    overlap: float | None
     sum_tolerance: float | None = None
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, MaskedRegions]:
@@ -126,7 +133,8 @@ class ClassMasking:
         Raises:
             ValueError: the data has no class scores.
         """
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
+        how = (self.probability, generator, self.keep_share, self.force)
+        corrupted, chosen = mask_some(batch, *how, overlap=self.overlap)
         scores = batch.images.scores
         if scores is None:
             raise ValueError(f"the regions of source {batch.source!r} have no class scores; choose another objective")
@@ -144,6 +152,8 @@ class MaskedRegionRegression(nn.Module):
         probability: share of regions to predict.
         keep_share: of these, the share that is not masked.
         force: choose at least one region of an image.
+        overlap: mask regions too that overlap with a masked one by more than this share of their union, without
+            predicting them (12-in-1: 0.4); None: don't.
         tied: whether the decoder is the transpose of the region projection, rather than one of its own.
         smooth: smooth L1 instead of the squared error (VOLTA, visual_target 5).
 
@@ -164,10 +174,11 @@ class MaskedRegionRegression(nn.Module):
         force: bool = True,
         tied: bool = True,
         smooth: bool = False,
+        overlap: float | None = None,
     ):
         super().__init__()
         self.measure = F.smooth_l1_loss if smooth else F.mse_loss
-        self.corrupt = FeatureMasking(probability, keep_share, force)
+        self.corrupt = FeatureMasking(probability, keep_share, force, overlap)
         self.transform = Transform(model.visual_size, model.norm_eps)
         try:
             size = model.tied("region_projection").shape[1]
@@ -219,7 +230,7 @@ class MaskedRegionDistribution(nn.Module):
     Args:
         model: the model to be trained.
         classes: C, background (class 0) included.
-        probability, keep_share, force: as `MaskedRegionRegression`.
+        probability, keep_share, force, overlap: as `MaskedRegionRegression`.
         head_norm: whether the classifier has a norm.
         cross_entropy: instead of the divergence, - sum over classes of p log q, mean over regions (VL-BERT).
         sum_tolerance: skip regions whose scores do not sum to one within this; None: none is skipped.
@@ -242,9 +253,10 @@ class MaskedRegionDistribution(nn.Module):
         cross_entropy: bool = False,
         sum_tolerance: float | None = None,
         sum_classes: bool = False,
+        overlap: float | None = None,
     ):
         super().__init__()
-        self.corrupt = ClassMasking(probability, keep_share, force, sum_tolerance)
+        self.corrupt = ClassMasking(probability, keep_share, force, overlap, sum_tolerance)
         self.cross_entropy, self.sum_classes = cross_entropy, sum_classes
         self.classifier = RegionClassifier(model, classes, head_norm)
 
@@ -275,9 +287,17 @@ class MaskedRegionClass(nn.Module):
         """See `vlp.needs.Needs`."""
         return Needs(region_rows=True, region_features=True, class_scores=True)
 
-    def __init__(self, model: Model, classes: int, probability: float, keep_share: float = 0.0, force: bool = True):
+    def __init__(
+        self,
+        model: Model,
+        classes: int,
+        probability: float,
+        keep_share: float = 0.0,
+        force: bool = True,
+        overlap: float | None = None,
+    ):
         super().__init__()
-        self.corrupt = ClassMasking(probability, keep_share, force)
+        self.corrupt = ClassMasking(probability, keep_share, force, overlap)
         self.classifier = RegionClassifier(model, classes)
 
     def loss(self, encoded: Encoded, targets: MaskedRegions | RegionRows, model: Model) -> tuple[Losses, Report]:

@@ -68,10 +68,12 @@ class ContrastMasking:
     other: int
     keep_share: float
     force: bool
+    overlap: float | None
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, ContrastTargets]:
         """Mask regions and draw negatives; the text stays."""
-        corrupted, chosen = mask_some(batch, self.probability, generator, self.keep_share, self.force)
+        how = (self.probability, generator, self.keep_share, self.force)
+        corrupted, chosen = mask_some(batch, *how, overlap=self.overlap)
         negatives = draw_negatives(batch.images.offsets, self.own, self.other, generator)
         itself = torch.arange(len(chosen), device=chosen.device)[:, None]
         regions = MaskedRegions(chosen, torch.cat([itself, negatives], 1), batch.matched)
@@ -89,7 +91,7 @@ class MaskedRegionContrast(nn.Module):
         probability: share of regions to predict.
         negatives: k, how many other regions to choose among.
         own_share: share of the negatives that come from the same image.
-        keep_share, force: as `MaskedRegionRegression`.
+        keep_share, force, overlap: as `MaskedRegionRegression`.
     """
 
     @classmethod
@@ -105,10 +107,11 @@ class MaskedRegionContrast(nn.Module):
         own_share: float = 0.3,
         keep_share: float = 0.0,
         force: bool = True,
+        overlap: float | None = None,
     ):
         super().__init__()
         own = round(negatives * own_share)
-        self.corrupt = ContrastMasking(probability, own, negatives - own, keep_share, force)
+        self.corrupt = ContrastMasking(probability, own, negatives - own, keep_share, force, overlap)
         self.transform = Transform(model.visual_size, model.norm_eps)
         self.decode = nn.Linear(model.visual_size, model.tied("region_projection").shape[1])
         initialise(self, model.initial_std)

@@ -65,6 +65,7 @@ class RegionMasking:
     keep_share: float
     replace_share: float
     force: bool
+    overlap: float | None
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, RegionTargets]:
         """Mask regions; the text stays.
@@ -72,9 +73,8 @@ class RegionMasking:
         Raises:
             ValueError: the data has no class scores or no attributes, but they are to be predicted.
         """
-        corrupted, chosen = mask_some(
-            batch, self.probability, generator, self.keep_share, self.force, self.replace_share
-        )
+        how = (self.probability, generator, self.keep_share, self.force, self.replace_share)
+        corrupted, chosen = mask_some(batch, *how, self.overlap)
         images, values, weights = batch.images, {}, {}
         if "feature" in self.predict:
             values["feature"], weights["feature"] = images.features, chosen.float()
@@ -111,6 +111,7 @@ class RegionPrediction(nn.Module):
         keep_share, replace_share: of the regions to predict, the share that is not masked, and the share that gets the
             feature of any region of the batch instead.
         force: choose at least one region of an image.
+        overlap: see `vlp.objectives.masked_region.MaskedRegionRegression`.
 
     Raises:
         ValueError: classes or attributes are to be predicted, but there are none.
@@ -132,10 +133,11 @@ class RegionPrediction(nn.Module):
         keep_share: float = 0.0,
         replace_share: float = 0.0,
         force: bool = True,
+        overlap: float | None = None,
     ):
         super().__init__()
         self.probability = probability
-        self.corrupt = RegionMasking(probability, [*predict], keep_share, replace_share, force)
+        self.corrupt = RegionMasking(probability, [*predict], keep_share, replace_share, force, overlap)
         sizes = {"feature": model.tied("region_projection").shape[1], "class": classes - 1, "attribute": attributes}
         for name in predict:
             if sizes[name] < 1:

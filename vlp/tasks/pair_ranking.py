@@ -76,6 +76,7 @@ class DrawingNegatives:
             answers=None,
             answer_scores=None,
             target_boxes=None,
+            box_choices=None,
             phrases=None,
             hard_images=None,
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report, located
 from vlp.evaluation.phrases import PhraseEvaluation
+from vlp.evaluation.regions import boxes_of_pairs
 from vlp.interfaces import Batch
 from vlp.metrics.boxes import RIGHT, overlaps
 from vlp.needs import Needs
@@ -18,7 +19,7 @@ from vlp.nn.ragged import Padded, lengths_of, owner_of_rows
 from vlp.nn.transformer import initialise
 from vlp.objectives.masked_region import region_rows
 from vlp.tasks.answer_classification import asked_of
-from vlp.tasks.region_choice import boxes_of_pairs, regions_of_pairs
+from vlp.tasks.region_choice import regions_of_pairs
 
 
 @dataclass(frozen=True)

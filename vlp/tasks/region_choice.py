@@ -1,4 +1,6 @@
-"""Referring expressions: the region of the image that a text speaks of (RefCOCO, RefCOCO+, RefCOCOg)."""
+"""Referring expressions: the region of the image that a text speaks of (RefCOCO, RefCOCO+, RefCOCOg), or the box of
+some that a question or dialog asks for (Visual7W, GuessWhat).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp.contracts import Ability, Encoded, Losses, Model, Places, Report, located
-from vlp.evaluation.regions import RegionEvaluation
+from vlp.evaluation.regions import RegionEvaluation, boxes_of_pairs, choice_regions
 from vlp.interfaces import NONE, Batch
 from vlp.metrics.boxes import RIGHT, overlaps
 from vlp.needs import Needs
 from vlp.nn.heads import LINEAR, Classifier, HeadShape
-from vlp.nn.ragged import Padded, lengths_of, offsets_of, padded
+from vlp.nn.ragged import Padded, offsets_of, padded
 from vlp.objectives.masked_region import region_rows
 from vlp.tasks.answer_classification import asked_of
 
@@ -33,6 +35,7 @@ class RegionRows:
     keys: Tensor
     hard: Tensor
     regions: Padded
+    among: bool = False
 
 
 def regions_of_pairs(places: Places) -> Padded:
@@ -41,36 +44,24 @@ def regions_of_pairs(places: Places) -> Padded:
     return padded(offsets_of(torch.bincount(rows.pair, minlength=len(places.visual) - 1)))
 
 
-def boxes_of_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The boxes [P, most regions, 4] of each pair's first image, in order, and bool [P, most regions], which are there;
-    the others are of any kind.
-    """
-    image = batch.pairs[:, 1]
-    counts = torch.where(image != NONE, lengths_of(batch.images.offsets).index_select(0, image.clamp(min=0)), 0)
-    starts = batch.images.offsets.index_select(0, image.clamp(min=0))
-    place = torch.arange(int(counts.max()) if len(counts) else 0, device=counts.device)
-    real = place < counts[:, None]
-    index = torch.where(real, starts[:, None] + place, 0)
-    return batch.images.boxes.index_select(0, index.flatten()).view(*index.shape, 4), real
-
-
 @dataclass(frozen=True)
 class RegionTargets:
     """`overlaps` float [P, most regions]: of each region of a pair's image with the true box, NONE where there is no
-    region. `asked` bool [P]: the pair asks something, and the box is known. `keys` float of the same size and `hard`
-    bool [P]: what ranking draws its negatives by.
+    region, or none that can be chosen. `asked` bool [P]: the pair asks something, and the box is known. `keys` float of
+    the same size and `hard` bool [P]: what ranking draws its negatives by. `among`: pairs choose among given boxes.
     """
 
     overlaps: Tensor
     asked: Tensor
     keys: Tensor
     hard: Tensor
+    among: bool = False
 
     def locate(self, places: Places) -> RegionRows:
         """The pairs that ask something, and the regions of all."""
         pairs = self.asked.nonzero()[:, 0]
         overlaps, keys, hard = (table.index_select(0, pairs) for table in (self.overlaps, self.keys, self.hard))
-        return RegionRows(pairs, overlaps, keys, hard, regions_of_pairs(places))
+        return RegionRows(pairs, overlaps, keys, hard, regions_of_pairs(places), self.among)
 
 
 @dataclass(frozen=True)
@@ -94,9 +85,16 @@ class Referring:
         boxes, real = boxes_of_pairs(batch)
         found = overlaps(boxes, batch.target_boxes[:, None].to(boxes.dtype)).masked_fill(~real, NONE)
         known = (batch.target_boxes[:, 2:] > batch.target_boxes[:, :2]).all(1)
+        choices = batch.box_choices
+        if choices is not None:
+            pair, region = choice_regions(choices, boxes, real)
+            there = region != NONE
+            among = torch.zeros_like(real).index_put((pair[there], region[there]), real.new_ones(()))
+            found = found.masked_fill(~among & (choices.offsets.diff() > 0)[:, None], NONE)
         keys = torch.rand(found.shape, generator=generator, device=found.device)
         draw = torch.rand(len(found), generator=generator, device=found.device)
-        return batch, RegionTargets(found, asked & known & real.any(1), keys, draw < self.hard_share)
+        asked = asked & known & (found >= 0).any(1)
+        return batch, RegionTargets(found, asked, keys, draw < self.hard_share, choices is not None)
 
 
 class RegionChoice(nn.Module):
@@ -104,8 +102,10 @@ class RegionChoice(nn.Module):
 
     It corrupts nothing. The true region is that which overlaps most with the true box; one is right if the overlap
     (intersection over union) is at least 0.5. Where no region is, the pair counts as a mistake, and in `binary` alone
-    has a loss.
-    Source: UNITER, model/re.py; 12-in-1 (Lu et al. 2020), vilbert/datasets/refer_expression_dataset.py.
+    has a loss. Where a question has boxes to choose from, the regions that stand for them (see
+    `vlp.evaluation.regions.choice_regions`) are all there is to choose among, and the best of them alone is right.
+    Source: UNITER, model/re.py; 12-in-1 (Lu et al. 2020), vilbert/datasets/refer_expression_dataset.py, and
+    visual7w_pointing_dataset.py and guesswhat_pointing_dataset.py for boxes to choose from.
 
     Args:
         model: the model to be trained; it must have rows of regions.
@@ -160,7 +160,9 @@ class RegionChoice(nn.Module):
         scores, found = self.logits(encoded, at.regions).index_select(0, at.pairs), at.overlaps
         if not len(found):
             return {"region_choice": encoded.visual.values.sum() * 0}, {"region_accuracy": found.new_zeros(())}
-        right = found.gather(1, scores.detach().argmax(1, keepdim=True)) >= RIGHT
+        scores = scores.masked_fill(found < 0, -torch.inf)
+        chosen = found.gather(1, scores.detach().argmax(1, keepdim=True))
+        right = (chosen >= RIGHT) & ((chosen >= found.amax(1, keepdim=True)) if at.among else True)
         if self.kind == "binary":
             each = F.binary_cross_entropy_with_logits(
                 scores.masked_fill(found < 0, 0.0), found.masked_fill(found < RIGHT, 0.0), reduction="none"
