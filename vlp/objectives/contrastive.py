@@ -73,7 +73,7 @@ def softmax_loss(logits: Tensor, own: Tensor, same: Tensor | None, positives: bo
         return loss, (best == own).float().mean()
     # cross entropy is linear in its targets, so this moves the own column's weight to all that are right
     shares = same / same.sum(1, keepdim=True, dtype=logits.dtype)
-    moved = shares.scatter_add(1, own, -torch.ones_like(shares))
+    moved = shares - torch.zeros_like(shares).scatter(1, own, 1.0)
     return loss - (logits * moved).sum(1).mean(), same.gather(1, best).float().mean()
 
 
