@@ -166,15 +166,17 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["empty.txt", "--out=x.txt"], "there is no word in these texts"),
         (["lines.txt", "--out=x.txt", "--size=50"], "ask for a larger vocabulary"),
         (["data", "--out=x.txt"], "train"),
+        (["lines.txt", "--out=x.json"], "would be read as another kind of vocabulary"),
     ):
         named = [f"--out={tmp_path / a.removeprefix('--out=')}" if a.startswith("--out") else a for a in arguments]
         named = [a if a.startswith("--") else str(tmp_path / a) for a in named]
         assert main(["data", "vocabulary", *named]) == 1
         assert message in capsys.readouterr().err.replace("\n", " ")
-        assert not (tmp_path / "x.txt").exists()
+        assert not list(tmp_path.glob("x.*"))
     assert (tmp_path / "there.txt").read_text() == "mine"
     with pytest.raises(VocabularyError, match="109 tokens already"):
         make_vocabulary({"red": 3}, 108, 2, lowercase=True)
+    assert len(make_vocabulary({"é": 1}, 200, 2, lowercase=True)) == 109, "of nothing that occurs often enough"
 
 
 def test_a_run_trains_on_it(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from data_pipelines.vocabulary_texts import lines_of, texts_of_split
 from data_pipelines.written_captions import require_new
 from vlp.checkpoints.load import write_atomically
 from vlp.commands.command import whole_number
-from vlp.text.choose import check_case, open_tokenizer
+from vlp.strict_yaml import ConfigError
+from vlp.text.choose import CLIP, check_case, open_tokenizer
 from vlp.text.make_vocabulary import make_vocabulary
 from vlp.text.wordpiece import words_of
 
@@ -64,6 +65,10 @@ def texts_of(data: list[Path], splits: list[str], left_out: list[BadSampleError]
 def vocabulary(options: argparse.Namespace, console: Console) -> None:
     """Read the texts, make the vocabulary, and say how well it knows them."""
     require_new(options.out)
+    if options.out.suffix in (".json", ".model") or options.out.name == CLIP:
+        raise ConfigError(
+            f"--out {options.out} would be read as another kind of vocabulary; name it vocabulary.txt, say"
+        )
     lowercase, left_out, texts = not options.cased, list[BadSampleError](), 0
     counts: Counter[str] = Counter()
     with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
@@ -95,7 +100,8 @@ def vocabulary(options: argparse.Namespace, console: Console) -> None:
     for line in (
         f"written: {options.out}: {len(tokens):,} tokens, {'lower case' if lowercase else 'cased'}; set"
         f" data.tokenizer.lowercase={str(lowercase).lower()} and room for {len(tokens):,} tokens (vocab_size)",
-        f"of {counts.total():,} words ({len(counts):,} different) in {texts:,} texts: {unknown / spelled:.2%} of tokens"
-        f" unknown to the vocabulary ({strange:,} different words), {spelled / counts.total():.2f} tokens a word",
+        f"of {counts.total():,} words ({len(counts):,} different) in {texts:,} texts:"
+        f" {unknown / max(spelled, 1):.2%} of tokens unknown to the vocabulary ({strange:,} different words),"
+        f" {spelled / counts.total():.2f} tokens a word",
     ):
         console.print(line, soft_wrap=True)
