@@ -169,6 +169,24 @@ def test_a_step_without_numbers(name: str, root: Path) -> None:
     assert count or chosen_by_scores
 
 
+@pytest.mark.parametrize("way", ["ignored", "positives"])
+@pytest.mark.parametrize("name", ["clip_small", "siglip_vit_b16", "wenlan_base"])
+def test_pairs_of_one_image_without_numbers(name: str, way: str, root: Path) -> None:
+    config = small_config(name, root)
+    config.objectives[0].objectives[0]["same_image"] = way
+    tokenizer = tokenizer_of(config)
+    sources, facts = open_data(config, tokenizer, None)
+    real, module = (build_module(config, tokenizer, facts) for _ in range(2))
+    module = module.to("meta").train()
+    for prepared in steps(real, sources):
+        loss = module.training_step(prepared.to("meta"), 0)
+        assert loss.is_meta
+        loss.backward()
+        for objective in module.objectives.values():
+            if hasattr(objective, "after_step"):
+                objective.after_step(module.model, True)
+
+
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in DRAWING])
 def test_what_has_a_row_for_each_word(name: str, root: Path) -> None:
     """It is what grows with the vocabulary, in models and objectives; a model with codes in its table says so."""
