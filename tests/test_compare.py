@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from test_tools_tasks import holes
 from test_tools_train import SIZES
 
 from data_pipelines.scenes.build import build_scenes
-from vlp.commands.compare import main, read_study
+from vlp.commands.compare import left_out_of, main, read_study
 from vlp.config import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +61,7 @@ def times(out: Path) -> list[int]:
 def test_the_table_is_what_the_runs_were_measured_to_be(out: Path) -> None:
     rows = {row["system"]: row for row in json.loads((out / "table.json").read_text())["rows"]}
     markdown = (out / "table.md").read_text()
+    assert "could not be looked at" not in markdown
     for system in ("seeing", "text only"):
         measured = [
             json.loads((cells(out)[system, seed] / "evaluation-val.json").read_text())["accuracy"] for seed in (1, 2)
@@ -110,6 +112,43 @@ def test_retrieval_and_expressions_stand_beside_references(study: dict[str, Any]
     other = [{**retrieval, "references": {"luck": "chance.text_to_image.recall_at_1"}}]
     with pytest.raises(ConfigError, match="luck"):
         read_study(Path(write(study, tmp_path / "study.yaml", **{**changed, "tasks": other})), [])[1][0].recorded()
+
+
+def test_what_was_not_looked_at_is_told(
+    study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A third of the images has no regions, and three questions each. One task is asked the first five alone."""
+    data, _, without = holes(Path(study["out"]).parent, tmp_path / "holes")
+    (task,) = study["tasks"]
+    few = {**task, "name": "few", "options": {"most": "5"}}
+    retrieval = {"name": "retrieval", "config": str(ROOT / "configs/retrieval/uniter_small.yaml")}
+    retrieval |= {"evaluate": "retrieval", "metric": "model.text_to_image.recall_at_1"}
+    changed = {
+        "out": str(tmp_path / "out"),
+        "seeds": [1],
+        "overrides": study["overrides"][:-1],
+        "tasks": [
+            {**task, "options": {"data": str(data)}, "overrides": study["overrides"][-1:]},
+            {**few, "overrides": study["overrides"][-1:]},
+            {**retrieval, "options": {"data": str(data), "pictures": "0"}},
+        ],
+        "systems": [{"name": "seeing"}],
+    }
+    assert main([write(study, tmp_path / "study.yaml", **changed)]) == 0
+    (cell,) = (tmp_path / "out" / "VQA" / "seeing").glob("seed-1")
+    report = json.loads((cell / "evaluation-val.json").read_text())
+    assert len(without) == 4
+    assert (report["left_out"], report["questions"]) == (12, 36)
+    lines = [
+        "VQA, seeing: 12 could not be looked at and count as wrong",
+        "few, seeing: only the first 5 of 36 were asked",
+        "retrieval, seeing: 4 could not be looked at and count as not found",
+    ]
+    told, markdown = capsys.readouterr().out, (tmp_path / "out" / "table.md").read_text()
+    assert markdown.endswith("|\n\n" + "".join(f"- {line}\n" for line in lines))
+    assert all(line in told for line in lines)
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    assert [row["left_out"]["1"] for row in rows] == [line.partition(": ")[2] for line in lines]
 
 
 def test_what_is_there_is_not_run_again(study: dict[str, Any], out: Path, tmp_path: Path) -> None:
@@ -185,3 +224,17 @@ def test_shipped_studies_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) 
     study, cells = read_study(path, [])
     assert len(cells) > len(study.seeds)
     assert len({cell.config.run_dir for cell in cells}) == len(cells)
+
+
+@pytest.mark.parametrize(
+    ("report", "told"),
+    [
+        ({}, ""),
+        ({"left_out": 0, "asked": 5, "in_split": 5, "left_out_count_as_wrong": True}, ""),
+        ({"left_out": 3, "unread": 1, "left_out_count_as_wrong": True}, "2 could not be looked at and count as wrong"),
+        ({"left_out": 2, "left_out_count_as_not_found": False}, "2 could not be looked at and are not counted"),
+    ],
+)
+def test_what_a_report_left_out(report: dict[str, Any], told: str) -> None:
+    assert left_out_of(report).partition("; ")[0] == told
+    assert ("1 could not be read and are not counted" in left_out_of(report)) == ("unread" in report)

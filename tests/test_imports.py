@@ -61,6 +61,7 @@ ROOMS: dict[str, set[str]] = {
     "batches": {"shards", "sources"},
     "codes": {"shards", "sources"},
     "written_captions": {"shards"},
+    "vocabulary_texts": {"shards", "sources"},
     "datamodule": {"doing"},
     "doing": set(),
     "prepare": {"shards", "sources", "scenes", "batches"},

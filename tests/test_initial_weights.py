@@ -1,4 +1,4 @@
-"""`init`: what fits is loaded, the rest is named; weights of another vocabulary are refused."""
+"""`init`: what fits is loaded, the rest is named; words of another vocabulary are taken by token."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from pathlib import Path
 
 import made_up
 import pytest
+import tokens_small
 import torch
 import two_streams_small
+from safetensors.torch import save_file
 from torch import nn
 
-from vlp.checkpoints.key_map import KeyMismatchError
+from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, export_state
 from vlp.config import ConfigError, InitConfig
 from vlp.initial_weights import describe, load_initial_weights
+from vlp.interfaces import Batch, Images, Segment, Texts
+from vlp.objectives.masked_language import TokenRows
+from vlp.registry import IMPORTERS
 from vlp.run_folder import RunFolder, answers_of_objectives, build_run
+from vlp.text.clip_bpe import ClipBytePairs
 from vlp.text.wordpiece import WordPiece
 
 
@@ -110,15 +116,149 @@ def test_another_shape_has_to_be_missing_and_unused(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
-    one, two = Run(tmp_path / "one", 1), Run(tmp_path / "two", 2)
+NEW_WORDS = ["blue", "##s", "w7", "red", "w3"]
+TABLES = ["model.embedder.word_table.weight", "objectives.masked_language.bias"]
+
+
+def with_vocabulary(run: Run, path: Path, tokens: list[str], lowercase: bool = False) -> Run:
+    """The run with a vocabulary of its own; every bias of a word is a number of its own."""
+    path.write_text("\n".join(tokens) + "\n")
+    run.tokenizer = WordPiece(path, lowercase)
+    with torch.no_grad():
+        run.objectives["masked_language"].bias.normal_()
+    return run
+
+
+@pytest.mark.parametrize("rows", [45, 50, 60])
+def test_word_vectors_by_token(tmp_path: Path, rows: int) -> None:
+    """Of another vocabulary, whatever the numbers of the tokens; the table may have another length."""
+    one = Run(tmp_path / "one", 1)
+    words = one.tokenizer.tokens
+    with_vocabulary(one, tmp_path / "one.txt", words)
     path = one.write()
-    words = two.tokenizer.tokens
-    for tokens, lowercase in (([*words[:-2], words[-1], words[-2]], False), (words[:-1], False), (words, True)):
-        (tmp_path / "other.txt").write_text("\n".join(tokens) + "\n")
-        two.tokenizer = WordPiece(tmp_path / "other.txt", lowercase)
-        with pytest.raises(ConfigError, match=r"vocabulary\.txt is another vocabulary than .*other\.txt"):
-            two.begin(path)
+    tokens = [*NEW_WORDS[:2], *(w for w in reversed(words) if w not in ("w0", "w3", "w7", "w11")), *NEW_WORDS[2:]]
+    two = Run(tmp_path / "two", 2, f"model.embedder.vocab_size={max(rows, len(tokens))}")
+    with_vocabulary(two, tmp_path / "other.txt", tokens)
+    before = {name: value.clone() for name, value in two.state_dict().items()}
+    said = two.begin(path).splitlines()
+    assert said == [
+        f"{len(one.state_dict())} tensors begin with the weights of {path}",
+        f"- word vectors by token, since {path}/vocabulary.txt is another vocabulary than {tmp_path}/other.txt: 43 of"
+        " its 46 tokens begin with those of the weights, 3 are new and begin at random, as 'blue', '##s', 'red'; 2 of"
+        " the weights are not used",
+    ]
+    after, theirs = two.state_dict(), one.state_dict()
+    for name, value in after.items():
+        if name not in TABLES:
+            assert torch.equal(value, theirs[name]), name
+            continue
+        assert len(value) == max(rows, len(tokens))
+        for number, row in enumerate(value):
+            token = tokens[number] if number < len(tokens) else None
+            expected = theirs[name][words.index(token)] if token in words else before[name][number]
+            assert torch.equal(row, expected), (name, number, token)
+    assert not torch.equal(before[TABLES[0]][0], theirs[TABLES[0]][0])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_longer_vocabulary_says_the_same_of_old_words(tmp_path: Path, first: bool) -> None:
+    """Whether the old words come first or not: the same states and, of the old words, the same logits."""
+    one = Run(tmp_path / "one", 1)
+    words = one.tokenizer.tokens
+    with_vocabulary(one, tmp_path / "one.txt", words)
+    two = Run(tmp_path / "two", 2, "model.embedder.vocab_size=70")
+    more = ["blue", "red", "##s"]
+    with_vocabulary(two, tmp_path / "two.txt", [*words, *more] if first else [*words[:5], *more, *words[5:]])
+    two.begin(one.write())
+    logits, captions = [], ["w1 w2 w39", "w4", "w0 w39 w4"]
+    for run in (one, two):
+        tokens = run.tokenizer.encode(captions)
+        count = torch.arange(3)
+        images = Images(count, torch.tensor([0, 1, 2, 3]), torch.ones(3, 24), torch.rand(3, 4).sort(1)[0] * 0 + 0.5)
+        texts = Texts({"caption": Segment.from_tokens(tokens)}, count)
+        batch = Batch(texts, images, torch.stack([count, count], 1), torch.ones(3, dtype=torch.bool))
+        run.eval()
+        with torch.no_grad():
+            encoded = run.model(batch)
+            head, at = run.objectives["masked_language"], encoded.tokens["caption"].row
+            targets = TokenRows(at, torch.zeros_like(at))
+            given, _ = head.predict(encoded, targets, run.model)
+        logits.append(given[:, [run.tokenizer.tokens.index(word) for word in words]])
+        assert len(given) == 7
+    torch.testing.assert_close(*logits, atol=1e-6, rtol=1e-6)
+
+
+def test_vocabularies_that_words_can_not_be_taken_from(tmp_path: Path) -> None:
+    one, two = Run(tmp_path / "one", 1), Run(tmp_path / "two", 2)
+    path, words = one.write(), two.tokenizer.tokens
+    before = {name: value.clone() for name, value in two.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"init\.vocabulary: a run has its vocabulary in its folder"):
+        two.begin(path, vocabulary=str(tmp_path / "two.txt"))  # type: ignore[arg-type]
+    with_vocabulary(two, tmp_path / "other.txt", words, lowercase=True)
+    with pytest.raises(
+        ConfigError, match=r"has the tokens of .*other\.txt, but one .*set data\.tokenizer\.lowercase=f"
+    ):
+        two.begin(path)
+    with_vocabulary(two, tmp_path / "other.txt", words[:-1], lowercase=True)
+    said = two.begin(path).splitlines()
+    assert said[1].endswith(
+        "44 of its 44 tokens begin with those of the weights, 0 are new and begin at random; 1 of"
+        " the weights are not used"
+    )
+    assert said[2] == "- warning: texts were read as they are for these weights, and are lower-cased here"
+    two.tokenizer = ClipBytePairs()
+    two.load_state_dict(before)
+    with pytest.raises(ConfigError, match=r"another kind of vocabulary than clip \(WordPiece and ClipBytePairs\)"):
+        two.begin(path)
+    with_vocabulary(two, tmp_path / "other.txt", [*words, "red"])
+    two.model = tokens_small.dalle(tied=True)
+    with pytest.raises(ConfigError, match=r"another vocabulary than .*other.txt, and the table of model has rows that"):
+        two.begin(path)
+    assert tokens_small.dalle().words == tokens_small.WORDS
+
+
+def test_a_file_whose_vocabulary_is_named(tmp_path: Path) -> None:
+    small = ["model.hidden_size=16", "model.layers=1", "model.heads=2", "model.mlp_size=32"]
+    small += ["model.embedder.vocab_size=45"]
+    one = Run(tmp_path / "one", 1, *small)
+    words = one.tokenizer.tokens
+    with_vocabulary(one, tmp_path / "old.txt", words)
+    layout = IMPORTERS["uniter"]
+    lists = {"may_be_missing": ["^objectives.(masked_region|matching|word)"], "may_be_unused": ["^objectives"]}
+    save_file(published(one.state_dict(), layout), tmp_path / "uniter.safetensors")
+    given = {"importer": "uniter", **lists}
+    tokens = [*words[:5], "red", *words[:4:-1]]
+    two = Run(tmp_path / "two", 2, *small[:-1], "model.embedder.vocab_size=46")
+    with_vocabulary(two, tmp_path / "new.txt", tokens)
+    before = two.state_dict()[TABLES[0]].clone()
+    place = tmp_path / "uniter.safetensors"
+    with pytest.raises(KeyMismatchError, match="vocabulary: 45 rows in the file, 46 here"):
+        two.begin(place, **given)  # type: ignore[arg-type]
+    said = two.begin(place, vocabulary=str(tmp_path / "old.txt"), **given)  # type: ignore[arg-type]
+    assert "45 of its 46 tokens begin with those of the weights, 1 are new and begin at random, as 'red'" in said
+    after, theirs = two.state_dict(), one.state_dict()
+    for name in TABLES:
+        assert torch.equal(after[name][6:], theirs[name][5:].flip(0))
+        assert torch.equal(after[name][:5], theirs[name][:5])
+    assert torch.equal(after[TABLES[0]][5], before[5])
+    (tmp_path / "short.txt").write_text("\n".join(words[:-1]) + "\n")
+    with pytest.raises(ConfigError, match=r"has 45 rows, and the vocabulary .*short\.txt has 44 tokens: it isn't"):
+        two.begin(place, vocabulary=str(tmp_path / "short.txt"), **given)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"init\.vocabulary: no vocabulary file .*nowhere\.txt"):
+        two.begin(place, vocabulary=str(tmp_path / "nowhere.txt"), **given)  # type: ignore[arg-type]
+    same = Run(tmp_path / "same", 3, *small)
+    with_vocabulary(same, tmp_path / "again.txt", words)
+    assert "by token" not in same.begin(place, vocabulary=str(tmp_path / "old.txt"), **given)  # type: ignore[arg-type]
+    assert torch.equal(same.state_dict()[TABLES[0]], theirs[TABLES[0]])
+    longer = Run(tmp_path / "longer", 3, *small)
+    with_vocabulary(longer, tmp_path / "longer.txt", words[:-1])
+    with pytest.raises(ConfigError, match=r"trained with 45 tokens.* has 44.*or name it, init\.vocabulary=FILE"):
+        longer.begin(place, **given)  # type: ignore[arg-type]
+
+
+def published(ours: dict[str, torch.Tensor], layout: KeyMap) -> dict[str, torch.Tensor]:
+    """The tensors of a run that a layout knows."""
+    return {name: value.clone() for name, value in export_state(ours, layout).items()}
 
 
 def test_what_is_no_run_or_no_weights(tmp_path: Path) -> None:

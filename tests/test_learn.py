@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 import samples
 import torch
 from samples import CLASSES, FEATURES, WORDS
+from test_tools_tasks import holes
 
+from data_pipelines.scenes.build import build_scenes
 from vlp.build import build_model, build_objectives
+from vlp.commands import learn
 from vlp.commands.learn import Blind, Row, held_out, main, shipped, shortened, small_overrides, train_blind
 from vlp.config import load_config
 from vlp.needs import FeatureFacts
@@ -44,6 +48,27 @@ def test_a_blind_model_learns_the_entropy_of_the_words(tmp_path: Path) -> None:
     assert after["matching"] == pytest.approx(math.log(2), abs=0.03)
     variance = float((batch.images.features - batch.images.features.mean(0)).square().mean())
     assert after["masked_region_regression"] == pytest.approx(variance, rel=0.15)
+
+
+def test_what_was_not_looked_at_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of twelve held-out scenes four have no regions."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(learn, "BLIND_STEPS", 2)
+    build_scenes(tmp_path / "data/scenes", 16, 12, 0, lambda text: None, processes=1)
+    data, _, without = holes(tmp_path / "data", tmp_path / "holes")
+    for path in data.glob("val*"):
+        path.replace(tmp_path / "data/scenes" / path.name)
+    sizes = [*SMALL[:4], "data.workers=0", "data.micro_batch=4", "data.micro_batches_per_step=1"]
+    sizes += ["trainer.max_steps=1", "trainer.accelerator=cpu", "validation.every=1", "validation.micro_batches=1"]
+    assert main(["uniter_base", *sizes]) == 1, "nothing is learned in a step"
+    rows = json.loads((tmp_path / "runs/learn/table.json").read_text())
+    assert len(without) == 4
+    assert {(row["pairs"], row["left_out"]) for row in rows} == {(4 * learn.BATCHES, 4)}
+    told = capsys.readouterr().out
+    assert "uniter_base, 64 pairs" in told
+    assert "4 samples left out" in told
 
 
 def test_a_blind_decoder_sees_nothing_of_what_it_writes(tmp_path: Path) -> None:

@@ -40,8 +40,12 @@ SIZES = [
     "validation={every: 3, micro_batches: 3, split: val}",
     "checkpoint.every=2",
 ]
-QUEUES = "objectives.0.objectives=[{type: momentum_contrast, queue_length: 16, momentum: 0.9, temperature: 0.1}]"
-SIGMOID = ["objectives.0.objectives=[{type: sigmoid_contrastive}]", "model.logit_bias=-3"]
+QUEUES = (
+    "objectives.0.objectives=[{type: momentum_contrast, queue_length: 16, momentum: 0.9, temperature: 0.1,"
+    " same_image: ignored}]"
+)
+SOFTMAX = ["objectives.0.objectives.0.same_image=ignored", "model.recompute_chunk=3"]
+SIGMOID = ["objectives.0.objectives=[{type: sigmoid_contrastive, same_image: positives}]", "model.logit_bias=-3"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +118,7 @@ def test_resuming_is_exact(finished: Path) -> None:
 @pytest.mark.parametrize("objective", ["softmax", "sigmoid", "queues"])
 def test_two_processes_train_as_one(root: Path, tmp_path: Path, finished: Path, objective: str) -> None:
     """The loss spans the pairs of both, so it is that of one process with the whole batch."""
-    overrides = {"softmax": ["model.recompute_chunk=3"], "sigmoid": SIGMOID, "queues": [QUEUES]}[objective]
+    overrides = {"softmax": SOFTMAX, "sigmoid": SIGMOID, "queues": [QUEUES]}[objective]
     alone = finished
     if objective != "queues":
         alone = tmp_path / "one"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp.contracts import Embedded
+from vlp.interfaces import Batch, Images, Regions, Texts
 
 SIZE = 5  # of embeddings
 
@@ -38,3 +39,26 @@ def draw_pairs(count: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(count, 1, 4, generator=generator, dtype=torch.float64)
     return shared + 0.7 * torch.randn(count, 2, 4, generator=generator, dtype=torch.float64)
+
+
+class TwoTowersOfBatches(TwoTowers):
+    """The same for real batches: an image is the feature of its one region, a text a row of a table, by its id."""
+
+    def forward(self, batch: Batch, planned: None = None) -> Embedded:
+        images = batch.images.features.double().index_select(0, batch.pairs[:, 1])
+        texts = text_table().index_select(0, batch.texts.ids.index_select(0, batch.pairs[:, 0]))
+        return super().forward(torch.stack([images, texts], 1))
+
+
+def text_table() -> Tensor:
+    """What the texts of such batches are, by id [200, 4]."""
+    return draw_pairs(200, 99)[:, 0]
+
+
+def batch_of(images: list[int], texts: list[int], source: str = "one") -> Batch:
+    """Pairs of images and texts, given by their ids; an image that several pairs show is in the batch once."""
+    rows = list(dict.fromkeys(images))
+    shown = [Regions(draw_pairs(1, 1000 + number)[:, 0], torch.zeros(1, 4)) for number in rows]
+    pairs = torch.tensor([[n, rows.index(image)] for n, image in enumerate(images)])
+    matched = torch.ones(len(images), dtype=torch.bool)
+    return Batch(Texts({}, torch.tensor(texts)), Images.from_regions(shown, rows), pairs, matched, source=source)

@@ -198,15 +198,18 @@ class CheckpointConfig:
 class InitConfig:
     """Weights to begin with, in the place of random ones.
 
-    `path`: the folder of another run or one of its weight files (the vocabulary must be the same); or, with
-    `importer`, a file in the layout of that name, relative to the working directory as `run_dir` is. What does not fit
-    is an error, but for tensors of the model in whose names one of these regular expressions is found:
-    `may_be_missing` from the file, and keep their random start; `may_be_unused`, though the file has them (one of
-    another shape has to be both); `may_differ_in_rows`: the first rows that both have are loaded, but of no grid.
+    `path`: the folder of another run or one of its weight files; or, with `importer`, a file in the layout of that
+    name; both are relative to the working directory, as `run_dir` is. `vocabulary`: that of such a file, if it isn't
+    the run's, relative to the working directory too; of a run it is known. Vectors of another vocabulary are taken by
+    token, and those of new tokens begin at random. What does not fit is an error, but for tensors of the model in whose
+    names one of these regular expressions is found: `may_be_missing` from the file, and keep their random start;
+    `may_be_unused`, though the file has them (one of another shape has to be both); `may_differ_in_rows`: the first
+    rows that both have are loaded, but of no grid.
     """
 
     path: str
     importer: str | None = None
+    vocabulary: str | None = None
     may_be_missing: list[str] = field(default_factory=list)
     may_be_unused: list[str] = field(default_factory=list)
     may_differ_in_rows: list[str] = field(default_factory=list)

@@ -333,7 +333,8 @@ class Objective(Protocol):
     of what a trained one can be asked for (`Ability`); `validated() -> Validated`, called after each validation on all
     processes, for what the losses of its batches, taken in evaluation mode, don't say one by one. One that needs
     captions has `frequencies`, which are set before training to what `count_captions` made of the tokens of the
-    captions of each image when the run began.
+    captions of each image when the run began. `word_rows`: names of its tensors that have a row for each row of the
+    table of words, so that weights of another vocabulary are taken by token.
     """
 
     @property

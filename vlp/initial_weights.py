@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlp.checkpoints.by_token import SharedTokens, by_token, word_rows
 from vlp.checkpoints.declared import declared
 from vlp.checkpoints.key_map import KeyMap, KeyMismatchError, import_state
 from vlp.checkpoints.load import (
@@ -31,6 +32,8 @@ from vlp.nn.positions import position_tables
 from vlp.nn.unshaped import unshaped
 from vlp.registry import IMPORTERS, MODELS
 from vlp.run_folder import RunFolder, answers_of_objectives, weights_file
+from vlp.text.choose import open_tokenizer
+from vlp.text.wordpiece import VocabularyError
 
 
 def load_initial_weights(
@@ -42,19 +45,22 @@ def load_initial_weights(
 
     Raises:
         ConfigError: no such importer or run, a file that is not weights, a pattern that is no regular expression, a
-            vocabulary other than that of the weights, or a head that would take its answers for others.
+            vocabulary that can't take the words of the weights, or a head that would take its answers for others.
         FileNotFoundError: there is no such file.
         KeyMismatchError: keys or shapes do not fit and are not listed as exceptions.
     """
     check_patterns(init)
     path = Path(init.path)
     notes: list[str] = []
+    theirs = vocabulary_of_weights(init, tokenizer)
     if init.importer is None:
-        tensors = read_run(path, tokenizer)
+        tensors = read_run(path)
     else:
         published = read_layout(path, init.importer, notes.append)
         tensors = published.ours
         notes += compare_settings(module, path, published.theirs)
+    if theirs is not None:
+        tensors = _by_token(init, module, tensors, theirs, tokenizer, notes.append)
     exceptions = Exceptions(init.may_be_missing, init.may_be_unused, init.may_differ_in_rows)
     try:
         loaded = load_listing(module, tensors, init.path, exceptions, position_tables(module))
@@ -66,9 +72,84 @@ def load_initial_weights(
     model: Any = module.model
     if init.importer is None:
         _check_answers(init, loaded, answers)
-    elif model.words:
+    elif model.words and theirs is None:
         _check_words(init, loaded, module, tensors, tokenizer)
     return loaded
+
+
+def vocabulary_of_weights(init: InitConfig, tokenizer: Tokenizer) -> Tokenizer | None:
+    """The vocabulary that the weights were trained with, where it isn't that of the run; None where it is the same, or
+    isn't told.
+
+    Raises:
+        ConfigError: there is no such vocabulary, it is none for this run, or one of two equal ones is lower-cased.
+    """
+    if init.importer is None:
+        if init.vocabulary is not None:
+            raise ConfigError("init.vocabulary: a run has its vocabulary in its folder; leave it out")
+        folder = RunFolder(weights_file(Path(init.path)).parent)
+        theirs = folder.tokenizer(folder.read_config([]))
+    elif init.vocabulary is None:
+        return None
+    else:
+        try:
+            theirs = open_tokenizer(init.vocabulary, tokenizer.lowercase)
+        except (FileNotFoundError, VocabularyError) as error:
+            raise ConfigError(f"init.vocabulary: {error}") from error
+    if theirs.tokens == tokenizer.tokens and theirs.lowercase == tokenizer.lowercase:
+        return None
+    if theirs.tokens == tokenizer.tokens:
+        raise ConfigError(
+            f"init: {theirs.path} has the tokens of {tokenizer.path}, but one of them is lower-cased: set"
+            f" data.tokenizer.lowercase={str(theirs.lowercase).lower()}"
+        )
+    if type(theirs) is not type(tokenizer):
+        raise ConfigError(
+            f"init: {theirs.path} is another kind of vocabulary than {tokenizer.path} ({type(theirs).__name__} and"
+            f" {type(tokenizer).__name__}): tokens that are spelled alike don't mean the same in both; take one of the"
+            " same kind"
+        )
+    return theirs
+
+
+def _by_token(
+    init: InitConfig,
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    theirs: Tokenizer,
+    ours: Tokenizer,
+    say: Callable[[str], None],
+) -> dict[str, Tensor]:
+    """The tensors, of which those that have a row for each token have the rows that the model's own vocabulary asks
+    for; what became of the tokens is said.
+
+    Raises:
+        ConfigError: rows of the model aren't tokens alone, or there are fewer or more in the file than tokens.
+    """
+    try:
+        names = word_rows(module)
+    except ValueError as error:
+        raise ConfigError(
+            f"init: {theirs.path} is another vocabulary than {ours.path}, and {error}: take that of the weights"
+        ) from error
+    for name in names:
+        rows = len(tensors[name]) if name in tensors else len(theirs)
+        if rows < len(theirs) or (init.importer is not None and rows > len(theirs)):
+            raise ConfigError(
+                f"init: {name} of {init.path} has {rows} rows, and the vocabulary {theirs.path} has {len(theirs)}"
+                " tokens: it isn't the one of these weights"
+            )
+    shared = SharedTokens.of(ours.tokens, theirs.tokens)
+    new = f", as {', '.join(map(repr, shared.new[:5]))}" if shared.new else ""
+    say(
+        f"word vectors by token, since {theirs.path} is another vocabulary than {ours.path}: {len(shared.ours):,} of"
+        f" its {len(ours):,} tokens begin with those of the weights, {len(shared.new):,} are new and begin at"
+        f" random{new}; {shared.left:,} of the weights are not used"
+    )
+    if theirs.lowercase != ours.lowercase:
+        before, now = ("lower-cased" if one.lowercase else "read as they are" for one in (theirs, ours))
+        say(f"warning: texts were {before} for these weights, and are {now} here")
+    return by_token(tensors, module.state_dict(), names, shared)
 
 
 def compare_settings(module: nn.Module, path: Path, names: Iterable[str]) -> list[str]:
@@ -119,7 +200,8 @@ def _check_words(
         if words != len(tokenizer):
             raise ConfigError(
                 f"init: {init.path} was trained with {words} tokens, and the vocabulary {tokenizer.path} has"
-                f" {len(tokenizer)}: give the vocabulary of these weights, or words would get the vectors of others"
+                f" {len(tokenizer)}, so that words would get the vectors of others: give the vocabulary of these"
+                " weights, data.tokenizer.vocabulary, or name it, init.vocabulary=FILE: vectors are taken by token then"
             )
 
 
@@ -196,18 +278,15 @@ def check_patterns(init: InitConfig) -> None:
                 raise ConfigError(f"init.{key}: {pattern!r} is not a regular expression: {error}") from error
 
 
-def read_run(path: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """The weights of another run, whose vocabulary must be `tokenizer`'s."""
-    weights = weights_file(path)
-    folder = RunFolder(weights.parent)
-    theirs = folder.tokenizer(folder.read_config([]))
-    if theirs.tokens != tokenizer.tokens or theirs.lowercase != tokenizer.lowercase:
-        raise ConfigError(
-            f"init: {theirs.path} is another vocabulary than {tokenizer.path} (or one of them is lower-cased): words"
-            " would get the vectors of others"
-        )
+def read_run(path: Path) -> dict[str, Tensor]:
+    """The weights of another run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: it is no safetensors.
+    """
     try:
-        return read_weights(weights)
+        return read_weights(weights_file(path))
     except ValueError as error:
         raise ConfigError(f"init: {error}") from error
 

@@ -22,6 +22,7 @@ import vlp
 from data_pipelines.batches import collate
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.sources.source import Source
+from vlp.checkpoints.by_token import word_rows
 from vlp.commands.learn import shortened
 from vlp.commands.train import open_data
 from vlp.config import RunConfig, load_config, ratio_for
@@ -168,6 +169,57 @@ def test_a_step_without_numbers(name: str, root: Path) -> None:
         count += 1
     assert chosen_by_scores == (name in CHOOSING_BY_SCORES)
     assert count or chosen_by_scores
+
+
+@pytest.mark.parametrize("way", ["ignored", "positives"])
+@pytest.mark.parametrize("name", ["clip_small", "siglip_vit_b16", "wenlan_base"])
+def test_pairs_of_one_image_without_numbers(name: str, way: str, root: Path) -> None:
+    config = small_config(name, root)
+    config.objectives[0].objectives[0]["same_image"] = way
+    tokenizer = tokenizer_of(config)
+    sources, facts = open_data(config, tokenizer, None)
+    real, module = (build_module(config, tokenizer, facts) for _ in range(2))
+    module = module.to("meta").train()
+    for prepared in steps(real, sources):
+        loss = module.training_step(prepared.to("meta"), 0)
+        assert loss.is_meta
+        loss.backward()
+        for objective in module.objectives.values():
+            if hasattr(objective, "after_step"):
+                objective.after_step(module.model, True)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in DRAWING])
+def test_what_has_a_row_for_each_word(name: str, root: Path) -> None:
+    """It is what grows with the vocabulary, in models and objectives; a model with codes in its table says so."""
+    config = small_config(name, root)
+    tokenizer = tokenizer_of(config)
+    _, facts = open_data(config, tokenizer, None)
+    shapes = []
+    with torch.device("meta"):
+        for more in (0, 3):
+            text = config.model.get("text", {})
+            for place in (
+                config.model,
+                config.model.get("embedder", {}),
+                text.get("settings", {}),
+                text.get("bert", {}),
+            ):
+                if "vocab_size" in place:
+                    place["vocab_size"] += more
+            module = build_module(config, tokenizer, facts)
+            shapes.append({name: value.shape for name, value in module.state_dict().items()})
+    grown = {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+    if config.data.tokenizer is None:
+        assert word_rows(module) == []
+    elif config.model["type"] == "token_decoder":
+        with pytest.raises(ValueError, match="the table of model has rows that are no words, as of codes"):
+            word_rows(module)
+    elif "vocab_size" not in str(config.model):  # it is open_clip's
+        assert [shapes[1][name][0] for name in word_rows(module)] == [len(tokenizer)]
+    else:
+        assert set(word_rows(module)) == grown
+        assert grown
 
 
 @pytest.mark.parametrize(

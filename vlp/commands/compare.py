@@ -4,7 +4,8 @@ A study is systems x tasks x seeds (`StudyConfig`; an example is studies/pretrai
 `vlp train` with its overrides and seed, then an evaluation by `vlp evaluate` or `vlp retrieve`. Prints mean and spread
 over the seeds, and writes them to table.md, table.json and table.png in the study's folder. Cells that are there are
 not run again, one that was cut off goes on from its last checkpoint, and one that fails is told and leaves the others
-alone. Overrides of the command line apply to all cells, after the study's own. Exit code 1 if a cell failed.
+alone. Overrides of the command line apply to all cells, after the study's own. What could not be looked at, in whatever
+cell, is counted below the table. Exit code 1 if a cell failed.
 """
 
 from __future__ import annotations
@@ -156,6 +157,7 @@ class Cell:
         report = tool.evaluate(tool.read_arguments(given), console)
         result: dict[str, Any] = {"value": number_in(report, self.task.metric), "steps": self.config.trainer.max_steps}
         result["fingerprint"] = report["fingerprint"]
+        result["left_out"] = left_out_of(report)
         if self.task.references:
             result["references"] = {name: number_in(report, path) for name, path in self.task.references.items()}
         write_atomically(self.record, json.dumps({**record, "result": result}, indent=1).encode())
@@ -173,6 +175,21 @@ def number_in(report: dict[str, Any], path: str) -> float:
             raise unknown_key(f"metric {path} in the report", key, value if isinstance(value, dict) else [])
         value = value[key]
     return float(value)
+
+
+def left_out_of(report: dict[str, Any]) -> str:
+    """What a report was not measured on, and how that counts, in words; empty if it was measured on all."""
+    told, unread = [], report.get("unread", 0)
+    unseen = report.get("left_out", 0) - unread
+    if report.get("asked", 0) < report.get("in_split", 0):
+        told.append(f"only the first {report['asked']:,} of {report['in_split']:,} were asked")
+    if unseen:
+        ways = {"left_out_count_as_wrong": "count as wrong", "left_out_count_as_not_found": "count as not found"}
+        counted = next((way for key, way in ways.items() if report.get(key)), "are not counted")
+        told.append(f"{unseen:,} could not be looked at and {counted}")
+    if unread:
+        told.append(f"{unread:,} could not be read and are not counted")
+    return "; ".join(told)
 
 
 def read_study(name: str | Path, overrides: list[str], out: str | None = None) -> tuple[StudyConfig, list[Cell]]:
@@ -242,7 +259,8 @@ def run_cells(cells: list[Cell], console: Console) -> dict[Path, str]:
 
 
 def summarise(study: StudyConfig, cells: list[Cell], failures: dict[Path, str]) -> list[dict[str, Any]]:
-    """For each task and system the values by seed, mean, standard deviation over the seeds, and failures.
+    """For each task and system the values by seed, mean, standard deviation over the seeds, failures, and by seed what
+    could not be looked at.
 
     Raises:
         ConfigError: cells of a task were measured on different data.
@@ -254,10 +272,13 @@ def summarise(study: StudyConfig, cells: list[Cell], failures: dict[Path, str]) 
         for system in study.systems:
             own = [cell for cell in cells if cell.task is task and cell.system is system]
             values: dict[int, float] = {}
+            left_out: dict[int, str] = {}
             for cell in own:
                 record = cell.recorded() if cell.record.is_file() and cell.record not in failures else None
                 if record is not None and record["result"] is not None:
                     values[cell.seed] = record["result"]["value"]
+                    if record["result"].get("left_out"):
+                        left_out[cell.seed] = record["result"]["left_out"]
                     measured_on.setdefault(record["result"]["fingerprint"], cell.record)
                     references = record["result"].get("references", references)
             if len(measured_on) > 1:
@@ -275,11 +296,12 @@ def summarise(study: StudyConfig, cells: list[Cell], failures: dict[Path, str]) 
                     "mean": statistics.fmean(found) if found else None,
                     "deviation": statistics.stdev(found) if len(found) > 1 else None,
                     "failures": {cell.seed: failures[cell.record] for cell in own if cell.record in failures},
+                    "left_out": left_out,
                 }
             )
         for name, value in references.items():
             told = {"task": task.name, "metric": task.references[name], "system": name, "seeds": 0, "values": {}}
-            rows.append({**told, "mean": value, "deviation": None, "failures": {}})
+            rows.append({**told, "mean": value, "deviation": None, "failures": {}, "left_out": {}})
     return rows
 
 
@@ -307,6 +329,19 @@ def table_of(study: StudyConfig, rows: list[dict[str, Any]]) -> tuple[Table, str
         table.add_row(*line)
     marked = [heads, ["---", *(["---:"] * len(study.tasks))], *lines]
     return table, f"{title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in marked)
+
+
+def left_out_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """What the cells were not measured on, a line for each task and system that has such."""
+    lines = []
+    for row in rows:
+        seeds: dict[str, list[str]] = {}
+        for seed, told in row["left_out"].items():
+            seeds.setdefault(told, []).append(str(seed))
+        for told, own in seeds.items():
+            which = "" if len(own) == len(row["values"]) else f", seed {', '.join(own)}"
+            lines.append(f"{row['task']}, {row['system']}{which}: {told}")
+    return lines
 
 
 def draw(study: StudyConfig, rows: list[dict[str, Any]], path: Path) -> None:
@@ -346,9 +381,14 @@ def report(study: StudyConfig, cells: list[Cell], failures: dict[Path, str], con
     rows = summarise(study, cells, failures)
     table, marked = table_of(study, rows)
     console.print(table)
+    lines = left_out_lines(rows)
+    for line in lines:
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     out = Path(study.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "table.md", marked.encode())
+    write_atomically(
+        out / "table.md", "".join([marked, "\n" * bool(lines), *(f"- {line}\n" for line in lines)]).encode()
+    )
     write_atomically(out / "table.json", json.dumps({"study": asdict(study), "rows": rows}, indent=1).encode())
     draw(study, rows, out / "table.png")
     console.print(f"written: {out}/table.md, .json, .png", soft_wrap=True)

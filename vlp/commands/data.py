@@ -8,7 +8,8 @@ SPLIT.left_out.jsonl beside the shards. `vlp data SOURCE --help` shows a source'
 they lie: no tar is copied or changed. Run again, it reads the tars alone that are new or have changed.
 
 `encode` makes no data set: it adds the codes of a data set's pictures, by a coder that was trained. `caption` makes one
-out of another: a run describes its images that have no captions, or few.
+out of another: a run describes its images that have no captions, or few. `vocabulary` makes a file of the words that
+data sets have.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from data_pipelines.scenes.build import build_scenes
 from data_pipelines.scenes.placing import OBJECTS
 from data_pipelines.shards.facts import CaptionPlace
 from data_pipelines.shards.format import Manifest, Sample, ShardError, read_manifest
-from vlp.commands import caption, encode
+from vlp.commands import caption, encode, vocabulary
 from vlp.commands.command import GO_ON, STOPPED, examples_of, open_console, options_of, run_command, whole_number
 from vlp.strict_yaml import ConfigError
 
@@ -362,7 +363,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         help="each line of KEY.txt is a caption (so without the option, where dataset_type.txt says retrieval)",
     )
     added["webdataset"].add_argument("--out", type=Path, help="folder of the index (default: the tars' own)")
-    for command in (encode, caption):
+    for command in (encode, caption, vocabulary):
         command.add_options(_add(sources, command.__name__.split(".")[-1], command.__doc__ or "", command.EXAMPLE))
     for name, source in added.items():
         if name == "scenes":
@@ -531,7 +532,7 @@ def main(arguments: list[str]) -> int:
     console = open_console(markup=False)
     makers = {"scenes": make_scenes, "coco": make_coco, "nlvr1": make_nlvr1, "text": make_text}
     makers |= {"webdataset": make_webdataset, "encode": encode.encode}
-    makers |= {"caption": caption.caption}
+    makers |= {"caption": caption.caption, "vocabulary": vocabulary.vocabulary}
 
     def make(given: list[str]) -> None:
         options = read_arguments(given)

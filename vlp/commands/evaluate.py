@@ -249,6 +249,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "asked": done,
         "in_split": there,
         "left_out": len(found.unseen) + found.unread,
+        "unread": found.unread,
         "left_out_count_as_wrong": not options.seen_only,
         "not_looked_at": found.missed,
         **measured.report,

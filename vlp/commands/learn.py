@@ -71,7 +71,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One objective: held-out loss and accuracy (NaN where it has none) of the model and of a blind one."""
+    """One objective: held-out loss and accuracy (NaN where it has none) of the model and of a blind one. `pairs`: that
+    these are of; `left_out`: held-out samples that can't be looked at, which lack something, or are broken, and others
+    stand in for them.
+    """
 
     config: str
     objective: str
@@ -79,6 +82,8 @@ class Row:
     blind_loss: float
     accuracy: float
     blind_accuracy: float
+    pairs: int = 0
+    left_out: int = 0
 
     def learned(self) -> bool:
         """Clearly better than blind: by its accuracy where classes are so few that guesses are often right, as in
@@ -199,14 +204,18 @@ def compare(name: str, folder: RunFolder) -> list[Row]:
         encoder = Blind(model) if blind else model
         return TrainingModule(encoder, objectives, groups, config.optim, config.trainer.max_steps, 0)
 
-    def batches_of(split: str, count: int) -> list[Batch]:
+    def batches_of(split: str, count: int) -> tuple[list[Batch], int]:
+        """So many batches, and how many samples can't be looked at."""
         sources, _ = train.open_data(config, tokenizer, split)
-        return list(validation_batches(sources, config.data.micro_batch, config.data.micro_batch_tokens, count))
+        made = list(validation_batches(sources, config.data.micro_batch, config.data.micro_batch_tokens, count))
+        broken = {(one.source, one.key) for batch in made for one in batch.replaced}
+        return made, sum(source.unusable_samples for source in sources) + len(broken)
 
-    batches = batches_of(config.validation.split, BATCHES)
+    batches, left_out = batches_of(config.validation.split, BATCHES)
+    pairs = sum(len(batch.pairs) for batch in batches)
     seeing = held_out(module_of(blind=False), batches)
     blind_module = module_of(blind=True)
-    train_blind(blind_module, batches_of(config.data.sources[0].split, 100))
+    train_blind(blind_module, batches_of(config.data.sources[0].split, 100)[0])
     blind = held_out(blind_module, batches)
     rows = []
     for key in seeing:
@@ -217,9 +226,8 @@ def compare(name: str, folder: RunFolder) -> list[Row]:
             continue
         accuracy = f"{key}_accuracy"
         nothing = float("nan")
-        rows.append(
-            Row(name, key, seeing[key], blind[key], seeing.get(accuracy, nothing), blind.get(accuracy, nothing))
-        )
+        shares = seeing.get(accuracy, nothing), blind.get(accuracy, nothing)
+        rows.append(Row(name, key, seeing[key], blind[key], *shares, pairs, left_out))
     return rows
 
 
@@ -234,7 +242,9 @@ def table_of(rows: list[Row]) -> Table:
         if row.config != system:
             system = row.config
             table.add_section()
-            table.add_row(system, style="bold")
+            table.add_row(f"{system}, {row.pairs:,} pairs", style="bold")
+            if row.left_out:
+                table.add_row(f"  {row.left_out:,} samples left out", style="yellow")
         gain = f"{100 * (1 - row.loss / row.blind_loss):.0f} %"
         shares = ["" if a != a else f"{100 * a:.1f}" for a in (row.accuracy, row.blind_accuracy)]
         cells = [f"  {row.objective}", f"{row.loss:.3f}", f"{row.blind_loss:.3f}", gain, *shares]

@@ -6,17 +6,20 @@ Letters: n pairs of this process, W processes, N = W n pairs of all, D embedding
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp.contracts import DualModel, Embedded, Losses, Report
+from vlp.contracts import Corrupt, DualModel, Embedded, Losses, Report
 from vlp.distributed import gather_rows, rank, world_size
 from vlp.interfaces import Batch
 from vlp.needs import Needs
 from vlp.nn.precision import at_least_float32, without_autocast
+
+# what the other pairs of a pair's image are to it
+SameImage = Literal["negatives", "ignored", "positives"]
 
 
 def similarities(rows: Tensor, columns: Tensor, scale: Tensor | float, bias: Tensor | None = None) -> Tensor:
@@ -34,12 +37,52 @@ def unchanged(batch: Batch, generator: torch.Generator) -> tuple[Batch, None]:
     return batch, None
 
 
+def images_of_pairs(batch: Batch) -> Tensor:
+    """The id of each pair's image, int64 [n]. The pairs of a step are of one source, so one id is one image."""
+    return batch.images.ids.index_select(0, batch.pairs[:, 1])
+
+
+def with_image_ids(batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
+    """The batch as it is, and which pairs are of one image."""
+    return batch, images_of_pairs(batch)
+
+
+def known(same_image: str) -> SameImage:
+    """The setting, if it is one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if same_image not in get_args(SameImage):
+        raise ValueError(f"same_image is {same_image!r}, but must be one of {', '.join(get_args(SameImage))}")
+    return same_image  # type: ignore[return-value]
+
+
+def softmax_loss(logits: Tensor, own: Tensor, same: Tensor | None, positives: bool) -> tuple[Tensor, Tensor]:
+    """The mean cross entropy of rows of logits [a, b], and without gradient the share of rows whose highest is right.
+
+    own: int64 [a], the column that belongs to the row. same: bool [a, b], the columns of the row's image, its own among
+    them: with `positives` they are right, each to an equal share, else all but the own one are left out of the row.
+    None: only the own column is of that image.
+    """
+    own = own[:, None]
+    if same is not None and not positives:
+        logits = logits.masked_fill(same.scatter(1, own, False), -torch.inf)
+    loss, best = F.cross_entropy(logits, own[:, 0]), logits.detach().argmax(1, keepdim=True)
+    if same is None or not positives:
+        return loss, (best == own).float().mean()
+    # cross entropy is linear in its targets, so this moves the own column's weight to all that are right
+    shares = same / same.sum(1, keepdim=True, dtype=logits.dtype)
+    moved = shares - torch.zeros_like(shares).scatter(1, own, 1.0)
+    return loss - (logits * moved).sum(1).mean(), same.gather(1, best).float().mean()
+
+
 class Contrastive(nn.Module):
     """Tell each image's text from the other texts of the batch, and each text's image from the other images.
 
-    Cross entropy, mean over images and over texts, halved. Negatives are all other pairs of the batch, whatever they
-    show; in training the batch is that of all processes, in evaluation (where processes may hold unequally many
-    batches) the process's own.
+    Cross entropy, mean over images and over texts, halved. Negatives are all other pairs of the batch, as in the
+    originals whatever they show (see `same_image`); in training the batch is that of all processes, in evaluation
+    (where processes may hold unequally many batches) the process's own.
 
     Gradients averaged over processes, as DDP does, equal those of one process with the whole batch if
     `gather_gradient`, whatever `local` is. Without it they do not:
@@ -50,16 +93,21 @@ class Contrastive(nn.Module):
       negatives of others; that of the scale is exact. For comparisons with runs that were trained so.
 
     Source: CLIP (arXiv 2103.00020), figure 3; open_clip, src/open_clip/loss.py (ClipLoss: `local_loss`,
-    `gather_with_grad`).
+    `gather_with_grad`). Positives: UniCL (arXiv 2204.03610), equations 2 to 4.
 
     Args:
         local: each process scores its own images and texts against all, [n, N]; if not, every process scores all
             against all, [N, N], with the same gradients once they are averaged.
         gather_gradient: gradients flow back into embeddings that came from other processes.
         max_scale: what the scale is cut to after each step; it is at least 1.
+        same_image: what pairs of one image are to each other, in both directions. `negatives`: as any other pair.
+            `ignored`: they are left out of each other's softmax. `positives`: of the m pairs of an image, its own among
+            them, each is right with weight 1/m: -1/m times the sum of their log softmax is a row's loss. As long as
+            these pairs share the image's embedding, as in a `DualEncoder`, that is the same as `negatives`, but for the
+            accuracies: rows of one image are equal, and each has another of the m texts as its target.
 
     Raises:
-        ValueError: `max_scale` is below 1.
+        ValueError: `max_scale` is below 1, or another `same_image`.
     """
 
     @classmethod
@@ -67,23 +115,34 @@ class Contrastive(nn.Module):
         """See `vlp.needs.Needs`."""
         return Needs("embedded", spans_step=True, rivals=True)
 
-    def __init__(self, local: bool = True, gather_gradient: bool = True, max_scale: float = 100.0):
+    def __init__(
+        self,
+        local: bool = True,
+        gather_gradient: bool = True,
+        max_scale: float = 100.0,
+        same_image: SameImage = "negatives",
+    ):
         super().__init__()
         if not 1 <= max_scale < math.inf:
             raise ValueError(f"max_scale is {max_scale}, but must be finite and at least 1")
         self.local, self.gather_gradient, self.max_scale = local, gather_gradient, max_scale
+        self.same_image = known(same_image)
 
-    corrupt = staticmethod(unchanged)
+    @property
+    def corrupt(self) -> Corrupt:
+        """Nothing is changed; targets are ids of images, where these are asked for."""
+        return unchanged if self.same_image == "negatives" else with_image_ids
 
-    def loss(self, encoded: Embedded, targets: None, model: DualModel) -> tuple[Losses, Report]:
+    def loss(self, encoded: Embedded, targets: Tensor | None, model: DualModel) -> tuple[Losses, Report]:
         """Losses: `contrastive`. Report: `contrastive_image_accuracy` and `contrastive_text_accuracy`, the shares of
-        images and texts whose own partner ranks first in the batch, and `contrastive_scale`.
+        images and texts for which a right partner ranks first in the batch, and `contrastive_scale`.
 
         Raises:
             ValueError: the processes hold unequally many pairs (in training).
         """
         images, texts = encoded.images, encoded.texts
         all_images, all_texts, first = images, texts, 0
+        ids = all_ids = targets
         if self.training and world_size() > 1:
             both = torch.stack([images, texts], 1)
             gathered = gather_rows(both, self.gather_gradient)
@@ -91,16 +150,20 @@ class Contrastive(nn.Module):
             if not (self.local or self.gather_gradient):  # the process's own rows keep their gradients
                 gathered = torch.cat([gathered[:first], both, gathered[first + len(images) :]])
             all_images, all_texts = gathered.unbind(1)
+            all_ids = None if ids is None else gather_rows(ids, gradient=False)
         if not self.local:
-            images, texts, first = all_images, all_texts, 0
+            images, texts, first, ids = all_images, all_texts, 0, all_ids
         # a bias changes nothing, but where a model has one it must be part of the graph
         of_images = similarities(images, all_texts, encoded.scale, encoded.bias)
         of_texts = similarities(texts, all_images, encoded.scale, encoded.bias)
         own = torch.arange(first, first + len(images), device=images.device)
-        loss = (F.cross_entropy(of_images, own) + F.cross_entropy(of_texts, own)) / 2
-        return {"contrastive": loss}, {
-            "contrastive_image_accuracy": (of_images.detach().argmax(1) == own).float().mean(),
-            "contrastive_text_accuracy": (of_texts.detach().argmax(1) == own).float().mean(),
+        same = None if ids is None or all_ids is None else ids[:, None] == all_ids
+        positives = self.same_image == "positives"
+        image_loss, image_accuracy = softmax_loss(of_images, own, same, positives)
+        text_loss, text_accuracy = softmax_loss(of_texts, own, same, positives)
+        return {"contrastive": (image_loss + text_loss) / 2}, {
+            "contrastive_image_accuracy": image_accuracy,
+            "contrastive_text_accuracy": text_accuracy,
             "contrastive_scale": encoded.scale.detach(),
         }
 

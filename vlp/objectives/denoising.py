@@ -120,6 +120,7 @@ class Denoising(nn.Module):
         spans = SpanHiding(mask_id, end_id, share, span_length, model.max_tokens["caption"])
         self.corrupt = FragmentHiding(mask_id, share) if corrupt == "fragment" else spans
         self.bias = nn.Parameter(torch.zeros(len(model.tied("word_embeddings"))))
+        self.word_rows = ["bias"]
 
     def predict(self, encoded: Encoded, targets: WrittenTokens | TokenRows, model: Model) -> tuple[Tensor, Tensor]:
         """Logits float [n, vocabulary] and labels int64 [n] of the n tokens to predict."""

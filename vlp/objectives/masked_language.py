@@ -132,6 +132,7 @@ class MaskedLanguage(nn.Module):
         size = len(model.tied("word_embeddings"))
         self.decoder = None if tied else nn.Linear(model.hidden_size, size, bias=False)
         self.bias = nn.Parameter(torch.zeros(size))
+        self.word_rows = ["bias"] if tied else ["bias", "decoder.weight"]
         initialise(self, model.initial_std)
 
     def predict(self, encoded: Encoded, targets: MaskedTokens | TokenRows, model: Model) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp.contracts import DualModel, Embedded, Losses, Report
-from vlp.distributed import gather_rows, world_size
-from vlp.interfaces import Batch
+from vlp.distributed import derive_seed, gather_rows, world_size
+from vlp.interfaces import NONE, Batch
 from vlp.needs import Needs
-from vlp.objectives.contrastive import similarities
+from vlp.objectives.contrastive import SameImage, images_of_pairs, known, similarities
 
 
 class KeyQueue(nn.Module):
@@ -31,13 +31,15 @@ class KeyQueue(nn.Module):
         self.register_buffer("keys", F.normalize(torch.randn(size, length), dim=0))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
+    def oldest(self, count: int) -> Tensor:
+        """The columns that the next keys will stand in, int64 [count]."""
+        return (self.pointer + torch.arange(count, device=self.keys.device)) % self.keys.shape[1]
+
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Put keys [N, D], N at most K, in the place of the oldest."""
-        length = self.keys.shape[1]
-        columns = (self.pointer + torch.arange(len(keys), device=keys.device)) % length
-        self.keys.index_copy_(1, columns, keys.T.to(self.keys.dtype))
-        self.pointer.add_(len(keys)).remainder_(length)
+        self.keys.index_copy_(1, self.oldest(len(keys)), keys.T.to(self.keys.dtype))
+        self.pointer.add_(len(keys)).remainder_(self.keys.shape[1])
 
 
 def queue_loss(logits: Tensor, more: Tensor | None = None) -> Tensor:
@@ -45,10 +47,10 @@ def queue_loss(logits: Tensor, more: Tensor | None = None) -> Tensor:
 
     logits: [n, 1 + K], the first column is the positive; more: bool [n, K], columns of the queue that are so too.
     """
+    loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
     if more is None:
-        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
-    shares = logits.log_softmax(1)
-    return -(shares[:, 0] + (shares[:, 1:] * more).sum(1)).mean()
+        return loss
+    return loss - logits.log_softmax(1)[:, 1:].masked_fill(~more, 0.0).sum(1).mean()
 
 
 def among_top(keys: Tensor, queue: Tensor, count: int) -> Tensor:
@@ -69,6 +71,11 @@ class KeyTargets:
     def locate(self, places: Any) -> KeyTargets:
         """With the plan of the batch, which is what a dual encoder's places are."""
         return replace(self, planned=places)
+
+
+def image_ids(batch: Batch) -> Tensor:
+    """An id of each pair's image, int64 [n], that no image of another source has: a queue may hold those of several."""
+    return images_of_pairs(batch) ^ derive_seed("images of", batch.source)
 
 
 def keyed(batch: Batch, generator: torch.Generator) -> tuple[Batch, KeyTargets]:
@@ -102,12 +109,16 @@ class MomentumContrast(nn.Module):
         top_k: also count as positives the entries of the queue that are among the `top_k` most similar to the pair's
             image key, in the queue of images, and to its text key, in that of texts (`multi_label` of the original);
             None: only the pair itself.
+        same_image: what entries of the queue that are of the pair's own image are. `negatives`: as any other, as in the
+            original. `ignored`: they are left out of the softmax. `positives`: as those that `top_k` finds: -log
+            softmax of each of them is added. In evaluation none is of it, since the queue is of training.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value out of its range, or another `same_image`.
     """
 
     started: Tensor
+    queued_images: Tensor
 
     @classmethod
     def needs(cls, **settings: Any) -> Needs:
@@ -115,7 +126,13 @@ class MomentumContrast(nn.Module):
         return Needs("embedded", spans_step=True)
 
     def __init__(
-        self, model: nn.Module, queue_length: int, momentum: float, temperature: float, top_k: int | None = None
+        self,
+        model: nn.Module,
+        queue_length: int,
+        momentum: float,
+        temperature: float,
+        top_k: int | None = None,
+        same_image: SameImage = "negatives",
     ):
         super().__init__()
         for name, value, fine in (
@@ -130,8 +147,12 @@ class MomentumContrast(nn.Module):
         self.key_model = copy.deepcopy(model).requires_grad_(False)
         self.image_queue = KeyQueue(model.embedding_size, queue_length)  # type: ignore[arg-type]
         self.text_queue = KeyQueue(model.embedding_size, queue_length)  # type: ignore[arg-type]
+        self.same_image = known(same_image)
+        if same_image != "negatives":  # ids of the images that the columns of both queues are of
+            self.register_buffer("queued_images", torch.full((queue_length,), NONE))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self.pending: list[Tensor] = []  # keys [N, 2, D] of the micro-batches of this step
+        # of the micro-batches of this step the keys [N, 2, D], and ids of images [N] where these are asked for
+        self.pending: list[tuple[Tensor, Tensor | None]] = []
         self.looked = False  # at whether the copy has begun, which is done once
 
     corrupt = staticmethod(keyed)
@@ -164,7 +185,8 @@ class MomentumContrast(nn.Module):
                     f"queue_length={length} is not a multiple of the {len(gathered)} pairs that the {world_size()}"
                     " process(es) hold together; change it or the size of a batch"
                 )
-            self.pending.append(gathered)
+            ids = None if self.same_image == "negatives" else gather_rows(image_ids(batch), gradient=False)
+            self.pending.append((gathered, ids))
         return keys.images, keys.texts
 
     def logits(self, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
@@ -188,6 +210,14 @@ class MomentumContrast(nn.Module):
             more = among_top(image_keys, image_queue, self.top_k) & among_top(text_keys, text_queue, self.top_k)
         of_images = self.logits(encoded.images, text_keys, text_queue)
         of_texts = self.logits(encoded.texts, image_keys, image_queue)
+        if self.training and self.same_image != "negatives":
+            same = image_ids(targets.batch)[:, None] == self.queued_images
+            if self.same_image == "positives":
+                more = same if more is None else more | same
+            else:
+                more = None if more is None else more & ~same
+                left_out = F.pad(same, (1, 0))  # never the pair's own key
+                of_images, of_texts = (logits.masked_fill(left_out, -torch.inf) for logits in (of_images, of_texts))
         loss = queue_loss(of_images, more) + queue_loss(of_texts, more)
         for unused in (encoded.scale, encoded.bias):
             if unused is not None:  # DDP wants a gradient for every parameter
@@ -201,7 +231,9 @@ class MomentumContrast(nn.Module):
         """Put the keys of the step's micro-batches, in their order, into the queues; those of a step that was left out
         are dropped.
         """
-        for keys in self.pending if taken else []:
+        for keys, ids in self.pending if taken else []:
+            if ids is not None:
+                self.queued_images.index_copy_(0, self.image_queue.oldest(len(ids)), ids)
             self.image_queue.enqueue(keys[:, 0])
             self.text_queue.enqueue(keys[:, 1])
         self.pending = []

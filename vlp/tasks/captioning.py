@@ -241,6 +241,7 @@ class Captioning(nn.Module):
         if not self.by_decoder:
             self.transform = Transform(model.hidden_size, model.norm_eps, modes=transforms)
         self.bias = nn.Parameter(torch.zeros(size))
+        self.word_rows = ["bias"]
         initialise(self, model.initial_std)
 
     def word_logits(self, states: Tensor, model: Model, causal: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -25,10 +25,10 @@ def own_vocabulary(words: Iterable[str]) -> list[str]:
     return [*special, *sorted(kept), *sorted(set(characters) - kept), *(f"##{c}" for c in characters)]
 
 
-def words_of(texts: Iterable[str]) -> list[str]:
-    """The words and signs of texts, one after another, as an uncased WordPiece cuts them before it takes them apart."""
-    normalizer, cutter = BertNormalizer(lowercase=True, strip_accents=True), BertPreTokenizer()
-    return [word for text in texts for word, _ in cutter.pre_tokenize_str(normalizer.normalize_str(text))]
+def words_of(texts: Iterable[str], lowercase: bool = True) -> Iterator[str]:
+    """The words and signs of texts, one after another, as a WordPiece cuts them before it takes them apart."""
+    normalizer, cutter = BertNormalizer(lowercase=lowercase, strip_accents=lowercase), BertPreTokenizer()
+    return (word for text in texts for word, _ in cutter.pre_tokenize_str(normalizer.normalize_str(text)))
 
 
 class VocabularyError(ValueError):
