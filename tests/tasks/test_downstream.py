@@ -61,6 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
+# 12-in-1, which trains on all tasks at once: tests/test_twelve_in_one.py
 FINE_TUNED = [cell for cell in CELLS if TASKS[cell.task].recipe is not None and cell.system != "twelve_in_one"]
 TRIED = [cell for cell in CELLS if TASKS[cell.task].recipe is None]
 
@@ -155,6 +156,8 @@ def test_the_table_names_what_is_there() -> None:
         assert words[:2] == ["vlp", "train"]
         config, _ = train.read_arguments(words[2:])
         assert config.run_dir == shlex.split(measure)[2]
+        names = {*(group.name for group in config.objectives), *(source.name for source in config.data.sources)}
+        assert cell.group is None or cell.group in names
 
 
 def test_the_list_shows_every_cell(capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,7 @@ CELLS = [
     Cell("twelve_in_one", "GQA", "test-std 60.65", "twelve_in_one", group="gqa"),
     Cell("twelve_in_one", "NLVR2", "test-P 78.87", "twelve_in_one", group="nlvr2"),
     Cell("twelve_in_one", "VE", "test 76.95", "twelve_in_one", group="entailment"),
-    Cell("twelve_in_one", "GRE", "RefCOCOg on detected regions 76.35", "twelve_in_one", group="refcoco"),
+    Cell("twelve_in_one", "GRE", "RefCOCOg on detected regions 76.35", "twelve_in_one", group="refcocog"),
     Cell("twelve_in_one", "ITIR", "67.9 for images; COCO 1K 65.2", "twelve_in_one", group="retrieval"),
     Cell("lxmert_base", "VQA", "test-dev 72.42, test-std 72.54"),
     Cell("lxmert_base", "GQA", "test-dev 60.00, test-std 60.33"),
