@@ -62,7 +62,7 @@ def softmax_loss(logits: Tensor, own: Tensor, same: Tensor | None, positives: bo
     """The mean cross entropy of rows of logits [a, b], and without gradient the share of rows whose highest is right.
 
     own: int64 [a], the column that belongs to the row. same: bool [a, b], the columns of the row's image, its own among
-    them: with `positives` they are right, each to an equal share, else all but the own one are left out of the row.
+    them: with `positives` their probability together counts, else all but the own one are left out of the row.
     None: only the own column is of that image.
     """
     own = own[:, None]
@@ -71,10 +71,8 @@ def softmax_loss(logits: Tensor, own: Tensor, same: Tensor | None, positives: bo
     loss, best = F.cross_entropy(logits, own[:, 0]), logits.detach().argmax(1, keepdim=True)
     if same is None or not positives:
         return loss, (best == own).float().mean()
-    # cross entropy is linear in its targets, so this moves the own column's weight to all that are right
-    shares = same / same.sum(1, keepdim=True, dtype=logits.dtype)
-    moved = shares - torch.zeros_like(shares).scatter(1, own, 1.0)
-    return loss - (logits * moved).sum(1).mean(), same.gather(1, best).float().mean()
+    right = logits.masked_fill(~same, -torch.inf).logsumexp(1, keepdim=True)
+    return loss - (right - logits.gather(1, own)).mean(), same.gather(1, best).float().mean()
 
 
 class Contrastive(nn.Module):
@@ -93,7 +91,7 @@ class Contrastive(nn.Module):
       negatives of others; that of the scale is exact. For comparisons with runs that were trained so.
 
     Source: CLIP (arXiv 2103.00020), figure 3; open_clip, src/open_clip/loss.py (ClipLoss: `local_loss`,
-    `gather_with_grad`). Positives: UniCL (arXiv 2204.03610), equations 2 to 4.
+    `gather_with_grad`). Positives: MIL-NCE (arXiv 1912.06430), equation 1.
 
     Args:
         local: each process scores its own images and texts against all, [n, N]; if not, every process scores all
@@ -101,10 +99,8 @@ class Contrastive(nn.Module):
         gather_gradient: gradients flow back into embeddings that came from other processes.
         max_scale: what the scale is cut to after each step; it is at least 1.
         same_image: what pairs of one image are to each other, in both directions. `negatives`: as any other pair.
-            `ignored`: they are left out of each other's softmax. `positives`: of the m pairs of an image, its own among
-            them, each is right with weight 1/m: -1/m times the sum of their log softmax is a row's loss. As long as
-            these pairs share the image's embedding, as in a `DualEncoder`, that is the same as `negatives`, but for the
-            accuracies: rows of one image are equal, and each has another of the m texts as its target.
+            `ignored`: they are left out of each other's softmax. `positives`: any of them is right: a row's loss is
+            -log of the sum of their softmax, its own among them.
 
     Raises:
         ValueError: `max_scale` is below 1, or another `same_image`.
