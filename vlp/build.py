@@ -112,10 +112,13 @@ def _with_pictures(settings: dict[str, Any], special_tokens: dict[str, int]) -> 
 
 
 def _with_embedder(settings: dict[str, Any], special_tokens: dict[str, int], facts: FeatureFacts) -> nn.Module:
-    pixel_size(settings)
-    backbone = None
-    if "backbone" in settings:
+    backbone, pixels = None, pixel_size(settings)
+    if pixels is not None:
         backbone = construct("model.backbone", settings["backbone"], BACKBONES)
+        if getattr(backbone, "reads_boxes", False) != pixels.boxes:
+            raise ConfigError(
+                "model.pixels: boxes must be true for a backbone that cuts out the boxes of the data, and for no other"
+            )
         facts = replace(facts, feature_size=backbone.feature_size)
         settings = {key: value for key, value in settings.items() if key not in ("pixels", "backbone")}
     none: dict[str, Any] = {"regions_take": 0, "token_region": False, "layout_causal": [], "layout_causal_types": []}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -92,13 +92,14 @@ class Tokenizer(Protocol):
 @dataclass(frozen=True)
 class PixelSize:
     """How pictures are scaled for models that see pixels: the shorter side to `shorter`, but the longer to `longer` at
-    most, and then both down to a multiple of `multiple`, the side of what becomes one row of the sequence.
+    most, and then both down to a multiple of `multiple`, the side of what becomes one row of the sequence. `boxes`:
+    load the boxes of regions too, which then are the rows.
     """
 
     shorter: int
     longer: int
     multiple: int
-    boxes: ClassVar[bool] = False  # regions are made of the pixels
+    boxes: bool = False
 
     def of(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a picture when scaled; the shape is kept but for the rounding.

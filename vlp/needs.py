@@ -30,7 +30,8 @@ class Needs:
     """What an objective needs, given its settings.
 
     `result`: what the model has to return. `region_rows`: rows of regions. `pooled`: a pooled vector.
-    `region_features`: features that the data has, rather than such as the model makes of pixels. `class_scores`,
+    `given_regions`: regions that the data has, rather than cells of a grid. `region_features`: features that the data
+    has, rather than such as the model makes of pixels. `class_scores`,
     `attributes`: of the data's regions. `mask_token`: of the tokenizer. `writes`: a segment that the model must be able
     to write. `truth`: what it learns from: answers of the manifest's list, boxes, or which choice is right. `mined`: it
     looks at mined images (`Batch.hard_images`). `captions`: all captions of the data, before the run begins
@@ -43,6 +44,7 @@ class Needs:
     result: Result = "encoded"
     region_rows: bool = False
     pooled: bool = False
+    given_regions: bool = False
     region_features: bool = False
     class_scores: bool = False
     attributes: bool = False
@@ -65,6 +67,7 @@ class Offers:
     result: Result
     region_rows: bool = False
     pooled: bool = False
+    given_regions: bool = False
     region_features: bool = False
     region_parts: bool = False
     writes: frozenset[str] = frozenset()
@@ -115,6 +118,8 @@ def faults(needs: Needs, offers: Offers, facts: FeatureFacts, tokenizer: Tokeniz
             "needs what a region shows apart from where it is, and this model's embedder gives only both together;"
             " choose a model.embedder that offers region_parts, or leave it out"
         )
+    if needs.given_regions and not offers.given_regions:
+        told.append("needs regions of the data, and this model makes its own of pixels")
     if needs.region_features and not offers.region_features:
         told.append("needs features of regions, and this model sees pixels")
     if needs.decoder and not offers.decoder:

@@ -32,6 +32,7 @@ from vlp.models.token_decoder import TokenDecoder
 from vlp.models.two_stream import TwoStream
 from vlp.nn.backbones.patches import Patches
 from vlp.nn.backbones.timm_grid import TimmGrid
+from vlp.nn.backbones.timm_regions import TimmRegions
 from vlp.nn.embedders.b2t2 import B2T2Embedder
 from vlp.nn.embedders.oscar import OscarEmbedder
 from vlp.nn.embedders.summed import SummedEmbedder
@@ -93,7 +94,11 @@ EMBEDDERS: dict[str, Callable[..., nn.Module]] = {
     "vlbert": VLBertEmbedder,
     "vlp": VlpEmbedder,
 }
-BACKBONES: dict[str, Callable[..., nn.Module]] = {"patches": Patches, "timm_grid": TimmGrid}
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "patches": Patches,
+    "timm_grid": TimmGrid,
+    "timm_regions": TimmRegions,
+}
 OBJECTIVES: dict[str, Callable[..., nn.Module]] = {  # and tasks
     "answer_classification": AnswerClassification,
     "answering": Answering,

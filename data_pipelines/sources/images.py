@@ -16,7 +16,7 @@ from data_pipelines.shards.reader import ShardReader
 from data_pipelines.sources.segments import region_names
 from data_pipelines.sources.sides import ImageSide
 from vlp.distributed import derive_seed
-from vlp.interfaces import Loads, Regions
+from vlp.interfaces import Loads, PixelSize, Regions
 
 
 class RegionImages:
@@ -92,28 +92,35 @@ class PixelImages:
 
 
 class BoxedPixelImages:
-    """The picture of each image, and the boxes of its regions, for models that cut them out by themselves."""
+    """The picture of each image, and the boxes of its regions, for models that cut them out by themselves: as rows of
+    the sequence, with class scores and names, or as what an embedding is made of.
+    """
 
     lacking = "a picture with regions"
 
     def __init__(self, reader: ShardReader, loads: Loads, training: bool = False):
-        self.reader, self.most = reader, loads.max_regions
+        self.reader, self.loads, self.most = reader, loads, loads.max_regions
+        self.as_rows = isinstance(loads.pixels, PixelSize)
         self.pictures = PixelImages(reader, loads, training)
         self.usable, self.shown = reader.has_image & (reader.region_counts > 0), reader.has_image
 
     def rows(self, sample: int, facts: dict[str, Any] | None = None) -> int:
         """See `ImageSide`."""
-        return self.pictures.rows(sample, facts)
+        return min(int(self.reader.region_counts[sample]), self.most) if self.as_rows else 0
 
     def load(self, sample: int, crop: int) -> Regions:
         """See `ImageSide`."""
         picture, stored = self.pictures.load(sample, crop), self.reader.regions(sample)
         boxes = torch.zeros(0, 4) if stored is None else torch.from_numpy(stored.boxes[: self.most]).clamp(0, 1)
-        return Regions(torch.zeros(len(boxes), 0), boxes, pixels=picture.pixels)
+        scores = None if stored is None or not self.as_rows else _tensor(stored.scores, slice(self.most))
+        return Regions(torch.zeros(len(boxes), 0), boxes, scores, pixels=picture.pixels)
 
     def names(self, facts: dict[str, Any], image: Regions) -> list[str]:
         """See `ImageSide`."""
-        return []
+        if not self.as_rows:
+            return []
+        scores = None if image.scores is None else image.scores.numpy()
+        return region_names(facts, scores, self.reader.manifest.class_names, self.most)
 
 
 class NoImages:

@@ -124,6 +124,7 @@ class EncoderDecoder(nn.Module):
             "encoded",
             region_rows=layout.has_regions,
             pooled=pooler,
+            given_regions=True,
             region_features=True,
             region_parts=offered.region_parts,
             writes=frozenset({"caption"} & layout.max_tokens.keys()),

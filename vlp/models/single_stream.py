@@ -12,7 +12,7 @@ from vlp.contracts import Cost, Encoded, Places, RegionParts
 from vlp.interfaces import NONE, Batch, Images, PixelSize, Ragged
 from vlp.needs import EmbedderOffers, Offers
 from vlp.nn.attention import AttentionPlan, plan_attention
-from vlp.nn.backbones.pixels import GridPlan, placed
+from vlp.nn.backbones.pixels import placed
 from vlp.nn.cost import rows_of, transformer_cost
 from vlp.nn.first_rows import FirstRows, first_among, project_first
 from vlp.nn.incremental import Incremental
@@ -30,7 +30,7 @@ class SingleStreamPlan:
     places: Places
     sequences: Sequences
     attention: AttentionPlan
-    seen: GridPlan | None
+    seen: Any
     embedded: Any
     first: list[FirstRows]
 
@@ -132,6 +132,7 @@ class SingleStream(nn.Module):
             "encoded",
             region_rows=layout.has_regions,
             pooled=pooler,
+            given_regions=backbone is None or getattr(backbone, "reads_boxes", False),
             region_features=backbone is None,
             region_parts=offered.region_parts,
             writes=layout.causal & layout.max_tokens.keys(),

@@ -187,7 +187,9 @@ class TwoStream(nn.Module):
         self.text_layout, self.visual_layout = layout.split()
         self.items, self.max_tokens, self.streams = layout.items, layout.max_tokens, 2
         self.mlp_size = mlp_size
-        self.offers = Offers("encoded", region_rows=layout.has_regions, pooled=True, region_features=True)
+        self.offers = Offers(
+            "encoded", region_rows=layout.has_regions, pooled=True, given_regions=True, region_features=True
+        )
         self.embedder = embedder
         self.feature_size: int = embedder.feature_size  # type: ignore[assignment]
         rates = (dropout, attention_dropout, norm_eps)

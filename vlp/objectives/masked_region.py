@@ -240,7 +240,7 @@ class MaskedRegionDistribution(nn.Module):
     @classmethod
     def needs(cls, **settings: Any) -> Needs:
         """See `vlp.needs.Needs`."""
-        return Needs(region_rows=True, region_features=True, class_scores=True)
+        return Needs(region_rows=True, given_regions=True, class_scores=True)
 
     def __init__(
         self,
@@ -285,7 +285,7 @@ class MaskedRegionClass(nn.Module):
     @classmethod
     def needs(cls, **settings: Any) -> Needs:
         """See `vlp.needs.Needs`."""
-        return Needs(region_rows=True, region_features=True, class_scores=True)
+        return Needs(region_rows=True, given_regions=True, class_scores=True)
 
     def __init__(
         self,

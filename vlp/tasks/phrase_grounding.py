@@ -104,7 +104,7 @@ class PhraseGrounding(nn.Module):
     @classmethod
     def needs(cls, **settings: Any) -> Needs:
         """See `vlp.needs.Needs`."""
-        return Needs(region_rows=True, region_features=True, truth="boxes")
+        return Needs(region_rows=True, given_regions=True, truth="boxes")
 
     def __init__(self, model: Model, head_size: int = 64):
         super().__init__()

@@ -125,7 +125,7 @@ class RegionChoice(nn.Module):
     @classmethod
     def needs(cls, **settings: Any) -> Needs:
         """See `vlp.needs.Needs`."""
-        return Needs(region_rows=True, region_features=True, truth="boxes")
+        return Needs(region_rows=True, given_regions=True, truth="boxes")
 
     def __init__(
         self,

@@ -83,6 +83,8 @@ class VLBertEmbedder(nn.Module):
         visual_norm, visual_scale: see `VisualTerm`; the latter is its value at first.
         text_only: learn a vector for pairs without an image, which are refused otherwise.
         masked_word: whether masked regions have a shared word of their own.
+        masked_feature: whether a masked region's feature is replaced by a learned one; false for a backbone that blanks
+            the pixels of masked regions.
         last_region_is_end: the last region of an image has END's word and position, besides its own vector, and is what
             text sees in the place of the whole image; a layout without END then (VOLTA).
     """
@@ -102,6 +104,7 @@ class VLBertEmbedder(nn.Module):
         visual_scale: float = 1.0,
         text_only: bool = False,
         masked_word: bool = True,
+        masked_feature: bool = True,
         last_region_is_end: bool = False,
     ):
         super().__init__()
@@ -114,7 +117,7 @@ class VLBertEmbedder(nn.Module):
         self.special_table = nn.Embedding(1, hidden_size)
         self.position_table = nn.Embedding(text.positions, hidden_size)
         self.type_table = nn.Embedding(text.types, hidden_size)
-        self.mask_vector = nn.Parameter(torch.zeros(1, feature_size))
+        self.mask_vector = nn.Parameter(torch.zeros(1, feature_size)) if masked_feature else None
         self.region_projection = nn.Linear(8 * frequencies + feature_size, visual_size)
         self.region_word = nn.Embedding(1, hidden_size)
         self.masked_region_word = nn.Embedding(1, hidden_size) if masked_word else None
@@ -131,7 +134,7 @@ class VLBertEmbedder(nn.Module):
     def vectors(self, images: Images, planned: Padded | None = None) -> Tensor:
         """Vectors [R + I, V] of all regions, then of all whole images."""
         features = images.features
-        if images.masked is not None:
+        if images.masked is not None and self.mask_vector is not None:
             features = torch.where(images.masked[:, None], self.mask_vector.to(features.dtype), features)
         features = torch.cat([features, whole_features(images, planned)])
         waves = box_waves(torch.cat([images.boxes, whole_boxes(images)]), self.frequencies)
