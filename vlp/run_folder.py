@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from torch import Tensor, nn
 
@@ -57,7 +57,8 @@ TOKENIZERS = ("vocabulary.txt", "tokenizer.json", "tokenizer.model")  # what a r
 class RunFolder:
     """Names and rules of a run's folder: `config.yaml`, `vocabulary.txt` (or `tokenizer.json`, `.model`), `data.json`,
     `metrics.jsonl`, `model.safetensors` (latest), `best.safetensors` (best validation loss), `checkpoints/`,
-    `tensorboard/`; where captions are rewarded, `captions.safetensors`: how many images' captions have each n-gram.
+    `tensorboard/`, `starts.jsonl` (when, how and with what it was started); where captions are rewarded,
+    `captions.safetensors`: how many images' captions have each n-gram.
     """
 
     path: Path
@@ -85,6 +86,11 @@ class RunFolder:
             parts = {f"{name}/{part}": tensor for name, f in counted.items() for part, tensor in f.tensors().items()}
             write_weights(self.path / CAPTIONS, parts, {"format": 1})
         self.write_config(config)
+
+    def note_start(self, record: Mapping[str, Any]) -> None:
+        """Add a line to `starts.jsonl`; see `vlp.commands.starts`."""
+        with open(self.path / "starts.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def write_config(self, config: RunConfig) -> None:
         """Write the run's configuration."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from data_pipelines.sources.vocabulary_fit import tell_fit
 from vlp.build import loads_of, objective_needs
 from vlp.commands.command import GO_ON, open_console, options_of, run_command
 from vlp.commands.encode import check_coder, check_reads_codes
+from vlp.commands.starts import record_of_start
 from vlp.config import ConfigError, RunConfig, load_config, ratio_for
 from vlp.fine_tuning import load_for_system
 from vlp.initial_weights import calibrate, describe, load_initial_weights, load_start_weights
@@ -207,8 +209,17 @@ def check_truths(config: RunConfig, sources: list[Source], console: Console) -> 
             )
 
 
-def train(config: RunConfig, resume: str | None, console: Console) -> bool:
-    """Prepare data and folder, train, draw the losses; False if a signal stopped the run before its end."""
+def step_of(checkpoint: Path | None) -> int:
+    """The step that a checkpoint's name tells; 0 without one."""
+    done = re.search(r"\d+$", checkpoint.stem) if checkpoint else None
+    return int(done[0]) if done else 0
+
+
+def train(config: RunConfig, resume: str | None, console: Console, arguments: Sequence[str] = ()) -> bool:
+    """Prepare data and folder, train, draw the losses; False if a signal stopped the run before its end.
+
+    arguments: of the command, for the run's record.
+    """
     _, devices, _ = resolve_hardware(config)
     environment = cluster_environment(devices, config.trainer.num_nodes)
     folder, data, launching = RunFolder(Path(config.run_dir)), config.data, is_first(environment)
@@ -287,8 +298,7 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
             left_out = f" ({source.unusable_samples} samples lack {lack})" if source.unusable_samples else ""
             kind = "texts" if source.text_only else "pairs" if source.loads.segments else "pictures"
             console.print(f"source {source.name}: {len(source)} {kind} of {len(source.reader)} samples{left_out}")
-        done = re.search(r"\d+$", start.stem) if start else None
-        print_estimate(config, module, loader(0, 0), console, int(done[0]) if done else 0)
+        print_estimate(config, module, loader(0, 0), console, step_of(start))
         console.print(f"run folder {folder.path}" + (f", resuming from {start.name}" if start else ""), soft_wrap=True)
     if launching and resume is None:
         folder.create(config, tokenizer, facts, counted)  # last, for from here on it is in the way of another start
@@ -296,6 +306,9 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
     with held:
         if launching and resume is not None:  # with what was changed, so that the folder tells how the run goes on
             folder.write_config(config)
+        if launching:
+            step = step_of(start)
+            folder.note_start(record_of_start(arguments, config.seed, step, devices, config.trainer.num_nodes))
         try:
             stage = None if stop_and_go is None else config.validation.every
             feed = DataModule(prepared, per_step, data.workers, stage)
@@ -333,4 +346,4 @@ def train(config: RunConfig, resume: str | None, console: Console) -> bool:
 def main(arguments: list[str]) -> int:
     """Run the command; errors that a user can mend are printed without a traceback."""
     console = open_console()
-    return run_command(lambda given: 0 if train(*read_arguments(given), console) else GO_ON, arguments)
+    return run_command(lambda given: 0 if train(*read_arguments(given), console, given) else GO_ON, arguments)
