@@ -2,7 +2,7 @@
 
 A sample is up to three members of a tar: `KEY.json` (captions and facts), a picture (optional, `KEY.png` or another
 ending of `IMAGE_FORMATS`), `KEY.regions.safetensors` (optional: `boxes` float32 [R, 4], `features` float16 [R, F],
-`scores` float16 [R, C], `attribute_scores` float16 [R, A]). A data set's folder holds `SPLIT-00000.tar ...`,
+`scores` float16 [R, C], `attribute_scores` float16 [R, A]; published regions keep the floats that they have). A data set's folder holds `SPLIT-00000.tar ...`,
 `SPLIT.parquet` (the index) and `manifest.json`. Tars of other tools are indexed where they lie
 (`annotations/tars.py`) and read by the same reader.
 """
@@ -204,10 +204,7 @@ def _members(sample: Sample) -> dict[str, Any]:
         members[sample.image_format] = sample.image
     if sample.regions is not None:
         r = sample.regions
-        arrays: dict[str, np.ndarray] = {"boxes": r.boxes.astype(np.float32), "features": r.features.astype(np.float16)}
-        for name, scores in (("scores", r.scores), ("attribute_scores", r.attribute_scores)):
-            if scores is not None:
-                arrays[name] = scores.astype(np.float16)
+        arrays: dict[str, np.ndarray] = {name: array for name, array in vars(r).items() if array is not None}
         if len({len(array) for array in arrays.values()}) != 1 or r.boxes.shape[1:] != (4,):
             raise ValueError(f"sample {sample.key}: { ({k: v.shape for k, v in arrays.items()}) } do not fit together")
         members["regions.safetensors"] = save_arrays({k: np.ascontiguousarray(v) for k, v in arrays.items()})

@@ -1,0 +1,43 @@
+"""The forms of published features, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipelines.features.published.bottom_up import BottomUpReader
+from data_pipelines.features.published.oscar import OscarReader
+from data_pipelines.features.published.record import FeatureReader
+from data_pipelines.features.published.uniter import UniterLmdbReader, UniterNpzReader
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is read. `files`: files or folders; the others belong to them, where their form has such."""
+
+    files: list[Path]
+    labels: Path | None = None
+    boxes: Path | None = None
+    ids: Path | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form. `what`: its files, for the help. `open`: gives its reader. `takes`: which of `Files` it may have."""
+
+    what: str
+    open: Callable[[Files], FeatureReader]
+    takes: tuple[str, ...] = ()
+
+
+FORMS = {
+    "bottom_up": Form("TSV of bottom-up attention, LXMERT, ViLBERT", lambda given: BottomUpReader(given.files)),
+    "uniter": Form("UNITER's folders of .npz", lambda given: UniterNpzReader(given.files)),
+    "uniter_lmdb": Form("UNITER's LMDB", lambda given: UniterLmdbReader(given.files)),
+    "oscar": Form(
+        "TSV of Oscar and VinVL, with or without .lineidx; --labels predictions.tsv",
+        lambda given: OscarReader(given.files, given.labels),
+        ("labels",),
+    ),
+}
