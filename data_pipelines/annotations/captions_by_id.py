@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipelines.annotations.files import AnnotationError, entries, read_json, read_lines
+from data_pipelines.annotations.files import AnnotationError, Kinds, entries, read_json, read_lines
 
 
 def read_captions_by_id(path: Path) -> dict[str, list[str]]:
@@ -34,6 +34,6 @@ def _rows(path: Path) -> list[tuple[str, str, str]]:
                 raise AnnotationError(f"{path}, line {number} is not an id, a tab and a caption")
             rows.append((f"{path}, line {number}", name, caption))
         return rows
-    kinds = {"image_id": (int, str), "caption": str}
+    kinds: Kinds = {"image_id": (int, str), "caption": str}
     listed = entries(path, read_json(path), "annotations", kinds)
     return [(f"{path}: annotations[{n}]", str(e["image_id"]), e["caption"]) for n, e in enumerate(listed)]

@@ -52,8 +52,8 @@ def add_features(
 
     Args:
         folder: the data set's folder.
-        feature_size, class_names, attribute_names, extractor: for the manifest. `extractor` is also the identity of the work: only
-            the same one goes on with what an earlier run has left.
+        feature_size, class_names, attribute_names, extractor: for the manifest. `extractor` is also the identity of
+            the work: only the same one goes on with what an earlier run has left.
         change: gives the sample with regions, or without if it can have none; all else stays but facts may be added.
         progress: told how many samples were done, now or by an earlier run.
         of_pictures: whether they are made of pictures, which each split must then have.
@@ -62,7 +62,8 @@ def add_features(
         False if the data set has these features already.
 
     Raises:
-        ShardError: it has other features, lacks pictures or holds what would be lost, is damaged, or is being worked on.
+        ShardError: it has other features, lacks pictures, holds what would be lost, is damaged, or is being worked
+            on.
     """
     with _locked(folder):
         old = read_manifest(folder)

@@ -61,11 +61,9 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         "--background", action="store_true", help="published class numbers count the background, as number 0"
     )
     parser.add_argument(
-        "--float16", action="store_true", help="store features in half the space (default: as they are)"
+        "--float16", action="store_true", help="store features in half the space (default: as published)"
     )
-    parser.add_argument(
-        "--captions", type=Path, metavar="FILE", help="of --out: COCO's JSON, or a TSV of id and caption"
-    )
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="of --out: COCO's JSON, or TSV of id and caption")
     parser.add_argument("--split", default="train", help="of --out: name of the split")
     return parser.read(arguments)
 
@@ -123,7 +121,8 @@ def _make(options: argparse.Namespace, index: Index, sizes: Sizes, made: str, pr
             f"no caption of {options.captions} is of an image with features: the captions are of images as"
             f" {next(iter(captions))!r}, the features as {theirs[0]!r}"
         )
-    joined, left_out = Joined(), []
+    joined = Joined()
+    left_out: list[LeftOut] = []
 
     def counted() -> Iterator[Sample]:
         for sample in new_samples(index, sizes, captions, joined):

@@ -108,8 +108,8 @@ def _placed(
     names, confidences, unplaced = [""] * len(shares), np.zeros(len(shares)), 0
     if size is None and len(labels) != len(shares):
         raise FeatureFileError(
-            f"{where}: {len(labels)} labels for {len(shares)} boxes, and neither the file nor the data set says how large"
-            " the picture is, to place them"
+            f"{where}: {len(labels)} labels for {len(shares)} boxes, and neither the file nor the data set says"
+            " how large the picture is, to place them"
         )
     for number, label in enumerate(labels):
         region = number
@@ -151,7 +151,7 @@ def _shares(where: str, record: Record, size: tuple[int, int] | None) -> tuple[n
     if record.shares:
         limit = np.ones(4)
         tolerance = np.full(4, CLOSE)
-        shares = boxes.astype(np.float32)
+        shares: np.ndarray = boxes.astype(np.float32)
     else:
         if size is None:
             raise FeatureFileError(

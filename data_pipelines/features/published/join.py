@@ -222,8 +222,8 @@ def join(
     if matched[joined.naming] and joined.naming in collisions:
         first, second = collisions[joined.naming]
         raise FeatureFileError(
-            f"{folder}: the samples of {first!r} and {second!r} have one id by their {joined.naming}; nobody knows whose"
-            " the features are"
+            f"{folder}: the samples of {first!r} and {second!r} have one id by their {joined.naming}; nobody knows"
+            " whose the features are"
         )
     ids = names[joined.naming]
     if not matched[joined.naming]:
@@ -257,7 +257,7 @@ def join(
 
 
 def _names(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, tuple[str, str]]]:
-    """Of each naming the ids of all samples and how they are spelled; and two spellings of one id, if there are such."""
+    """Of each naming the ids of all samples, as they are spelled; and two spellings of one id, if there are such."""
     names: dict[str, dict[str, str]] = {naming: {} for naming in NAMINGS}
     collisions: dict[str, tuple[str, str]] = {}
     for split in splits_of(folder, read_manifest(folder)):

@@ -46,7 +46,7 @@ class LmdbFile:
             self._environment, self.process = self._open(), os.getpid()
         return self._environment
 
-    def keys(self) -> Iterator[bytes]:
+    def names(self) -> Iterator[bytes]:
         """All keys in order."""
         with self.environment.begin() as transaction, transaction.cursor() as cursor:
             yield from (bytes(key) for key in cursor.iternext(keys=True, values=False))

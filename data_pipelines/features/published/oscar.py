@@ -139,8 +139,8 @@ def _indexed(path: Path, index: Path) -> Iterator[Entry]:
             offset = int(line)
             if not last < offset < size or (offset == 0) != (number == 1) or (offset and data[offset - 1] != 10):
                 raise FeatureFileError(
-                    f"{where}: at byte {offset} of {path} ({size} bytes) no line begins; the index is another file's, or"
-                    " the TSV is cut short. Without the .lineidx the TSV is read line by line"
+                    f"{where}: at byte {offset} of {path} ({size} bytes) no line begins; the index is another file's,"
+                    " or the TSV is cut short. Without the .lineidx the TSV is read line by line"
                 )
             last = offset
             end = data.find(b"\t", offset, offset + 4096)

@@ -64,7 +64,7 @@ class UniterLmdbReader:
     def entries(self) -> Iterator[Entry]:
         """See `FeatureReader`."""
         for file in self.files:
-            for key in file.keys():
+            for key in file.names():
                 if key != b"__keys__":
                     name = key.decode("utf-8", "backslashreplace")
                     yield Entry(name, f"{file.path}, key {name}", (file, key))
