@@ -296,10 +296,9 @@ def _array(held: Held) -> Any:
 
 def _of_bytes(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     """An array, if its bytes are as many as it needs."""
-    kind = dtype.args[0] if isinstance(dtype, Held) and dtype.name == "numpy.dtype" and dtype.args else None
-    ends: Any = (
-        dtype.state[1] if isinstance(dtype, Held) and type(dtype.state) is tuple and len(dtype.state) > 1 else "<"
-    )
+    kind, ends = None, ""  # type: Any, Any
+    if isinstance(dtype, Held) and dtype.name == "numpy.dtype" and dtype.args and type(dtype.state) is tuple:
+        kind, ends = dtype.args[0], dtype.state[1] if len(dtype.state) > 1 else ""
     types = {np.dtype(one).str[1:]: np.dtype(one) for one in NUMBER_TYPES}
     if kind not in types or ends not in ("<", ">", "|"):
         raise ConversionError(f"it holds an array of {kind!r}, not of {', '.join(NUMBER_TYPES)}")

@@ -7,6 +7,7 @@ goes on with the next shard. Without --weights the trunk's weights are random nu
 shapes of some 10 to 30 pixels.
 
 `vlp features published --help`: features that others have published, by the id of the image.
+`vlp features export --help`: the way back, to files in the forms of others.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     """The subcommand and its options."""
     if arguments[:1] == ["published"]:
         return published.read_arguments(arguments[1:])
+    if arguments[:1] == ["export"]:
+        return published.read_export_arguments(arguments[1:])
     parser = options_of(
         "features",
         __doc__,
@@ -138,7 +141,9 @@ def main(arguments: list[str]) -> int:
 
     def work(given: list[str]) -> None:
         options = read_arguments(given)
-        if "form" in options:
+        if given[:1] == ["export"]:
+            published.export(options, console)
+        elif given[:1] == ["published"]:
             published.published(options, console)
             if options.shards is not None:
                 report(options.shards, console)

@@ -22,18 +22,27 @@ from rich.progress import MofNCompleteColumn, Progress
 from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.captions_by_id import read_captions_by_id
 from data_pipelines.annotations.files import LeftOut, read_lines
+from data_pipelines.features.published import write
 from data_pipelines.features.published.check import Sizes
 from data_pipelines.features.published.forms import FORMS, Files
 from data_pipelines.features.published.ids import canonical_id
 from data_pipelines.features.published.join import Index, Joined, join, new_samples, sizes_of
 from data_pipelines.features.published.record import FeatureFileError
+from data_pipelines.features.published.write import WRITERS
 from data_pipelines.features.rewrite import finish_replacing
 from data_pipelines.shards.format import Manifest, Sample, read_manifest, write_bytes
+from data_pipelines.shards.reader import ShardReader
 from vlp.checkpoints.key_map import listed as key_list
 from vlp.commands.command import options_of
 from vlp.strict_yaml import ConfigError
 
 LEFT_OUT = "features.left_out.jsonl"
+EXPORT = """Write a data set's region features in the forms that others' code reads, and `vlp features published` too.
+
+No pickle is written: for ViLBERT's LMDB take bottom_up, which its own script converts, hy5's map of images to rows is
+a JSON, and UNITER's LMDB has compressed arrays (its option compressed_db; it wants a folder whose name ends with
+_compressed). UNITER's forms are float16, all others float32; boxes in pixels need the pictures' width and height.
+"""
 FORMS_TOLD = "\n\nForms:\n" + "\n".join(f"  {name}: {form.what}" for name, form in FORMS.items())
 
 
@@ -66,6 +75,32 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--captions", type=Path, metavar="FILE", help="of --out: COCO's JSON, or TSV of id and caption")
     parser.add_argument("--split", default="train", help="of --out: name of the split")
     return parser.read(arguments)
+
+
+def read_export_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The options of `vlp features export`."""
+    parser = options_of(
+        "features export",
+        EXPORT,
+        ["features export --shards data/coco --split train --form uniter --out coco_npz"],
+    )
+    parser.add_argument("--shards", type=Path, required=True, help="folder of a data set with region features")
+    parser.add_argument("--split", default="train", help="which of its splits")
+    parser.add_argument("--form", choices=sorted(WRITERS), required=True, help="of the files, as above")
+    parser.add_argument("--out", type=Path, required=True, help="file (bottom_up) or folder, not there yet")
+    return parser.read(arguments)
+
+
+def export(options: argparse.Namespace, console: Console) -> None:
+    """Write the features of a split."""
+    reader = ShardReader(options.shards, options.split)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("samples", total=len(reader))
+        written = write.export(reader, options.form, options.out, lambda done: progress.advance(task, done))
+    console.print(f"written: {options.out}, regions of {written.images} images", soft_wrap=True)
+    for number, why in ((written.without, "without regions"), (written.again, "of an image that was written already")):
+        if number:
+            console.print(f"left out: {number} samples {why}", style="yellow", soft_wrap=True)
 
 
 def published(options: argparse.Namespace, console: Console) -> None:

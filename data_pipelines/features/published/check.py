@@ -80,6 +80,8 @@ def checked(entry: Entry, record: Record, size: tuple[int, int] | None, sizes: S
     numbers, confidences = record.classes, record.confidences
     shift = int(not sizes.background)
     names, unplaced = None, 0
+    _confidences(where, record.confidences, rows)
+    _confidences(where, record.attribute_confidences, rows)
     if record.labels is not None:
         names, confidences, unplaced = _placed(where, record.labels, shares, size)
         if sizes.class_names:

@@ -110,7 +110,8 @@ class VlpReader:
         scores, classes = None, path.with_name(re.sub(r"_feat(\d*\.\w+)$", r"_cls\1", path.name))
         if classes != path and classes.is_file():
             scores = rows_of(f"{classes}, key {name}", data_set(str(classes), self._open(classes), name))
-        return Record(boxes[:, :4], features, scores=scores)
+        sure = boxes[:, 5] if boxes.shape[1] > 5 else None  # behind a class number
+        return Record(boxes[:, :4], features, scores=scores, confidences=sure)
 
 
 def _names(path: Path, file: Any) -> list[str]:

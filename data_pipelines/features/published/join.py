@@ -150,7 +150,7 @@ class _Maker:
         if record.size and own and not _of_one_shape(record.size, own):
             return replace(sample, facts={**sample.facts, WITHOUT_REGIONS: OTHER_SHAPE})
         made = checked(entry, record, size, self.sizes)
-        facts = dict(sample.facts)
+        facts = {**sample.facts, "published_as": entry.name}
         if size is not None and own is None:
             facts |= {"width": size[0], "height": size[1]}
         elif size is not None and size != own:
@@ -300,7 +300,6 @@ def new_samples(index: Index, sizes: Sizes, captions: Mapping[str, list[str]], j
     for name, entry in index.entries.items():
         stem = canonical_stem(entry.name)
         facts: dict[str, Any] = {"image_id": int(name) if name.isdigit() and len(name) < 19 else name}
-        facts["published_as"] = entry.name
         joined.counts["captions"] += len(captions.get(name, []))
         yield maker.regions(entry, Sample(stem, list(captions.get(name, [])), facts=facts))
 

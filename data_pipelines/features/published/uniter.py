@@ -97,6 +97,7 @@ def uniter_record(where: str, arrays: dict[str, np.ndarray]) -> Record:
     if places.shape[1] > 4:
         record.geometry = places[:, :6]
     confidences = arrays.get("conf")
+    record.confidences = None if confidences is None else confidences.ravel()
     if confidences is not None and confidences.size != len(features):
         raise FeatureFileError(
             f"{where}: conf has {confidences.size} numbers, not one for each of {len(features)} boxes"
