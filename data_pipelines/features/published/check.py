@@ -138,7 +138,8 @@ def _numbers_of(where: str, names: list[str], class_names: list[str]) -> np.ndar
 
 def _stored(where: str, features: np.ndarray, half: bool) -> np.ndarray:
     """Features in float16 if they are or shall be, else in float32."""
-    kept = features.astype(np.float16 if half or features.dtype == np.float16 else np.float32)
+    with np.errstate(over="ignore"):  # which is refused below
+        kept = features.astype(np.float16 if half or features.dtype == np.float16 else np.float32)
     if not np.isfinite(kept).all():
         raise FeatureFileError(
             f"{where}: a feature of size {float(np.abs(features).max())} does not fit {kept.dtype};"

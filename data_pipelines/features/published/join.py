@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.features.published.check import Sizes, checked
-from data_pipelines.features.published.ids import canonical_id
+from data_pipelines.features.published.ids import canonical_id, stem_of
 from data_pipelines.features.published.record import Entry, FeatureFileError, FeatureReader, Record
 from data_pipelines.features.regions import WITHOUT_REGIONS
 from data_pipelines.features.rewrite import add_features, splits_of
@@ -180,10 +180,13 @@ def _size_of(sample: Sample) -> tuple[int, int] | None:
     size = sample.facts.get("width"), sample.facts.get("height")
     if all(type(side) is int and side > 0 for side in size):
         return int(str(size[0])), int(str(size[1]))
+    if sample.image is None:
+        return None
     try:
-        return None if sample.image is None else picture_size(sample.image)[1:]
+        _, height, width = picture_size(sample.image)
     except ImageError:
         return None
+    return width, height
 
 
 def _of_one_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
@@ -306,5 +309,4 @@ def new_samples(index: Index, sizes: Sizes, captions: Mapping[str, list[str]], j
 
 def canonical_stem(name: str) -> str:
     """A key for a sample out of a published name: without folders and endings, other signs as underscores."""
-    stem = re.sub(r"\.(jpe?g|png|np[yz]|json|webp)$", "", name.strip().rpartition("/")[2], flags=re.IGNORECASE)
-    return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+    return re.sub(r"[^A-Za-z0-9_-]", "_", stem_of(name))
