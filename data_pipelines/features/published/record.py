@@ -148,18 +148,18 @@ def from_bytes(where: str, name: str, data: bytes, rows: int, dtype: str, column
     Raises:
         FeatureFileError: they are too many or too few.
     """
-    size = np.dtype(dtype).itemsize
+    size, kind = np.dtype(dtype).itemsize, np.dtype(dtype).name
     found = len(data) / (size * rows)
     if columns is None:
         if not found or found != int(found):
             raise FeatureFileError(
-                f"{where}: {name} has {len(data)} bytes, not a multiple of {size} ({np.dtype(dtype).name}) for {rows} boxes"
+                f"{where}: {name} has {len(data)} bytes, not a multiple of {size} ({kind}) for {rows} boxes"
             )
         return np.frombuffer(data, np.dtype(dtype)).reshape(rows, int(found))
     expected = size * rows * (columns or 1)
     if len(data) != expected:
         raise FeatureFileError(
-            f"{where}: {name} has {len(data)} bytes, not {expected} ({rows} boxes of {columns or 1} x {np.dtype(dtype).name})"
+            f"{where}: {name} has {len(data)} bytes, not {expected} ({rows} boxes of {columns or 1} x {kind})"
         )
     array = np.frombuffer(data, np.dtype(dtype))
     return array.reshape(rows, columns) if columns else array
