@@ -51,18 +51,17 @@ class Detected:
         return np.concatenate([shares, shares[:, 2:] - shares[:, :2]], 1)
 
 
-def detected(number: int, rows: int | None = None) -> Detected:
+def detected(number: int, rows: int | None = None, size: tuple[int, int] | None = None) -> Detected:
     rng = np.random.default_rng(number)
-    width, height, count = 640, 480 - number % 5, rows or int(rng.integers(10, 14))
-    low = rng.random((count, 2)) * [width / 2, height / 2]
-    high = low + 20 + rng.random((count, 2)) * [width / 2 - 21, height / 2 - 21]
+    (width, height), count = size or (640, 480 - number % 5), rows or int(rng.integers(10, 14))
+    low, extent = rng.random((count, 2)) / 2, 0.03 + rng.random((count, 2)) * 0.45
     scores = rng.random((count, CLASSES), dtype=np.float32) ** 40
     scores /= scores.sum(1, keepdims=True)
     return Detected(
         number,
         width,
         height,
-        np.concatenate([low, high], 1).astype(np.float32),
+        (np.concatenate([low, low + extent], 1) * [width, height, width, height]).astype(np.float32),
         rng.standard_normal((count, FEATURES), dtype=np.float32),
         scores,
         rng.integers(0, ATTRIBUTES, count),
