@@ -157,6 +157,17 @@ def write_oscar_3(path: Path, images: list[Detected] = IMAGES) -> Path:
     return path
 
 
+def write_vinvl(path: Path, images: list[Detected] = IMAGES) -> Path:
+    """As its extractor writes it: an object after the other."""
+    lines = []
+    for d in images:
+        parts = zip(d.boxes.tolist(), d.classes.tolist(), d.confidences.tolist(), d.features, strict=True)
+        objects = [{"rect": b, "class": f"thing {c}", "conf": s, "feature": text(f)} for b, c, s, f in parts]
+        lines.append(f"{d.number}\t{json.dumps(objects)}\n")
+    path.write_text("".join(lines))
+    return path
+
+
 def write_labels(path: Path, images: list[Detected] = IMAGES) -> Path:
     """Names of the regions in another order, and of all but the last."""
     lines = []

@@ -73,7 +73,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         "--float16", action="store_true", help="store features in half the space (default: as published)"
     )
     parser.add_argument("--captions", type=Path, metavar="FILE", help="of --out: COCO's JSON, or TSV of id and caption")
-    parser.add_argument("--split", default="train", help="of --out: name of the split")
+    parser.add_argument("--split", help="of --out: name of the split (default: train)")
     return parser.read(arguments)
 
 
@@ -109,8 +109,10 @@ def published(options: argparse.Namespace, console: Console) -> None:
     for name in ("labels", "boxes", "ids"):
         if getattr(options, name) is not None and name not in form.takes:
             raise ConfigError(f"the form {options.form} takes no --{name}")
-    if options.shards is not None and options.captions is not None:
-        raise ConfigError("--captions is for a new data set (--out); that of --shards has its own")
+    for name in ("captions", "split"):
+        if options.shards is not None and getattr(options, name) is not None:
+            raise ConfigError(f"--{name} is for a new data set (--out); that of --shards has its own")
+    options.split = options.split or "train"
     if options.shards is not None:
         finish_replacing(options.shards)
         read_manifest(options.shards)

@@ -137,9 +137,9 @@ def _numbers_of(where: str, names: list[str], class_names: list[str]) -> np.ndar
 
 
 def _stored(where: str, features: np.ndarray, half: bool) -> np.ndarray:
-    """Features in float16 if they are or shall be, else in float32."""
+    """Features as they are, or in float16."""
     with np.errstate(over="ignore"):  # which is refused below
-        kept = features.astype(np.float16 if half or features.dtype == np.float16 else np.float32)
+        kept = features.astype(np.float16 if half else features.dtype.newbyteorder("="))
     if not np.isfinite(kept).all():
         raise FeatureFileError(
             f"{where}: a feature of size {float(np.abs(features).max())} does not fit {kept.dtype};"
@@ -231,7 +231,7 @@ def _distributions(where: str, scores: np.ndarray, rows: int, classes: int) -> n
             f"{where}: class scores of box {number} sum to {sums[number]:.4f}, or one is negative or not finite; they"
             " must be probabilities, with the background's among them"
         )
-    return scores.astype(np.float16 if scores.dtype == np.float16 else np.float32)
+    return scores.astype(scores.dtype.newbyteorder("="))
 
 
 def _scores_of_numbers(

@@ -24,6 +24,8 @@ from data_pipelines.features.published.record import NUMBERS, Entry, FeatureFile
 from data_pipelines.pickles import ConversionError, read_plain
 from data_pipelines.shards.format import LARGEST_MEMBER
 
+MOST_OPEN = 64  # files at a time; VLP's are two thousand
+
 
 def open_hdf5(path: Path) -> Any:
     """A file of HDF5, to be read.
@@ -71,7 +73,7 @@ def rows_of(where: str, found: Any, rows: Any = ...) -> np.ndarray:
         count = 1 if isinstance(rows, int) else rows.stop - rows.start if isinstance(rows, slice) else len(found)
         if count * int(np.prod(found.shape[1:])) * found.dtype.itemsize > LARGEST_MEMBER:
             raise FeatureFileError(f"{where} has regions of more than {LARGEST_MEMBER >> 20} MiB")
-        return np.asarray(found[rows])
+        return np.array(found[rows])
     except FeatureFileError:
         raise
     except Exception as error:  # as above
@@ -90,6 +92,8 @@ class VlpReader:
 
     def _open(self, path: Path) -> Any:
         if path not in self._opened:
+            if len(self._opened) >= MOST_OPEN:
+                self._opened.pop(next(iter(self._opened))).close()
             self._opened[path] = open_hdf5(path)
         return self._opened[path]
 

@@ -96,9 +96,17 @@ def sizes_of(
         half: see `Sizes`.
 
     Raises:
-        FeatureFileError: the names are not as many as there are classes.
+        FeatureFileError: the names are not as many as there are classes, or are of what the files do not have.
     """
     width = record.features.shape[1] if record.features.ndim == 2 else 0
+    named = any(found is not None for found in (record.scores, record.classes, record.labels))
+    for option, given, there in (
+        ("--classes", classes is not None, named),
+        ("--attributes", attributes is not None, record.attributes is not None),
+        ("--background", background, record.classes is not None),
+    ):
+        if given and not there:
+            raise FeatureFileError(f"{option} says something of what these files do not have; leave it out")
     if record.scores is not None:
         count = record.scores.shape[1] if record.scores.ndim == 2 else 0
         if classes is None:

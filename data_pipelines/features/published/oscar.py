@@ -1,10 +1,12 @@
 """Oscar's and VinVL's TSV: an image id, and base64 of float32 [R, F + 6].
 
-A line is `id`, `JSON` with `num_boxes` and `features` (captioning, VinVL), or `id`, `num_boxes`, `base64` (pretraining,
-VQA, GQA, NLVR2). The last six of a region's numbers are its place: corners as shares of the picture, width and height;
-they give the boxes and are dropped, as the models' own code adds them anew. `FILE.lineidx` beside a TSV has each line's
-offset, one a line. Label files (`predictions.tsv`, `label.tsv`) have `id` and JSON: a list of objects with `class`,
-`conf` and `rect` (corners in pixels), or a map with such `objects`, `image_w` and `image_h`.
+A line is one of three: `id` and JSON with `num_boxes` and `features` (captioning, VinVL); `id`, `num_boxes` and base64
+(pretraining, VQA, GQA, NLVR2); or, as VinVL's extractor writes it, `id` and a JSON list of objects with `rect`,
+`class`, `conf` and `feature` (base64 of F). In the first two the last six of a region's numbers are its place: corners
+as shares of the picture, width and height; they give the boxes and are dropped, as the models' own code adds them anew.
+`FILE.lineidx` beside a TSV has each line's offset, one a line. Label files (`predictions.tsv`, `label.tsv`) have `id`
+and JSON: a list of objects with `class`, `conf` and `rect` (corners in pixels), or a map with such `objects`, `image_w`
+and `image_h`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_pipelines.features.published.bottom_up import MOST_BOXES, line_at, lines_of, text_of
 from data_pipelines.features.published.ids import canonical_id
@@ -72,6 +76,8 @@ class OscarReader:
             count, features = rest
         else:
             values = _json(where, rest[0] if rest else "")
+            if isinstance(values, list):
+                return _of_objects(where, values)
             if not isinstance(values, dict) or not {"num_boxes", "features"} <= values.keys():
                 raise FeatureFileError(f"{where} has no JSON with num_boxes and features")
             count, features = values["num_boxes"], values["features"]
@@ -100,6 +106,17 @@ class OscarReader:
         if not isinstance(values, list):
             raise FeatureFileError(f"{where} has no list of objects")
         return [_label(f"{where}, object {n}", value) for n, value in enumerate(values)], size
+
+
+def _of_objects(where: str, objects: list[Any]) -> Record:
+    """Regions that are listed one by one, each with its name."""
+    if not objects:
+        raise FeatureFileError(f"{where} has no object")
+    labels = [_label(f"{where}, object {n}", value) for n, value in enumerate(objects)]
+    features = [decoded(f"{where}, object {n}", "feature", o.get("feature"), 1, "<f4") for n, o in enumerate(objects)]
+    if len({row.shape for row in features}) != 1:
+        raise FeatureFileError(f"{where}: features of its objects have different widths")
+    return Record(np.array([label.box for label in labels], np.float32), np.concatenate(features), labels=labels)
 
 
 def _label(where: str, value: Any) -> Label:
