@@ -33,13 +33,14 @@ class Sizes:
 @dataclass(frozen=True)
 class Checked:
     """Regions as shards have them, and what else is said of them. `cut`: boxes that were cut at the picture's edge.
-    `names`: of the regions' classes, "" where there is none; None if nothing is named. `unplaced`: labels whose box is
-    none of the regions'.
+    `names`: of the regions' classes, "" where there is none; None if nothing is named. `confidences`: of the names.
+    `unplaced`: labels whose box is none of the regions'.
     """
 
     regions: RegionArrays
     cut: int
     names: list[str] | None
+    confidences: list[float]
     unplaced: int
 
 
@@ -98,7 +99,8 @@ def checked(entry: Entry, record: Record, size: tuple[int, int] | None, sizes: S
         attribute_scores = np.zeros((rows, len(sizes.attribute_names)), np.float16)
         attribute_scores[np.arange(rows), record.attributes] = _confidences(where, record.attribute_confidences, rows)
     regions = RegionArrays(shares, _stored(where, features, sizes.half), scores, attribute_scores)
-    return Checked(regions, cut, names, unplaced)
+    sure = [] if names is None or confidences is None else confidences.tolist()
+    return Checked(regions, cut, names, sure, unplaced)
 
 
 def _placed(

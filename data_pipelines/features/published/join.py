@@ -164,7 +164,7 @@ class _Maker:
         elif size is not None and size != own:
             facts["region_size"] = list(size)
         if made.names is not None:
-            facts["region_names"] = made.names
+            facts |= {"region_names": made.names, "region_confidences": made.confidences}
         facts |= _exact_numbers(record)
         self.counts["regions"] += len(made.regions.boxes)
         self.counts["cut"] += made.cut
