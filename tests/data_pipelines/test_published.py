@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -540,6 +541,16 @@ def test_options_that_do_not_belong_together(tmp_path: Path, capsys: pytest.Capt
     export = ["export", "--shards", str(folder), "--form", "bottom_up", "--out", str(tmp_path / "x")]
     assert main(export) == 1
     assert "has no region features to write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["lmdb", "h5py", "msgpack"])
+def test_a_missing_package_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    kind = "hy5" if package == "h5py" else "uniter_lmdb"
+    given = write(kind, tmp_path / "files")
+    monkeypatch.setitem(sys.modules, package, None)
+    assert "pip install 'vlp[features]'" in refused(capsys, given, "--shards", shards(tmp_path / "d"))
 
 
 def test_float16_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
