@@ -28,6 +28,7 @@ import torch
 import yaml
 from made_up_benchmarks import write_json, write_pictures, write_text
 from made_up_coco import MadeUpCoco
+from made_up_published import detected, write_bottom_up
 from made_up_tars import write_like_img2dataset
 from safetensors.torch import save_file
 from test_vqa_v2 import annotation, question
@@ -257,6 +258,7 @@ def provide() -> None:
         shared = {"data_type": "mscoco", "data_subtype": part}
         write_json(here / f"v2_OpenEnded_mscoco_{part}_questions.json", {**shared, "questions": asked})
         write_json(here / f"v2_mscoco_{part}_annotations.json", {**shared, "annotations": known})
+    write_bottom_up(here / "coco/train2014_obj36.tsv", [detected(n, 36, (40, 20)) for n in range(1, 9)])
     easy = here / "easy_vqa/data"
     write_pictures(easy / "train/images", *(f"{number}.png" for number in range(40)), width=64, height=64)
     write_json(easy / "train/questions.json", [["is it?", ("yes", "no")[n % 2], n] for n in range(40)])

@@ -56,7 +56,8 @@ ROOMS: dict[str, set[str]] = {
     "sources": {"shards", "doing"},
     "scenes": {"shards"},
     "annotations": {"shards"},
-    "features": {"shards"},
+    "features": {"shards", "pickles"},
+    "pickles": set(),
     "inspection": {"shards"},
     "batches": {"shards", "sources"},
     "codes": {"shards", "sources"},
@@ -68,7 +69,7 @@ ROOMS: dict[str, set[str]] = {
 }
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 # the one file that may import pickle: it reads a pickle's instructions first, and refuses what could run code
-READS_PICKLES = "vlp/commands/pickles.py"
+READS_PICKLES = "data_pipelines/pickles.py"
 # imports commands by name, out of a table of its own
 COMMANDS = "vlp/commands/main.py"
 UNSAFE_YAML = {"unsafe_load", "unsafe_load_all", "full_load", "full_load_all", "load_all"}

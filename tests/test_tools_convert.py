@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp.commands import convert_refcoco, pickles
-from vlp.commands.pickles import ConversionError, check_instructions, read_plain
+from data_pipelines import pickles
+from data_pipelines.pickles import ConversionError, check_instructions, read_plain
+from vlp.commands import convert_refcoco
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = {

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vlp
+from data_pipelines.pickles import ConversionError, read_objects
 from vlp.checkpoints.key_map import export_state
 from vlp.commands import convert_dvae, import_checkpoint
 from vlp.commands.convert_dvae import PACKAGES, read_module, storage_of
-from vlp.commands.pickles import ConversionError, read_objects
 from vlp.interfaces import SquareSize
 from vlp.nn.pictures.openai_dvae import OpenAIDvae
 from vlp.registry import IMPORTERS
@@ -354,7 +354,7 @@ def test_any_damage_is_read_or_refused(place: int, byte: int) -> None:
 def test_the_two_locks_hold_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With every instruction let through, no name is loaded all the same."""
     check: Callable[..., int] = lambda *given: 1  # noqa: E731
-    monkeypatch.setattr("vlp.commands.pickles.check_instructions", check)
+    monkeypatch.setattr("data_pipelines.pickles.check_instructions", check)
     for protocol in range(6):
         with pytest.raises(ConversionError, match=r"names posix\.mkdir"):
             read_objects(pickle.dumps(Calls(tmp_path / "mark"), protocol), PACKAGES, storage_of)

@@ -88,7 +88,8 @@ def _check_fits(folder: Path, split: str, manifest: Manifest) -> Manifest:
             f"{folder} holds files of a split {split!r} without an index, left by a command that was killed;"
             f" remove {split}-* and {split}.* there"
         )
-    if there.feature_size:
+    featured = ("feature_size", "extractor", "attribute_names")
+    if there.feature_size and any(getattr(there, name) != getattr(manifest, name) for name in featured):
         raise ShardError(f"{folder} has region features already; add all splits to a data set before its features")
     if (folder / "features.tmp").exists():
         raise ShardError(

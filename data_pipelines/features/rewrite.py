@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,25 +45,36 @@ def add_features(
     extractor: str,
     change: Callable[[Sample], Sample],
     progress: Callable[[int], None],
+    attribute_names: Sequence[str] = (),
+    of_pictures: bool = True,
 ) -> bool:
     """Replace every sample of a data set without features by `change` of it, and fill in the manifest.
 
     Args:
         folder: the data set's folder.
-        feature_size, class_names, extractor: for the manifest. `extractor` is also the identity of the work: only
-            the same one goes on with what an earlier run has left.
+        feature_size, class_names, attribute_names, extractor: for the manifest. `extractor` is also the identity of
+            the work: only the same one goes on with what an earlier run has left.
         change: gives the sample with regions, or without if it can have none; all else stays but facts may be added.
         progress: told how many samples were done, now or by an earlier run.
+        of_pictures: whether they are made of pictures, which each split must then have.
 
     Returns:
         False if the data set has these features already.
 
     Raises:
-        ShardError: it has other features, holds no pictures or what would be lost, is damaged, or is being worked on.
+        ShardError: it has other features, lacks pictures, holds what would be lost, is damaged, or is being worked
+            on.
     """
     with _locked(folder):
         old = read_manifest(folder)
-        new = replace(old, feature_size=feature_size, class_names=class_names, extractor=extractor)
+        attributes = list(attribute_names) or old.attribute_names
+        new = replace(
+            old,
+            feature_size=feature_size,
+            class_names=class_names,
+            attribute_names=attributes,
+            extractor=extractor,
+        )
         if old == new:
             return False
         if old.feature_size:
@@ -78,7 +89,7 @@ def add_features(
                     f"split {reader.split!r} of {folder} is an index of another tool's tars, which are never changed,"
                     " so there is no place for features"
                 )
-            if not reader.index["image_bytes"].to_numpy().any():
+            if of_pictures and not reader.index["image_bytes"].to_numpy().any():
                 raise ShardError(f"split {reader.split!r} of {folder} holds no pictures to make features of")
         work = folder / WORK
         _open_work(work, new)

@@ -1,10 +1,10 @@
 """The shard format: webdataset-layout tars, an index and a manifest beside them.
 
 A sample is up to three members of a tar: `KEY.json` (captions and facts), a picture (optional, `KEY.png` or another
-ending of `IMAGE_FORMATS`), `KEY.regions.safetensors` (optional: `boxes` float32 [R, 4], `features` float16 [R, F],
-`scores` float16 [R, C], `attribute_scores` float16 [R, A]). A data set's folder holds `SPLIT-00000.tar ...`,
-`SPLIT.parquet` (the index) and `manifest.json`. Tars of other tools are indexed where they lie
-(`annotations/tars.py`) and read by the same reader.
+ending of `IMAGE_FORMATS`), `KEY.regions.safetensors` (optional: `boxes` [R, 4], `features` [R, F], `scores` [R, C],
+`attribute_scores` [R, A], the floats of each as it was made: those of `vlp features regions` are float32 for boxes and
+float16 for all else). A data set's folder holds `SPLIT-00000.tar ...`, `SPLIT.parquet` (the index) and `manifest.json`.
+Tars of other tools are indexed where they lie (`annotations/tars.py`) and read by the same reader.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ READY = "features.ready"  # folder inside a data set's: finished shards that are
 
 @dataclass(frozen=True)
 class RegionArrays:
-    """Regions as stored: `boxes` float32 [R, 4] corners as shares of the image, `features` float16 [R, F],
-    `scores` float16 [R, C] a distribution over the manifest's classes, or None; `attribute_scores` float16 [R, A], how
-    sure each of the manifest's attributes is, or None.
+    """Regions as stored: `boxes` [R, 4] corners as shares of the image, `features` [R, F], `scores` [R, C] a
+    distribution over the manifest's classes, or None; `attribute_scores` [R, A], how sure each of the manifest's
+    attributes is, or None. All float16, float32 or float64; published boxes in pixels become float64 shares, from which
+    the pixels come back exactly.
     """
 
     boxes: np.ndarray
@@ -204,10 +205,7 @@ def _members(sample: Sample) -> dict[str, Any]:
         members[sample.image_format] = sample.image
     if sample.regions is not None:
         r = sample.regions
-        arrays: dict[str, np.ndarray] = {"boxes": r.boxes.astype(np.float32), "features": r.features.astype(np.float16)}
-        for name, scores in (("scores", r.scores), ("attribute_scores", r.attribute_scores)):
-            if scores is not None:
-                arrays[name] = scores.astype(np.float16)
+        arrays: dict[str, np.ndarray] = {name: array for name, array in vars(r).items() if array is not None}
         if len({len(array) for array in arrays.values()}) != 1 or r.boxes.shape[1:] != (4,):
             raise ValueError(f"sample {sample.key}: { ({k: v.shape for k, v in arrays.items()}) } do not fit together")
         members["regions.safetensors"] = save_arrays({k: np.ascontiguousarray(v) for k, v in arrays.items()})

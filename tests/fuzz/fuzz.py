@@ -23,11 +23,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "data_pipelines"), str(HERE.parent.
 from fuzzed import READERS  # noqa: E402
 
 from data_pipelines.annotations.files import AnnotationError  # noqa: E402
+from data_pipelines.features.published.record import FeatureFileError  # noqa: E402
 from data_pipelines.shards.format import BadSampleError, ShardError  # noqa: E402
 from vlp.commands.command import Parser, run_command  # noqa: E402
 from vlp.config import ConfigError  # noqa: E402
 
-OURS = (AnnotationError, ShardError, BadSampleError, ConfigError, OSError)
+OURS = (AnnotationError, FeatureFileError, ShardError, BadSampleError, ConfigError, OSError)
 LONGEST = 10  # seconds that an input of some kilobytes may take
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import made_up_published
+import msgpack
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 from made_up_coco import picture
+from made_up_published import Detected, uniter_arrays, vilbert_map, vlbert_map, write_labels, write_vlp
 from made_up_shards import make_data_set, make_sample
 from made_up_tars import write_like_img2dataset, write_members
 from mutations import damaged_bytes, damaged_tree
@@ -41,6 +47,12 @@ from data_pipelines.annotations.coco import CocoReader
 from data_pipelines.annotations.nlvr1 import Nlvr1Reader
 from data_pipelines.annotations.pictures import Annotations, read_samples
 from data_pipelines.annotations.tars import find_tars, index_tars
+from data_pipelines.features.published.check import checked
+from data_pipelines.features.published.forms import FORMS, Files
+from data_pipelines.features.published.join import Index, sizes_of
+from data_pipelines.features.published.record import Entry, Record
+from data_pipelines.features.published.uniter import uniter_value
+from data_pipelines.features.published.vilbert import vilbert_value
 from data_pipelines.shards.format import write_shard
 from data_pipelines.shards.index import write_index
 from data_pipelines.shards.reader import ShardReader
@@ -303,6 +315,97 @@ def read_yaml_file(folder: Path) -> None:
 
 FACTS = {"captions": ["a red circle"], "number": 1, "boxes": [[0, 0, 1, 1]], "box_names": ["x"], "questions": ["q"]}
 URLS = ("http://x/1.jpg", "http://x/2.jpg")
+SEEN = [replace(made_up_published.detected(number, 3), scores=np.eye(3, 5, 1, np.float32)) for number in (1, 2)]
+
+
+def check_record(record: Record) -> None:
+    """What comes out of a reader, as if of a first image."""
+    sizes = sizes_of(record, None, None, False, False)
+    checked(Entry("1", "here", None), record, record.size or (640, 480), sizes)
+
+
+def published(form: str, names: list[str], **others: str) -> Callable[[Path], None]:
+    """A reader of published features. others: files that belong to them."""
+
+    def read(folder: Path) -> None:
+        reader = FORMS[form].open(
+            Files([folder / name for name in names], **{k: folder / v for k, v in others.items()})
+        )
+        for entry in Index(reader).fill().entries.values():
+            check_record(reader.read(entry))
+
+    return read
+
+
+def file_of(write: Callable[..., Any], name: str) -> bytes:
+    """What a writer of files writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / name, SEEN)
+        return (Path(folder) / name).read_bytes()
+
+
+def npz_of(arrays: dict[str, np.ndarray]) -> bytes:
+    """An `.npz`, not compressed, so that damage reaches the arrays."""
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def read_values(folder: Path) -> None:
+    """Values of LMDBs, out of files of their own: a damaged database could end the process."""
+    for path in sorted(folder.glob("*.pickle")):
+        check_record(vilbert_value(path.name, path.read_bytes()))
+    for path in sorted(folder.glob("*.msgpack")):
+        check_record(uniter_value(path.name, path.read_bytes()))
+
+
+def msgpack_of(d: Detected) -> bytes:
+    """A value of UNITER's LMDB."""
+    packed: bytes = msgpack.dumps({k: made_up_published.packed(v) for k, v in uniter_arrays(d).items()})
+    return packed
+
+
+def make_vlp(folder: Path) -> None:
+    """VLP's HDF5 of one image."""
+    for path in write_vlp(folder / "h5", SEEN[:1])[0].parent.iterdir():
+        path.rename(folder / path.name)
+    (folder / "h5").rmdir()
+
+
+PUBLISHED = {
+    "published_bottom_up": Fuzzed(
+        {"t.tsv": file_of(made_up_published.write_bottom_up, "t.tsv")}, published("bottom_up", ["t.tsv"])
+    ),
+    "published_uniter": Fuzzed(
+        {f"{n}.npz": npz_of(uniter_arrays(d)) for n, d in enumerate(SEEN)}, published("uniter", ["0.npz", "1.npz"])
+    ),
+    "published_oscar": Fuzzed(
+        {
+            "t.tsv": file_of(made_up_published.write_oscar, "t.tsv"),
+            "labels.tsv": file_of(write_labels, "labels.tsv"),
+        },
+        published("oscar", ["t.tsv"], labels="labels.tsv"),
+    ),
+    "published_values": Fuzzed(
+        {
+            "a.pickle": pickle.dumps(vilbert_map(SEEN[0], False)),
+            "b.pickle": pickle.dumps(vilbert_map(SEEN[1], True), 2),
+            "c.msgpack": msgpack_of(SEEN[0]),
+        },
+        read_values,
+    ),
+    "published_vlbert": Fuzzed(
+        {f"{n}.json": vlbert_map(d) for n, d in enumerate(SEEN)}, published("vlbert", ["0.json", "1.json"])
+    ),
+    "published_arrays": Fuzzed(
+        {
+            f"{n}.npz": npz_of({"x": d.features, "bbox": d.boxes, "image_w": np.array(640), "image_h": np.array(480)})
+            for n, d in enumerate(SEEN)
+        },
+        published("arrays", ["0.npz", "1.npz"]),
+    ),
+    "published_hdf5": Fuzzed({}, published("vlp", ["vg_feat001.h5"], boxes="vg_bbox.h5"), make_vlp),
+}
 READERS: dict[str, Fuzzed] = {
     "coco": Fuzzed({"captions.json": CAPTIONS, "instances.json": INSTANCES}, read_coco, pictures),
     "refcoco": benchmark(
@@ -402,4 +505,5 @@ READERS: dict[str, Fuzzed] = {
     "index": Fuzzed({"numbers.bin": b"0123456789abcdef"}, read_index, make_shards),
     "tars": Fuzzed({}, read_tars, make_tars),
     "configuration": Fuzzed({"run.yaml": (ROOT / "configs" / "uniter_small.yaml").read_bytes()}, read_yaml_file),
+    **PUBLISHED,
 }

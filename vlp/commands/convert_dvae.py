@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from data_pipelines.pickles import ConversionError, Held, read_objects
 from vlp.checkpoints.key_map import KeyMismatchError, import_state
 from vlp.checkpoints.load import write_atomically
 from vlp.commands.command import open_console, options_of, run_command
-from vlp.commands.pickles import ConversionError, Held, read_objects
 from vlp.registry import IMPORTERS
 
 LAYOUT = "openai_dvae"

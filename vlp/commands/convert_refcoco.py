@@ -10,9 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
+from data_pipelines.pickles import ConversionError, read_plain
 from data_pipelines.shards.format import write_bytes
 from vlp.commands.command import open_console, options_of, run_command
-from vlp.commands.pickles import ConversionError, read_plain
 
 
 def convert(options: argparse.Namespace) -> None:

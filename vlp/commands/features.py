@@ -5,6 +5,9 @@ replaced in their folder when all are done (it needs twice their space meanwhile
 goes on with the next shard. Without --weights the trunk's weights are random numbers from a fixed seed.
 `--trunk scenes` is the extractor of the embedded scenes, random convolutions on the crop of each box: made for drawn
 shapes of some 10 to 30 pixels.
+
+`vlp features published --help`: features that others have published, by the id of the image.
+`vlp features export --help`: the way back, to files in the forms of others.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from data_pipelines.scenes.build import region_features
 from data_pipelines.shards.format import read_manifest
 from data_pipelines.shards.reader import ShardReader
 from vlp.checkpoints.key_map import listed
+from vlp.commands import published
 from vlp.commands.command import GO_ON, open_console, options_of, run_command
 from vlp.config import ConfigError
 from vlp.use.extractors import boxes_described, described, open_trunk
@@ -50,6 +54,10 @@ def read_side(text: str) -> int:
 
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
     """The subcommand and its options."""
+    if arguments[:1] == ["published"]:
+        return published.read_arguments(arguments[1:])
+    if arguments[:1] == ["export"]:
+        return published.read_export_arguments(arguments[1:])
     parser = options_of(
         "features",
         __doc__,
@@ -130,4 +138,16 @@ def main(arguments: list[str]) -> int:
         open_console(markup=False),
         (GO_ON, "stopped; the same command goes on where it was"),
     )
-    return run_command(lambda given: extract(read_arguments(given), console), arguments, stopped=stopped)
+
+    def work(given: list[str]) -> None:
+        options = read_arguments(given)
+        if given[:1] == ["export"]:
+            published.export(options, console)
+        elif given[:1] == ["published"]:
+            published.published(options, console)
+            if options.shards is not None:
+                report(options.shards, console)
+        else:
+            extract(options, console)
+
+    return run_command(work, arguments, stopped=stopped)
