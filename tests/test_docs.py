@@ -89,7 +89,7 @@ OTHERS = {
 
 FOLDERS = ("vlp/", "data_pipelines/", "tests/", "configs/", "docs/", "tools/", "examples/", ".ci/", ".github/")
 # files that docs/extend.md speaks of, which its reader would write
-PLANNED = ("vlp/objectives/caption_length.py", "data_pipelines/annotations/table.py")
+PLANNED = ("vlp/objectives/caption_length.py", "data_pipelines/annotations/pairs.py")
 
 SIDES = {"hidden_size": 16, "heads": 2, "mlp_size": 16}
 SIZES = {f"{stream}{key}": size for stream in ("", "visual_", "cross_") for key, size in SIDES.items()}
