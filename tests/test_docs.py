@@ -47,7 +47,10 @@ from vlp.text.choose import open_tokenizer
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("train", "generate", "data", "fine-tune", "evaluate", "weights", "python")),
+    *(
+        f"docs/{name}.md"
+        for name in ("train", "generate", "data", "own-data", "fine-tune", "evaluate", "weights", "python")
+    ),
 ]
 PAGES += [f"docs/{name}.md" for name in ("extend", "contracts", "reliability", "learning", "systems")]
 PAGES += ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
@@ -243,6 +246,10 @@ def provide() -> None:
     write_pictures(here / "photos", "red_ring/0.jpg", "red_ring/1.jpg", "blue_bar/0.jpg")
     write_text(here / "templates.txt", "a photo of a {}.\na drawing of a {}.\n")
     write_text(here / "captions.tsv", "red_ring/0.jpg\ta red ring\nblue_bar/0.jpg\ta blue bar\nblue_bar/0.jpg\t\n")
+    drawn = [f"drawn/{number}.jpg" for number in range(40)]
+    write_pictures(here / "photos", *drawn)
+    rows = "".join(f'{name},"a picture, the {name[6]}th"\n{name},drawn\n' for name in drawn)
+    write_text(here / "captions.csv", f"filename,caption\n{rows}red_ring/0.jpg,a red ring\nblue_bar/0.jpg,a blue bar\n")
     for name in ("a.txt", "b.txt"):
         write_text(here / name, "one two three.\n\nfour five.\n")
     coco = MadeUpCoco(here / "coco", list(range(1, 9)))

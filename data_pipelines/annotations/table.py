@@ -297,7 +297,9 @@ class _Taken:
     def pictures(self, base: sqlite3.Connection, left_out: list[LeftOut], remarks: list[str]) -> Iterator[Picture]:
         """The pictures, each of all its rows."""
         first = "SELECT picture, min(row) AS first FROM rows GROUP BY picture"
-        query = f"SELECT picture, row, split, said FROM rows JOIN ({first}) USING (picture) ORDER BY first, picture, row"
+        query = (
+            f"SELECT picture, row, split, said FROM rows JOIN ({first}) USING (picture) ORDER BY first, picture, row"
+        )
         joined = 0
         for number, (path, group) in enumerate(groupby(base.execute(query), key=lambda row: row[0])):
             rows = list(group)
@@ -499,7 +501,9 @@ def _lines(file: Path) -> Iterator[str]:
                         " from the usual one of Windows"
                     ) from error
                 if "\0" in text:
-                    raise AnnotationError(f"{file}, line {number} holds a byte 0: it is no text, or UTF-16 without mark")
+                    raise AnnotationError(
+                        f"{file}, line {number} holds a byte 0: it is no text, or UTF-16 without mark"
+                    )
                 yield text
                 encoding, place = "utf-8", place + len(line)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -517,7 +521,9 @@ def _lines_of_utf_16(file: Path, opened: IO[bytes]) -> Iterator[str]:
         try:
             rest += decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            raise AnnotationError(f"{file}, about line {number} is not UTF-16 ({error}); it may be cut short") from error
+            raise AnnotationError(
+                f"{file}, about line {number} is not UTF-16 ({error}); it may be cut short"
+            ) from error
         *whole, rest = rest.split("\n")
         for line in whole:
             number += 1
