@@ -157,7 +157,7 @@ def test_questions_splits_and_labels(tmp_path: Path) -> None:
     held_out = read(path, images, ("val",), at_least=None)
     (two,) = built(held_out, images, out, "val").values()
     assert (two.facts["questions"], two.facts["class"]) == (["what?"], "x")
-    with pytest.raises(AnnotationError, match=r"no split 'test' in its column 'split'.*train \(4\), val \(2\)"):
+    with pytest.raises(AnnotationError, match=r"no split 'test' in its column 'split'.*train \(3\), val \(2\)"):
         read(path, images, ("test",))
 
 
