@@ -48,7 +48,10 @@ from vlp.text.choose import open_tokenizer
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("train", "generate", "data", "fine-tune", "evaluate", "weights", "python")),
+    *(
+        f"docs/{name}.md"
+        for name in ("train", "generate", "data", "own-data", "fine-tune", "evaluate", "weights", "python")
+    ),
 ]
 PAGES += [f"docs/{name}.md" for name in ("extend", "contracts", "reliability", "learning", "systems")]
 PAGES += ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
@@ -90,7 +93,7 @@ OTHERS = {
 
 FOLDERS = ("vlp/", "data_pipelines/", "tests/", "configs/", "docs/", "tools/", "examples/", ".ci/", ".github/")
 # files that docs/extend.md speaks of, which its reader would write
-PLANNED = ("vlp/objectives/caption_length.py", "data_pipelines/annotations/table.py")
+PLANNED = ("vlp/objectives/caption_length.py", "data_pipelines/annotations/pairs.py")
 
 SIDES = {"hidden_size": 16, "heads": 2, "mlp_size": 16}
 SIZES = {f"{stream}{key}": size for stream in ("", "visual_", "cross_") for key, size in SIDES.items()}
@@ -244,6 +247,10 @@ def provide() -> None:
     write_pictures(here / "photos", "red_ring/0.jpg", "red_ring/1.jpg", "blue_bar/0.jpg")
     write_text(here / "templates.txt", "a photo of a {}.\na drawing of a {}.\n")
     write_text(here / "captions.tsv", "red_ring/0.jpg\ta red ring\nblue_bar/0.jpg\ta blue bar\nblue_bar/0.jpg\t\n")
+    drawn = [f"drawn/{number}.jpg" for number in range(40)]
+    write_pictures(here / "photos", *drawn)
+    rows = "".join(f'{name},"a picture, the {name[6]}th"\n{name},drawn\n' for name in drawn)
+    write_text(here / "captions.csv", f"filename,caption\n{rows}red_ring/0.jpg,a red ring\nblue_bar/0.jpg,a blue bar\n")
     for name in ("a.txt", "b.txt"):
         write_text(here / name, "one two three.\n\nfour five.\n")
     coco = MadeUpCoco(here / "coco", list(range(1, 9)))

@@ -37,6 +37,7 @@ from data_pipelines.annotations import (
     refcoco,
     sbu,
     snli_ve,
+    table,
     vcr,
     visual7w,
     visual_genome,
@@ -499,6 +500,14 @@ READERS: dict[str, Fuzzed] = {
     "sbu": benchmark(
         {"s.json": {"captions": ["a car", "a dog"], "image_urls": list(URLS)}},
         lambda f: sbu.read_sbu(f / "s.json", None, f, "url"),
+    ),
+    "table": benchmark(
+        {"t.csv": b'id,caption,question,answer,label\n1,"a, car",what?,car,x\n2.jpg,"a ""dog""",,,y\n'},
+        lambda f: table.read_table(f / "t.csv", f, table.Columns(), ["train"]),
+    ),
+    "table_of_objects": benchmark(
+        {"t.jsonl": [{"id": n, "caption": ["a", "b"], "question": "q?", "answer": "a", "split": "x"} for n in (1, 2)]},
+        lambda f: table.read_table(f / "t.jsonl", f, table.Columns(), ["x"]),
     ),
     "shards": Fuzzed({}, read_shards, make_shards),
     "members": Fuzzed({"facts.json": FACTS, "regions.safetensors": regions_blob()}, read_facts, make_facts),

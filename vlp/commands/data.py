@@ -1,4 +1,4 @@
-"""Make a data set of shards: the embedded scenes, a benchmark's official files, plain text, or tars that you have.
+"""Make a data set of shards: a table of your pictures, a benchmark's official files, plain text, scenes, or tars.
 
 A data set appears whole or not at all, and nothing is overwritten. All but `scenes` make one split; run it again with
 another --split and the same --out to add one. What could not be used is counted by reason and listed in
@@ -38,6 +38,7 @@ from data_pipelines.annotations import (
     refcoco,
     sbu,
     snli_ve,
+    table,
     vcr,
     visual7w,
     visual_genome,
@@ -122,6 +123,34 @@ def read_visual_genome_qa(options: argparse.Namespace) -> Annotations:
     if answers == []:
         raise AnnotationError(f"--answers-of {options.answers_of}: this data set has no answers to choose from")
     return visual_genome_qa.read_visual_genome_qa(options.file, options.part, options.most_answers, answers)
+
+
+def read_own_table(options: argparse.Namespace) -> Annotations:
+    """A table of one's own; a new data set has the answers of its split to choose from."""
+    columns = table.Columns(
+        options.image_column,
+        options.caption_columns,
+        options.question_column,
+        options.answer_columns,
+        options.label_column,
+        options.split_column,
+        options.language_column,
+    )
+    new = not (options.out / "manifest.json").is_file()
+    splits = options.take or [options.split]
+    return table.read_table(
+        options.file, options.images, columns, splits, options.part, options.at_least if new else None
+    )
+
+
+def a_column(text: str) -> dict[str, Any]:
+    """The settings of an option that names a column."""
+    return {"default": "", "metavar": "COLUMN", "help": text}
+
+
+def some_columns(text: str) -> dict[str, Any]:
+    """The settings of an option that names one column or more."""
+    return {"default": [], "nargs": "+", "metavar": "COLUMN", "help": text}
 
 
 TAKE = {"nargs": "+", "metavar": "SPLIT", "help": "splits of the file (default: the one of --split)"}
@@ -244,6 +273,28 @@ BENCHMARKS = {
         "--hypotheses snli_ve_train.jsonl --split train",
         {"--hypotheses": a_file("snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl")},
         lambda options: snli_ve.read_snli_ve(options.hypotheses),
+    ),
+    "table": Benchmark(
+        table,
+        "--file captions.csv --part train --split train",
+        {
+            "--file": a_file("the table: .csv, .tsv, .jsonl or .parquet"),
+            "--image-column": a_column("names of the pictures (default for all columns: a guess, which is told)"),
+            "--caption-columns": some_columns("captions"),
+            "--question-column": a_column("questions"),
+            "--answer-columns": some_columns("their answers"),
+            "--label-column": a_column("classes of the pictures"),
+            "--split-column": a_column("splits"),
+            "--language-column": a_column("languages of the captions"),
+            "--take": TAKE,
+            "--part": {"choices": table.PARTS, "default": "all", "help": "of the pictures (%(default)s)"},
+            "--at-least": {
+                "type": whole_number,
+                "default": 1,
+                "help": "occurrences of an answer to choose from (%(default)s)",
+            },
+        },
+        read_own_table,
     ),
     "vcr": Benchmark(
         vcr,
@@ -457,7 +508,8 @@ def make_benchmark(options: argparse.Namespace, console: Console) -> None:
     for line in [made, *annotations.remarks]:
         console.print(line, soft_wrap=True)
     report_left_out(annotations.left_out, options, console)
-    share = len(annotations.left_out) / (len(annotations.left_out) + samples + counts.total())
+    lost = sum(entry.reason != table.UNNAMED for entry in annotations.left_out)
+    share = lost / (lost + samples + counts.total())
     if share > MUCH:
         console.print(
             f"WARNING: {share:.0%} of what the files hold was left out; do --images and the files belong together?",
