@@ -20,6 +20,7 @@ split that makes the data set.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
@@ -510,9 +511,7 @@ def _lines(file: Path) -> Iterator[str]:
             raise AnnotationError(f"{file} cannot be unpacked ({error}); it may be cut short") from error
 
 
-def _lines_of_utf_16(file: Path, opened: IO[bytes]) -> Iterator[str]:
-    import codecs
-
+def _lines_of_utf_16(file: Path, opened: IO[bytes] | gzip.GzipFile) -> Iterator[str]:
     number = 1
     decoder = codecs.getincrementaldecoder("utf-16")()
     rest = ""
