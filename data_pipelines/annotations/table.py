@@ -213,7 +213,8 @@ def _kept(
             left.append(LeftOut(what, f"{kind} with more or fewer cells than there are columns"))
             continue
         try:
-            one = {name: _text(cells.get(getattr(used, name))) for name in NAMES if name not in SEVERAL}
+            own = {name: getattr(used, name) for name in NAMES if name not in SEVERAL}  # "": there is no such column
+            one = {name: _text(cells.get(column) if column else None) for name, column in own.items()}
             texts = {name: _texts(cells, getattr(used, name)) for name in SEVERAL}
         except TypeError as error:
             left.append(LeftOut(what, f"{kind} with {error}"))
@@ -474,7 +475,8 @@ def _open_csv(file: Path, usual: str) -> tuple[list[str], Iterator[Row], list[st
             if not any(cell.strip() for cell in found):
                 continue
             fits = len(found) >= len(names) and not any(cell.strip() for cell in found[len(names) :])
-            yield number, dict(zip(names, found, strict=False)) if fits else None
+            # a column without a name, as of the index that pandas writes, is none of anybody's
+            yield number, {name: cell for name, cell in zip(names, found, strict=False) if name} if fits else None
 
     return [name for name in names if name], rows(), [f"its cells are divided by {DIVIDERS[divider]}, {told}"]
 
