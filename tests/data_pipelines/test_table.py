@@ -210,7 +210,7 @@ def test_a_tenth_is_held_out(tmp_path: Path) -> None:
             b"image,caption\nhttps://x.example/a.jpg,ring\n",
             "line 2: .*holds addresses.*img2dataset --url_list",
         ),
-        ("t.csv.gz", gzip.compress(b"image,caption\n")[:-4], "cannot be unpacked"),
+        ("t.csv.gz", gzip.compress(b"image,caption\n", mtime=0)[:-4], "cannot be unpacked"),
         ("t.xlsx", b"PK", "save a spreadsheet as CSV"),
         ("t.jsonl", b'{"image": "a.jpg", "caption": "x"}\n{"image": ', "line 2 cannot be read as JSON"),
         ("t.jsonl", b"[1]\n", "object 1 is no object"),
