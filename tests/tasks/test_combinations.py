@@ -61,7 +61,7 @@ ASKING = [name for name in TASKS if name not in ("pairs", "mined", "captions")]
 REFUSED = {  # what stands in the table, and the words of the error
     "two": r"shows the second image as regions_2, which model\.layout has not",
     "rows": r"(region_choice|phrase_grounding) needs region rows, and model\.layout has no `regions`",
-    "pixels": "(region_choice|phrase_grounding) needs features of regions, and this model sees pixels",
+    "pixels": "(region_choice|phrase_grounding) needs regions of the data, and this model makes its own of pixels",
     "stream": r"(attention_heads|captioning) needs a model of one stream",
     "dual": "is no objective of this model, which has contrastive",
 }
