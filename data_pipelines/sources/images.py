@@ -99,7 +99,7 @@ class BoxedPixelImages:
     lacking = "a picture with regions"
 
     def __init__(self, reader: ShardReader, loads: Loads, training: bool = False):
-        self.reader, self.loads, self.most = reader, loads, loads.max_regions
+        self.reader, self.most = reader, loads.max_regions
         self.as_rows = isinstance(loads.pixels, PixelSize)
         self.pictures = PixelImages(reader, loads, training)
         self.usable, self.shown = reader.has_image & (reader.region_counts > 0), reader.has_image
