@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -29,7 +30,8 @@ from vlp.commands.command import Parser, run_command  # noqa: E402
 from vlp.config import ConfigError  # noqa: E402
 
 OURS = (AnnotationError, FeatureFileError, ShardError, BadSampleError, ConfigError, OSError)
-LONGEST = 10  # seconds that an input of some kilobytes may take
+LONGEST = 10  # seconds of computing that an input of some kilobytes may take; twelve times that by the clock
+WRITE_EVERY = 30  # seconds between two writings of the counts
 
 
 class TooLongError(BaseException):
@@ -40,8 +42,10 @@ def try_input(reader: str, number: int, seed: int, folder: Path) -> tuple[str, s
     """What becomes of an input: `read`, `refused`, or `broken`; and what was said."""
     rng = random.Random(f"{seed}/{reader}/{number}")
     damaged = READERS[reader].lay(folder, rng)
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(LONGEST)
+    for kind in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(kind, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)  # another's work on this machine is no fault of the reader
+    signal.setitimer(signal.ITIMER_REAL, 12 * LONGEST)  # and one that waits computes nothing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -54,11 +58,12 @@ def try_input(reader: str, number: int, seed: int, folder: Path) -> tuple[str, s
         told = f"{damaged}: {type(error).__name__}: {str(error)[:200]!r} in {Path(where.filename).name}:{where.lineno}"
         return "broken", told
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _too_long(signum: int, frame: Any) -> None:
-    raise TooLongError(f"more than {LONGEST} seconds")
+    raise TooLongError(f"more than {LONGEST} seconds of computing, or {12 * LONGEST} by the clock")
 
 
 def work(arguments: list[str]) -> int:
@@ -81,7 +86,9 @@ def work(arguments: list[str]) -> int:
             READERS[reader].read(folder)
             return 0
         counts = _read_counts(options.counts, options.seed)
+        options.counts.parent.mkdir(parents=True, exist_ok=True)
         until = time.monotonic() + options.seconds
+        written = time.monotonic()
         while time.monotonic() < until:
             for reader in options.readers.split(","):
                 own = counts["readers"].setdefault(reader, {"read": 0, "refused": 0, "broken": 0})
@@ -90,11 +97,16 @@ def work(arguments: list[str]) -> int:
                 own[outcome] += 1
                 if outcome == "broken":
                     print(f"{reader}:{number} (seed {options.seed}) {told}", flush=True)
-    options.counts.parent.mkdir(parents=True, exist_ok=True)
+            if time.monotonic() > written + WRITE_EVERY:  # so that a kill costs little
+                options.counts.write_text(json.dumps(counts, indent=1))
+                written = time.monotonic()
     options.counts.write_text(json.dumps(counts, indent=1))
     for reader, own in counts["readers"].items():
         told = ", ".join(f"{count} {outcome}" for outcome, count in own.items())
         print(f"{reader:20} {sum(own.values()):8} inputs: {told}")
+    inputs = sum(sum(own.values()) for own in counts["readers"].values())
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"{inputs} inputs; this start took at most {memory} MiB of memory")
     return int(any(own["broken"] for own in counts["readers"].values()))
 
 
