@@ -10,6 +10,9 @@ ones were: 400 x 100 pixels.
 sentences of a scene are questions about its picture, with answers "False" and "True". Other facts: `boxes` and
 `box_names` of the shapes. An identifier tells the label of the original pairs, so no model may see it. A new data set
 gets `vocabulary.txt`, made of the words that occur twice.
+
+`--statements N` leaves people's sentences aside, which the lines then need not have, and makes about N sentences and
+counts for each scene (nlvr1_statements.py), that a model can learn to look by.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image, ImageDraw
 
+from data_pipelines.annotations import nlvr1_statements
 from data_pipelines.annotations.files import AnnotationError, LeftOut, check_entry, read_json_lines, without_repeats
 from data_pipelines.shards.format import Manifest, Sample
 from vlp.text.wordpiece import words_of
@@ -41,6 +46,8 @@ Scene = list[list[dict[str, Any]]]
 class Nlvr1Reader:
     """The scenes of some files with their sentences, in the files' order.
 
+    `statements`: about how many are made for each scene, in the place of people's; 0 keeps people's.
+
     Attributes:
         left_out: what could not be used.
         words: of a vocabulary.
@@ -51,10 +58,13 @@ class Nlvr1Reader:
         AnnotationError: one is not of this layout.
     """
 
-    def __init__(self, files: list[Path], part: Part = "all"):
+    def __init__(self, files: list[Path], part: Part = "all", statements: int = 0):
         self.left_out: list[LeftOut] = []
-        self.manifest = Manifest("nlvr1", 0, [], "", "CC BY 4.0", answer_names=list(ANSWERS.values()))
-        kinds = {"identifier": str, "sentence": str, "label": str, "structured_rep": list}
+        names = nlvr1_statements.ANSWERS if statements else list(ANSWERS.values())
+        self.manifest = Manifest("nlvr1", 0, [], "", "CC BY 4.0", answer_names=names)
+        kinds = {"identifier": str, "structured_rep": list}
+        if not statements:
+            kinds |= {"sentence": str, "label": str}
         found: list[tuple[str, dict[str, Any]]] = []
         for path in files:
             for line in read_json_lines(path, kinds):
@@ -63,17 +73,20 @@ class Nlvr1Reader:
                 if not identifier.replace("-", "").isalnum():
                     raise AnnotationError(f"{where} is not named by letters, digits and -")
                 _check_scene(where, line["structured_rep"])
-                number = line.get("sentence_id")
+                number = None if statements else line.get("sentence_id")
                 if part == "all" or (part == "val") == held_out(identifier):
                     kept = {name: line[name] for name in kinds}
                     found.append((identifier if number is None else f"{identifier}/{number}", kept))
+        if statements:
+            found = _stated(without_repeats(found, lambda key: f"scene {key}", "scene", self.left_out), statements)
         asked = without_repeats(found, lambda key: f"question {key}", "question", self.left_out)
         self._scenes: dict[str, tuple[Scene, dict[str, list[str]]]] = {}
         for key, line in asked.items():
             scene, facts = self._scenes.setdefault(
                 line["identifier"], (line["structured_rep"], {"questions": [], "question_ids": [], "answers": []})
             )
-            if line["label"] not in ANSWERS:
+            answer = line["answer"] if statements else ANSWERS.get(line["label"])
+            if answer is None:
                 self.left_out.append(LeftOut(f"question {key}", "question whose label is neither true nor false"))
             elif not line["sentence"].strip():
                 self.left_out.append(LeftOut(f"question {key}", "question is empty"))
@@ -82,7 +95,7 @@ class Nlvr1Reader:
             else:
                 facts["questions"].append(line["sentence"].strip())
                 facts["question_ids"].append(key)
-                facts["answers"].append(ANSWERS[line["label"]])
+                facts["answers"].append(answer)
         counts = Counter(words_of(text for _, facts in self._scenes.values() for text in facts["questions"]))
         self.words = [word for word, count in counts.items() if count > 1]
 
@@ -94,6 +107,17 @@ class Nlvr1Reader:
                 boxes, names = _boxes(scene)
                 own = {**facts, "boxes": boxes, "box_names": names, "width": WIDTH, "height": SIDE}
                 yield Sample(f"nlvr1-{identifier}", [], None, file.getvalue(), "png", own)
+
+
+def _stated(scenes: dict[str, dict[str, Any]], statements: int) -> list[tuple[str, dict[str, Any]]]:
+    """What is made of scenes, by key."""
+    structures = [line["structured_rep"] for line in scenes.values()]
+    made = nlvr1_statements.state(structures, statements, np.random.default_rng(0))
+    return [
+        (f"{key}/{number}", {**line, "sentence": sentence, "answer": answer})
+        for (key, line), sentences in zip(scenes.items(), made, strict=True)
+        for number, (sentence, answer) in enumerate(sentences)
+    ]
 
 
 def held_out(identifier: str) -> bool:

@@ -47,7 +47,7 @@ SCENES = {
     **dict.fromkeys(
         ("coco", "flickr30k", "vqa_v2", "gqa", "easy_vqa", "scenes_of_two", "scenes_of_two_zh", "scenes_zh"), "scenes"
     ),
-    **{"nlvr1": "scene_hypotheses", "nlvr2": "scene_pairs"},
+    **{"nlvr1": "scene_hypotheses", "nlvr1_statements": "scene_hypotheses", "nlvr2": "scene_pairs"},
     **{
         "refcoco_plus": "scene_expressions",
         "flickr30k_entities": "scene_phrases",

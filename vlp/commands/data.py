@@ -399,6 +399,13 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     added["text"].add_argument("--words", type=whole_number, default=50, help="words of a passage")
     added["nlvr1"].add_argument("--files", type=Path, nargs="+", required=True, help="JSON lines, plain or .gz")
     added["nlvr1"].add_argument("--part", choices=PARTS, default="all", help="of the scenes")
+    added["nlvr1"].add_argument(
+        "--statements",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="make about N sentences for each scene in the place of people's",
+    )
     added["webdataset"].add_argument(
         "--tars", nargs="+", required=True, help="folders, files, or patterns as in 'cc3m/{00..31}.tar'"
     )
@@ -530,7 +537,7 @@ def make_text(options: argparse.Namespace, console: Console) -> None:
 def make_nlvr1(options: argparse.Namespace, console: Console) -> None:
     """One split of drawn scenes."""
     with console.status("drawing"):
-        reader = Nlvr1Reader(options.files, options.part)
+        reader = Nlvr1Reader(options.files, options.part, options.statements)
         samples = build_split(options.out, options.split, reader, reader.manifest, reader.left_out, words=reader.words)
     console.print(f"{options.out}, split {options.split}: {samples} scenes", soft_wrap=True)
     report_left_out(reader.left_out, options, console)
