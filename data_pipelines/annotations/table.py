@@ -30,7 +30,7 @@ import re
 import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from pathlib import Path, PurePosixPath
@@ -87,10 +87,13 @@ class Columns:
     split: str = ""
     language: str = ""
 
-    def told(self) -> str:
-        """What holds what, for the user."""
+    def told(self, names: Iterable[str]) -> str:
+        """What holds what, for the user, and which of the table's columns are not read."""
+        held = [column for value in vars(self).values() for column in (value if isinstance(value, list) else [value])]
+        others = ", ".join(repr(name) for name in names if name not in held)
         said = {name: ", ".join(value) if isinstance(value, list) else value for name, value in vars(self).items()}
-        return "; ".join(f"{name}: {value}" for name, value in said.items() if value)
+        told = [f"{name}: {value}" for name, value in said.items() if value]
+        return "; ".join([*told, f"not read: {others}"] if others else told)
 
 
 def read_table(
@@ -135,7 +138,7 @@ def read_table(
     found = _kept(file, images, rows, used, base, kind, left_out)
     base.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", found)
     base.execute("CREATE INDEX by_picture ON rows (picture)")
-    remarks = [f"columns of {file.name}: {used.told()}", *remarks]
+    remarks = [f"columns of {file.name}: {used.told(names)}", *remarks]
     if used.split:
         remarks.append(_check_splits(file, used, base, splits))
     unnamed = base.execute("SELECT path FROM files WHERE path NOT IN (SELECT picture FROM rows) ORDER BY path")

@@ -230,7 +230,7 @@ def test_named_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     path = write_text(tmp_path / "t.csv", "who,says,caption\na.jpg,ring,other\n")
     command = ["table", "--images", str(images), "--file", str(path), "--out", str(tmp_path / "out")]
     assert main([*command, "--image-column", "who", "--caption-columns", "says"]) == 0
-    assert "columns of t.csv: image: who; captions: says" in capsys.readouterr().out
+    assert "columns of t.csv: image: who; captions: says; not read: 'caption'" in capsys.readouterr().out
     assert main([*command, "--image-column", "whom"]) == 1
     assert "has no column 'whom'; its columns: 'who', 'says', 'caption'" in " ".join(capsys.readouterr().err.split())
 
