@@ -115,7 +115,6 @@ def test_a_run_leaves_a_complete_folder(finished: Path) -> None:
         "losses.png",
         "metrics.jsonl",
         "model.safetensors",
-        "tensorboard",
         "vocabulary.txt",
     }
     rows = losses(finished)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import lightning
     from torch import nn
 
     from vlp.inference import TrainedModel
@@ -39,3 +40,21 @@ def create_model(
     from vlp.create import create_model
 
     return create_model(name, *overrides, feature_size=feature_size, special_tokens=special_tokens)
+
+
+def train(name: str, *overrides: str, resume: str | None = None, callbacks: Sequence[lightning.Callback] = ()) -> Path:
+    """Train as `vlp train NAME key.sub=value ... [--resume WHERE]` does, and return the run's folder.
+
+    callbacks: objects of Lightning or of one's own, besides those that the configuration names; they come before what
+    validates and saves. What they keep in `state_dict` must be tensors and plain values.
+
+    Raises:
+        vlp.config.ConfigError, and what else the command tells in a line.
+    """
+    from vlp.commands.command import open_console
+    from vlp.commands.train import read_arguments, train
+
+    given = [name, *overrides, *([] if resume is None else ["--resume", resume])]
+    config, where = read_arguments(given)
+    train(config, where, open_console(), given, callbacks)
+    return Path(config.run_dir)

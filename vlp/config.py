@@ -216,8 +216,23 @@ class InitConfig:
 
 
 @dataclass
+class EmaConfig:
+    """Exponential moving average of the weights that are trained: after each step of the optimizer it is `decay` times
+    itself and the rest the weights, beginning with those after the first. It is what is validated and written as the
+    run's weights; buffers, as the statistics of batch norms, are those of the training.
+    """
+
+    decay: float
+
+
+@dataclass
 class RunConfig:
-    """One training run."""
+    """One training run.
+
+    `logging`: where numbers go besides `metrics.jsonl` (`jsonl`, which is always written): `csv`, `tensorboard`,
+    `wandb` or `mlflow`, or a mapping of one's name, as `type`, and its settings (`vlp.training.loggers`). `callbacks`:
+    in the same way those of Lightning that `vlp.training.more_callbacks` lists. `ema`: weights are averaged.
+    """
 
     seed: int
     run_dir: str
@@ -231,6 +246,9 @@ class RunConfig:
     log_every: int = 1
     init: InitConfig | None = None
     stop_and_go: StopAndGoConfig | None = None
+    logging: list[str | dict[str, Any]] = field(default_factory=lambda: ["jsonl"])
+    callbacks: list[str | dict[str, Any]] = field(default_factory=list)
+    ema: EmaConfig | None = None
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -303,6 +321,8 @@ def _check_ranges(config: RunConfig, file: str) -> None:
     for key, value in positive.items():
         if isinstance(value, int) and value < 1:
             raise ConfigError(f"{file}: {key} is {value}, but must be at least 1")
+    if config.ema is not None and not 0 < config.ema.decay < 1:
+        raise ConfigError(f"{file}: ema.decay is {config.ema.decay}, but must be between 0 and 1")
     if not 0 < config.optim.layer_decay <= 1:
         raise ConfigError(f"{file}: optim.layer_decay is {config.optim.layer_decay}, but must be above 0 and at most 1")
     if (data.micro_batch is None) == (data.micro_batch_tokens is None):

@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import lightning
 from rich.console import Console
 
 from data_pipelines.batches import MicroBatchLoader
@@ -40,7 +41,9 @@ from vlp.run_folder import DataFacts, RunFolder, answers_of_objectives, tokenize
 from vlp.training.fit import build_module, checkpoint_of, fit, print_estimate, resolve_hardware
 from vlp.training.launch import cluster_environment, is_first, join, wait_for_the_first
 from vlp.training.loader_processes import require_shared_memory
+from vlp.training.loggers import read_loggers
 from vlp.training.module import TrainingModule
+from vlp.training.more_callbacks import build_callbacks, check_callbacks
 from vlp.training.plot import plot_losses
 from vlp.training.prepare import PreparedLoader
 from vlp.training.stop_and_go import StopAndGo
@@ -138,6 +141,14 @@ def check_resumed(began: RunConfig, now: RunConfig) -> None:
         if getattr(began.optim, key) != getattr(now.optim, key):
             raise ConfigError(f"optim.{key} can't change while a run goes on; {another}")
 
+    def own_settings(config: RunConfig) -> dict[str, Any]:
+        listed = [{"type": one} if isinstance(one, str) else one for one in config.callbacks]
+        return {str(one.get("type")): one for one in listed}
+
+    for name, settings in own_settings(now).items():
+        if own_settings(began).get(name, settings) != settings:
+            raise ConfigError(f"callbacks: {name} keeps its settings while a run goes on, as it does what it has seen")
+
     def order(config: RunConfig) -> dict[str, Any]:
         """What decides which samples a step has, by key; a data set may have moved, its fingerprint tells it."""
         kept = ("micro_batch", "micro_batch_tokens", "micro_batches_per_step", "max_regions")
@@ -215,12 +226,19 @@ def step_of(checkpoint: Path | None) -> int:
     return int(done[0]) if done else 0
 
 
-def train(config: RunConfig, resume: str | None, console: Console, arguments: Sequence[str] = ()) -> bool:
+def train(
+    config: RunConfig,
+    resume: str | None,
+    console: Console,
+    arguments: Sequence[str] = (),
+    callbacks: Sequence[lightning.Callback] = (),
+) -> bool:
     """Prepare data and folder, train, draw the losses; False if a signal stopped the run before its end.
 
-    arguments: of the command, for the run's record.
+    arguments: of the command, for the run's record. callbacks: besides those of the configuration.
     """
     _, devices, _ = resolve_hardware(config)
+    check_callbacks([*build_callbacks(config.callbacks), *callbacks], [*read_loggers(config.logging)])
     environment = cluster_environment(devices, config.trainer.num_nodes)
     folder, data, launching = RunFolder(Path(config.run_dir)), config.data, is_first(environment)
     join(environment)
@@ -324,6 +342,7 @@ def train(config: RunConfig, resume: str | None, console: Console, arguments: Se
                 environment,
                 stop_and_go,
                 feed.notes.read,
+                callbacks,
             )
         except Exception:
             if launching and resume is None and not folder.read_rows():

@@ -8,13 +8,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import lightning
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
+from vlp.config import ConfigError
 from vlp.contracts import Validated
 from vlp.distributed import rank
 from vlp.interfaces import Batch
@@ -22,6 +25,7 @@ from vlp.run_folder import RunFolder
 from vlp.training.held_out import held_out_losses
 from vlp.training.launch import told_by_transport
 from vlp.training.loader_processes import end_loader_processes, kill_loader_processes
+from vlp.training.loggers import go_on, log_row
 from vlp.training.module import StepRecord, TrainingModule
 from vlp.training.plot import write_page
 from vlp.training.screen import Screen
@@ -59,6 +63,8 @@ class StepEnd(lightning.Callback):
         keep: number of checkpoints that stay.
         watch: is told what is done, and notices what isn't.
         stop_and_go: decides after each validation which sources rest, if any ever do.
+        others: callbacks that come before this one, so that what they know of a step is in its checkpoint.
+        config: of the run, without secrets, for loggers.
     """
 
     def __init__(
@@ -73,11 +79,14 @@ class StepEnd(lightning.Callback):
         keep: int,
         watch: Watch,
         stop_and_go: StopAndGo | None = None,
+        others: Sequence[lightning.Callback] = (),
+        config: Mapping[str, Any] = MappingProxyType({}),
     ):
         self.folder, self.screen, self.validation = folder, screen, validation
         self.micro_batches_per_step = micro_batches_per_step
         self.log_every, self.validate_every, self.save_every, self.keep = log_every, validate_every, save_every, keep
         self.watch, self.stop_and_go = watch, stop_and_go
+        self.others, self.config = others, config
         self.best = float("inf")
         self.launcher: Any = None  # Lightning's, if it started the other processes
         self.signals = StopSignals(self._ask_to_stop, self._end_at_once)
@@ -85,7 +94,7 @@ class StepEnd(lightning.Callback):
         self.seen_pairs, self.seen_replaced = 0.0, 0
         self.skipped: list[int] = []  # the latest of those steps
         self.stopped_at: int | None = None
-        self.writer: SummaryWriter | None = None
+        self.told_to_end = False  # by another callback
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation loss so far, how many samples were seen and replaced, which of the latest steps were
@@ -125,11 +134,16 @@ class StepEnd(lightning.Callback):
         self.watch.now("setting up" + _if_several(trainer, ", or waiting for the other processes to be"))
         self.watch.start(self._report, self._end_stalled)
 
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note that there will be no step, as where the time of a run had passed before."""
+        if trainer.should_stop:
+            self._tell_end("before the first step")
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the logs; rows after the step that is resumed from are set aside."""
         if trainer.is_global_zero:
             self.folder.set_aside_rows_after(trainer.global_step)
-            self.writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=trainer.global_step + 1)
+            go_on(trainer.loggers, self.folder.path, trainer.global_step, self.config)
         schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
         for schedule in schedules:
             # the rate that was stored is that of the schedule then, which may have had another number of steps
@@ -208,6 +222,8 @@ class StepEnd(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """At the end of an optimizer step: measure, validate, log, show, save."""
+        if trainer.should_stop:  # asked by a callback, maybe amid a step
+            trainer.should_stop, self.told_to_end = False, True
         if batch.batch.micro_batch + trainer.world_size >= self.micro_batches_per_step:
             self._step_ended(trainer, pl_module)
         # before each batch Lightning has the processes wait for one another
@@ -222,11 +238,12 @@ class StepEnd(lightning.Callback):
         log = step % self.log_every == 0 or last
         validate = step % self.validate_every == 0 or last
         row, stop = self._measure(step, module)
-        save = step % self.save_every == 0 or last or stop
         if validate:
             self.screen.say(f"validating at step {step}")
-            row.update(held_out_losses(module, self._validation_told(step)))
-            found = self._validated(module)
+            self._tell_others(trainer, module, "on_validation_start", row)
+            with module.averaged():
+                row.update(held_out_losses(module, self._validation_told(step)))
+                found = self._validated(module)
             row.update({f"val/{name}": value for name, value in found.items()})
             if found:
                 told = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
@@ -237,8 +254,14 @@ class StepEnd(lightning.Callback):
             if self.stop_and_go is not None and not last:
                 row["resting"] = self.stop_and_go.validated(step, row)
                 self.screen.say(f"resting from step {step} on: {', '.join(row['resting']) or 'no task'}")
-        if log or validate or "skipped" in row:
-            self._write(row, step)
+        self._tell_others(trainer, module, "on_validation_end" if validate else None, row)
+        end = self.told_to_end or trainer.should_stop
+        if self.others and trainer.world_size > 1:
+            end = trainer.strategy.reduce_boolean_decision(end, all=False)
+        save = step % self.save_every == 0 or last or stop or end
+        if (log or validate or "skipped" in row) and trainer.is_global_zero:
+            self.folder.append_row(json.dumps(row))
+            log_row(trainer.loggers, row)
         self.screen.update(row)
         self.watch.now(f"writing what was learned in step {step}")
         if validate and row["val_loss"] < self.best:
@@ -250,10 +273,41 @@ class StepEnd(lightning.Callback):
             if trainer.is_global_zero:
                 self.folder.remove_old_checkpoints(self.keep)
             self.screen.say(f"checkpoint {self.folder.checkpoint(step).name}")
-        if stop and not last:
+        if end and not last:
+            self._tell_end(f"step {step}")
+            trainer.should_stop = True
+        elif stop and not last:
             self.stopped_at = step
             trainer.should_stop = True
         self.step_began = time.perf_counter()  # validation and saving are not counted as training time
+
+    def _tell_others(
+        self, trainer: lightning.Trainer, module: TrainingModule, hook: str | None, row: Mapping[str, Any]
+    ) -> None:
+        """Give the other callbacks a step's numbers (`trainer.callback_metrics`), and call their hook.
+
+        Raises:
+            ConfigError: one looks at a number that no validation gives.
+        """
+        if not self.others:
+            return
+        known = {name: torch.tensor(value, dtype=torch.float64) for name, value in row.items() if _is_number(value)}
+        trainer.callback_metrics.update(known)
+        for callback in self.others:
+            if hook is None:
+                break
+            if hook == "on_validation_end" and isinstance(callback, EarlyStopping) and callback.monitor not in known:
+                there = ", ".join(name for name in known if name.startswith("val"))
+                raise ConfigError(
+                    f"callbacks: EarlyStopping looks at {callback.monitor!r}, which this run's validations don't give;"
+                    f" they give {there}"
+                )
+            getattr(callback, hook)(trainer, module)
+
+    def _tell_end(self, when: str) -> None:
+        self.told_to_end = True
+        why = [why for other in self.others if (why := getattr(other, "stopping_reason_message", None))]
+        self.screen.say(f"{when}: a callback ends the run. {' '.join(why)}".strip())
 
     def _validation_told(self, step: int) -> Iterator[Batch]:
         for number, batch in enumerate(self.validation, 1):
@@ -275,7 +329,8 @@ class StepEnd(lightning.Callback):
 
     def _save_weights(self, name: str, module: TrainingModule, step: int) -> None:
         if rank() == 0:
-            self.folder.write_weights(name, module.state_dict(), step)
+            with module.averaged():
+                self.folder.write_weights(name, module.state_dict(), step)
 
     def _measure(self, step: int, module: TrainingModule) -> tuple[dict[str, Any], bool]:
         """The step's row, and whether a signal to any process asks to stop; the same on all processes."""
@@ -324,31 +379,24 @@ class StepEnd(lightning.Callback):
                 " `vlp inspect` checks a data set"
             )
 
-    def _write(self, row: dict[str, Any], step: int) -> None:
-        if self.writer is None:
-            return
-        self.folder.append_row(json.dumps(row))
-        for name, value in row.items():
-            if isinstance(value, float):
-                self.writer.add_scalar(name, value, step)
-
     def finish(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
         """At the end of a run: see that the latest weights are those of its last step, which a kill after the last
         checkpoint may have prevented.
         """
         if trainer.is_global_zero and self.folder.step_of_weights("model.safetensors") != trainer.global_step:
-            self.folder.write_weights("model.safetensors", module.state_dict(), trainer.global_step)
+            self._save_weights("model.safetensors", module, trainer.global_step)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Close the logs, after an error too; `signals` are listened to for as long as there are other processes."""
+        """Leave the screen, after an error too; `signals` are listened to for as long as there are other processes."""
         self.screen.stop()
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
 
 
 def _if_several(trainer: lightning.Trainer, text: str) -> str:
     return text if trainer.world_size > 1 else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _without_idle(means: dict[str, float]) -> dict[str, float]:

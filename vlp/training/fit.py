@@ -6,7 +6,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -21,11 +22,15 @@ from vlp.config import ConfigError, RunConfig
 from vlp.contracts import AnyModel
 from vlp.interfaces import Batch, Tokenizer
 from vlp.run_folder import DataFacts, RunFolder, build_run
+from vlp.strict_yaml import without_secrets
+from vlp.training.average import Average
 from vlp.training.callbacks import StepEnd
 from vlp.training.checkpoint_files import CheckpointError, CheckpointFiles, DamagedCheckpointError, read_training_state
 from vlp.training.launch import WAIT_LIMIT, is_first
 from vlp.training.loader_processes import end_loader_processes, told_by_loader
+from vlp.training.loggers import build_loggers, close
 from vlp.training.module import TrainingModule
+from vlp.training.more_callbacks import build_callbacks
 from vlp.training.screen import Screen, duration, estimate_table
 from vlp.training.stalls import Watch
 from vlp.training.stop_and_go import StopAndGo
@@ -73,6 +78,8 @@ def build_module(config: RunConfig, tokenizer: Tokenizer, facts: DataFacts) -> T
     model, objectives, groups = build_run(config, tokenizer, facts)
     t = config.trainer
     module = TrainingModule(model, objectives, groups, config.optim, t.max_steps, config.seed, t.on_non_finite)
+    if config.ema is not None:
+        module.average = Average(config.ema.decay)
     return module.double() if t.precision == DOUBLE else module
 
 
@@ -88,22 +95,27 @@ def fit(
     environment: ClusterEnvironment,
     stop_and_go: StopAndGo | None = None,
     loading: Callable[[], dict[int, str]] = dict,
+    callbacks: Sequence[lightning.Callback] = (),
 ) -> int | None:
-    """Train to `trainer.max_steps`; returns the step at which a signal stopped the run, None if it came to its end.
+    """Train to `trainer.max_steps`; returns the step at which a signal stopped the run, None if it came to its end, or
+    to one that a callback told.
 
     per_step: micro-batches of a step, over all processes. environment: what started them (`vlp.training.launch`).
     stop_and_go: lets sources rest, if any ever do. loading: gives, by process id, what loader processes are loading.
 
-    resume_from: a checkpoint that fits, see `checkpoint_fits`.
+    resume_from: a checkpoint that fits, see `checkpoint_fits`. callbacks: besides those of the configuration.
 
     Where another process of the run has ended, this one says so and ends with code 1, without returning.
 
     Raises:
+        ConfigError: see `vlp.training.loggers` and `vlp.training.more_callbacks`.
         NonFiniteError: a loss or a gradient is NaN or infinite.
         LoaderProcessError: a loader process died.
     """
     accelerator, devices, precision = resolve_hardware(config)
     processes = devices * config.trainer.num_nodes
+    loggers = build_loggers(config.logging, folder.path, is_first(environment))
+    others = [*build_callbacks(config.callbacks), *callbacks]
     step_end = StepEnd(
         folder,
         Screen(console, config.trainer.max_steps, is_first(environment)),
@@ -115,6 +127,8 @@ def fit(
         config.checkpoint.keep,
         Watch(config.trainer.slow_after, config.trainer.stalled_after, loading),
         stop_and_go,
+        others,
+        without_secrets(asdict(config)),
     )
     # then some parts have no gradient in a step: other groups' heads, or what reads images, where a source has none
     sampled = len(module.groups) > 1 or len(config.data.sources) > 1
@@ -153,12 +167,15 @@ def fit(
             deterministic=True if accelerator == "cpu" else None,
             use_distributed_sampler=False,
             limit_val_batches=0,
+            val_check_interval=config.validation.every * (per_step // processes),  # callbacks look at it
+            check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            logger=False,
+            logger=loggers or False,
+            log_every_n_steps=config.log_every,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[step_end],
+            callbacks=[*others, step_end],
         )
         # signals are ours: Lightning's handler of SIGTERM waits for other processes, and ends without a word
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -173,7 +190,8 @@ def fit(
             end_loader_processes()
             step_end.signals.stop()
             step_end.watch.stop()
-    if step_end.stopped_at is None and trainer.global_step < config.trainer.max_steps:
+            close(loggers)
+    if step_end.stopped_at is None and not step_end.told_to_end and trainer.global_step < config.trainer.max_steps:
         raise RuntimeError(f"training ended after {trainer.global_step} steps of {config.trainer.max_steps} unasked")
     step_end.finish(trainer, module)
     return step_end.stopped_at
@@ -243,6 +261,7 @@ def print_estimate(config: RunConfig, module: TrainingModule, first: Batch, cons
     share = "" if trained == parameters else f"; {trained / 1e6:.1f} M of them are trained"
     known = {"parameters": f"{parameters / 1e6:.1f} M{share}", "hardware": f"{processes} x {accelerator}, {precision}"}
     weights = trained * 16 + (parameters - trained) * 4  # a frozen one has neither gradient nor moments
+    weights += 0 if config.ema is None else trained * 4
     cost = cast(AnyModel, module.model).cost(first)
     if any(needs.spans_step for needs in objective_needs(config.objectives).values()):
         known["global batch"] = f"{per_step * (pairs or 0)} pairs a step, all compared with one another"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -16,6 +18,7 @@ from vlp.config import ConfigError, OptimConfig
 from vlp.contracts import Losses, Model, Objective, Report
 from vlp.distributed import derive_seed, sum_over_ranks, values_of_ranks
 from vlp.interfaces import Replacement
+from vlp.training.average import Average
 from vlp.training.optim import build_optimizer, freeze
 from vlp.training.prepare import Preparation, Prepared, preparation_of
 
@@ -62,6 +65,9 @@ class TrainingModule(lightning.LightningModule):
         max_steps: where the schedule ends.
         seed: the run's seed.
         on_non_finite: whether a step whose losses or gradients are NaN or infinite is an error, or is left out.
+
+    Attributes:
+        average: of the weights, if there is to be one; a checkpoint holds both.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class TrainingModule(lightning.LightningModule):
         self.max_steps = max_steps
         self.seed = seed
         self.on_non_finite = on_non_finite
+        self.average: Average | None = None
         self.record = StepRecord()
         self.frozen_norms = freeze(self, optim.frozen)
         self.train(self.training)  # for the sake of those norms
@@ -195,9 +202,35 @@ class TrainingModule(lightning.LightningModule):
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         """A step of the optimizer, then what objectives do after one, which know whether it was left out."""
         super().optimizer_step(*arguments, **named)
+        if self.average is not None and not self.record.skipped:
+            self.average.update(self)
         for objective in self.objectives.values():
             if hasattr(objective, "after_step"):
                 objective.after_step(self.model, not self.record.skipped)  # type: ignore[operator]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this the weights are their average, if there is one."""
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place(self):
+            yield
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the average beside the weights."""
+        if self.average is not None:
+            checkpoint["average"] = self.average.values
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the average; where there was none, one begins after the next step."""
+        if self.average is not None and "average" in checkpoint:
+            self.average.load(checkpoint["average"], self)
+
+    def on_train_start(self) -> None:
+        """Have the average where the weights are; a checkpoint is read before they are on their device."""
+        if self.average is not None:
+            self.average.values = {name: value.to(self.device) for name, value in self.average.values.items()}
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and decay, one schedule step an optimizer step."""
