@@ -40,13 +40,27 @@ def pixel_size(settings: dict[str, Any]) -> PixelSize | SquareSize | None:
         low, high = square.random_crop or (1.0, 1.0)
         if square.size < 1 or not 0 < low <= high <= 1:
             raise ConfigError("model.pixels: size must be positive, and random_crop two ascending shares of the area")
+        _check_augmentation(square)
         return square
     if ("pixels" in settings) != ("backbone" in settings):
         raise ConfigError("model: pixels (the size of pictures) and backbone (what sees them) need one another")
     size: PixelSize | None = convert(settings.get("pixels"), PixelSize | None, "model", "pixels")
     if size is not None and not 0 < size.multiple <= size.shorter <= size.longer:
         raise ConfigError("model.pixels: multiple, shorter and longer must be positive and ascend in this order")
+    if size is not None:
+        _check_augmentation(size)
     return size
+
+
+def _check_augmentation(size: PixelSize | SquareSize) -> None:
+    operations, magnitude = size.rand_augment or (1, 0)
+    if operations < 1 or not 0 <= magnitude <= 30:
+        raise ConfigError("model.pixels.rand_augment is a number of operations and a magnitude from 0 to 30: [2, 9]")
+    if size.boxes and (size.rand_augment is not None or size.flip):
+        raise ConfigError(
+            "model.pixels: rand_augment and flip move what a picture shows, and boxes would stay where they are; leave"
+            " them out"
+        )
 
 
 def build_model(settings: dict[str, Any], special_tokens: dict[str, int], facts: FeatureFacts) -> nn.Module:

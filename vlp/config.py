@@ -148,7 +148,11 @@ class ParameterGroupConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW with linear warm-up over `warmup_steps`, and decay to zero at the last step, linear or by a cosine.
+    """AdamW, or another optimizer, with linear warm-up over `warmup_steps`, and decay to zero at the last step, linear
+    or by a cosine.
+
+    `type`: `adamw` (PyTorch's), or the name of an optimizer of timm. `betas`, `eps`: of those that have any.
+    `settings`: what else the optimizer takes, by its own names.
 
     `layer_decay`: the rate is multiplied by this once for each layer between a parameter and the heads, so that it is
     lowest in the embeddings (0.65 to 0.95 are usual in fine-tuning; 1: the same everywhere). `frozen`: regular
@@ -163,6 +167,8 @@ class OptimConfig:
     decay: Literal["linear", "cosine"] = "linear"
     layer_decay: float = 1.0
     frozen: list[str] = field(default_factory=list)
+    type: str = "adamw"
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -93,13 +93,15 @@ class Tokenizer(Protocol):
 class PixelSize:
     """How pictures are scaled for models that see pixels: the shorter side to `shorter`, but the longer to `longer` at
     most, and then both down to a multiple of `multiple`, the side of what becomes one row of the sequence. `boxes`:
-    load the boxes of regions too, which then are the rows.
+    load the boxes of regions too, which then are the rows. `rand_augment`, `flip`: see `SquareSize`.
     """
 
     shorter: int
     longer: int
     multiple: int
     boxes: bool = False
+    rand_augment: tuple[int, int] | None = None
+    flip: bool = False
 
     def of(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a picture when scaled; the shape is kept but for the rounding.
@@ -123,13 +125,17 @@ class SquareSize:
     `resize`: `shortest` scales the shorter side to `size` and cuts out the middle, `squash` scales both sides.
     `random_crop`: in training, a part of the picture at a random place is scaled to the square instead: its share of
     the picture's area is drawn from this range, its ratio of sides from 3/4 to 4/3. `boxes`: load the boxes of regions
-    too, for models that cut regions out of the picture by themselves.
+    too, for models that cut regions out of the picture by themselves. In training, before all that: `rand_augment`:
+    so many operations of RandAugment, drawn for each picture, of such a magnitude from 0 to 30; `flip`: every other
+    picture is mirrored, so that left is right, whatever its captions say.
     """
 
     size: int
     resize: Literal["shortest", "squash"] = "shortest"
     random_crop: tuple[float, float] | None = None
     boxes: bool = False
+    rand_augment: tuple[int, int] | None = None
+    flip: bool = False
 
     def cells(self, height: int | None, width: int | None) -> int:
         """None: squares are all of one size."""

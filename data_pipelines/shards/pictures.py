@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vlp.distributed import derive_seed
 from vlp.interfaces import PixelSize, SquareSize
 
 MOST_PIXELS = 64_000_000  # width x height; a decompression bomb is refused from its header
@@ -107,9 +108,37 @@ def _opened(data: bytes, most_pixels: int) -> Iterator[Image.Image]:
 
 
 def sized_pixels(data: bytes | Image.Image, size: PixelSize | SquareSize, seed: int | None = None) -> np.ndarray:
-    """A picture, encoded or RGB, in the size that a model asks for; see `scaled_pixels` and `square_pixels`."""
+    """A picture, encoded or RGB, in the size that a model asks for; see `scaled_pixels` and `square_pixels`.
+
+    seed: of what is random in training; None: as in evaluation.
+    """
     image = data if isinstance(data, Image.Image) else decode_image(data)
+    if seed is not None and (size.rand_augment is not None or size.flip):
+        image = augmented(image, size.rand_augment, size.flip, derive_seed("augment", seed))
     return square_pixels(image, size, seed) if isinstance(size, SquareSize) else scaled_pixels(image, size)
+
+
+def augmented(image: Image.Image, rand_augment: tuple[int, int] | None, flip: bool, seed: int) -> Image.Image:
+    """An RGB picture, augmented by what the seed says: mirrored or not, then by torchvision's RandAugment.
+
+    Its operations are those of the paper (Cubuk et al. 2020) without inverting colours and cutting out, as in ViLT
+    (vilt/transforms/randaug.py), which has SolarizeAdd besides, and augments before it scales, as is done here.
+
+    Args:
+        rand_augment: operations and their magnitude, from 0 to 30; None: none.
+        flip: every other picture is mirrored.
+    """
+    import torch  # both take seconds, and most models augment nothing
+    from torchvision.transforms import v2
+
+    steps: list[Any] = [v2.RandomHorizontalFlip()] if flip else []
+    if rand_augment is not None:
+        operations, magnitude = rand_augment
+        steps.append(v2.RandAugment(operations, magnitude))
+    with torch.random.fork_rng(devices=[]):  # they draw from PyTorch's own generator
+        torch.default_generator.manual_seed(seed)
+        found: Image.Image = v2.Compose(steps)(image)
+    return found
 
 
 def scaled_pixels(image: Image.Image, size: PixelSize) -> np.ndarray:

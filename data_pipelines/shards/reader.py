@@ -200,7 +200,7 @@ class ShardReader:
     def pixels(self, number: int, size: PixelSize | SquareSize, seed: int | None = None) -> np.ndarray | None:
         """A sample's picture scaled to `size`, uint8 [h, w, 3]; None if it has none.
 
-        seed: of a random crop, if the size asks for one; None: no random crop.
+        seed: of what is random in training, if the size asks for it; None: nothing is.
 
         Raises:
             BadSampleError: it cannot be decoded.

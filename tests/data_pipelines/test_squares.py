@@ -11,14 +11,20 @@ import pytest
 import torch
 from made_up_shards import loads, make_data_set, make_sample, write_vocabulary
 from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from data_pipelines.batches import MicroBatchLoader
+from data_pipelines.datamodule import MicroBatches
 from data_pipelines.prepare import some_images
 from data_pipelines.shards.format import Sample, ShardError
 from data_pipelines.shards.pictures import random_box, sized_pixels
 from data_pipelines.sources.plan import Plan
 from data_pipelines.sources.source import Source
-from vlp.interfaces import SquareSize
+from vlp.build import pixel_size
+from vlp.config import ConfigError
+from vlp.distributed import derive_seed
+from vlp.interfaces import PixelSize, SquareSize
 from vlp.text.choose import open_tokenizer
 from vlp.text.wordpiece import VocabularyError, WordPiece
 
@@ -89,6 +95,48 @@ def test_random_crops_are_of_training_alone_and_of_their_seed() -> None:
     first, again, other = (sized_pixels(data, size, seed) for seed in (5, 5, 6))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    "size", [SquareSize(24), PixelSize(shorter=24, longer=48, multiple=8)], ids=["square", "scaled"]
+)
+def test_augmentation_is_that_of_torchvision(size: SquareSize | PixelSize) -> None:
+    """Of training alone, of its seed alone, before the picture is scaled; the generator of the rest isn't touched."""
+    image = Image.fromarray(noise(40, 60))
+    asked = replace(size, rand_augment=(2, 9), flip=True)
+    assert np.array_equal(sized_pixels(image, asked), sized_pixels(image, size))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    drawn = [sized_pixels(image, asked, seed) for seed in range(40)]
+    assert torch.equal(torch.get_rng_state(), before)
+    for seed in (0, 7, 20):
+        torch.manual_seed(derive_seed("augment", seed))
+        mirrored = v2.RandomHorizontalFlip()(image)
+        assert np.array_equal(drawn[seed], sized_pixels(v2.RandAugment(2, 9)(mirrored), size))
+    assert len({pixels.tobytes() for pixels in drawn}) > 25
+
+
+def test_every_other_picture_is_mirrored() -> None:
+    image, size = Image.fromarray(noise(24, 24)), SquareSize(24, flip=True)
+    straight = sized_pixels(image, SquareSize(24))
+    drawn = [sized_pixels(image, size, seed) for seed in range(60)]
+    mirrored = [np.array_equal(pixels, straight[:, ::-1]) for pixels in drawn]
+    assert all(same or np.array_equal(pixels, straight) for same, pixels in zip(mirrored, drawn, strict=True))
+    assert 15 < sum(mirrored) < 45
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        ({"size": 24, "rand_augment": [0, 9]}, "a number of operations"),
+        ({"size": 24, "rand_augment": [2, 31]}, "a number of operations"),
+        ({"size": 24, "flip": True, "boxes": True}, "boxes would stay"),
+        ({"size": 24, "rand_augment": [2, 9], "boxes": True}, "boxes would stay"),
+    ],
+)
+def test_augmentation_that_is_refused(pixels: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        pixel_size({"type": "dual_encoder", "pixels": pixels})
 
 
 @pytest.fixture
@@ -191,3 +239,29 @@ def test_broken_pictures_that_codes_would_be_made_from_are_counted(tmp_path: Pat
     assert len(images.ids) == 6
     assert len(told) == 1
     assert told[0].startswith("3 of 9 pictures that codes are made from are broken, as sample ")
+
+
+def test_pictures_are_the_same_whoever_loads_them(tmp_path: Path, tokenizer: WordPiece) -> None:
+    """Augmented in the trainer's process, in one or two others, or by a run that goes on from the third step; another
+    step augments a picture in another way.
+    """
+    make_data_set(tmp_path / "d", [pictured(n) for n in range(13)])
+    own = source(tmp_path / "d", tokenizer, SquareSize(16, rand_augment=(2, 20), flip=True))
+    loader = MicroBatchLoader(Plan([own.planned(1, False)], 7, 2, 3, None), [own])
+    places = [(step, number) for step in range(12) for number in range(2)]
+
+    def loaded(workers: int, first: int = 0) -> list[tuple[list[int], bytes]]:
+        torch.manual_seed(workers)
+        kept = [place for place in places if place[0] >= first]
+        batches = DataLoader(MicroBatches(loader), batch_size=None, sampler=kept, num_workers=workers)  # type: ignore[arg-type]
+        return [(batch.images.ids.tolist(), batch.images.pixels.numpy().tobytes()) for batch in batches]
+
+    here = loaded(0)
+    assert loaded(1) == here
+    assert loaded(2) == here
+    assert loaded(0, first=2) == here[4:]
+    ways: dict[int, set[bytes]] = {}
+    for ids, pixels in here:
+        for place, sample in enumerate(ids):
+            ways.setdefault(sample, set()).add(pixels[place * 768 : place * 768 + 768])
+    assert max(len(found) for found in ways.values()) > 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def train(
     resume: bool = False,
     break_at: int = -2,
     spoilt: int = -2,
+    sources: Sequence[str] = ("made_up",),
     callbacks: Sequence[lightning.Callback] = (),
 ) -> Path:
     """Train on made-up batches in this process; returns the run's folder."""
@@ -73,7 +75,7 @@ def train(
     def load(step: int, micro_batch: int) -> Batch:
         if step == break_at and micro_batch == 2:
             raise BrokenOffError
-        batch = made_up.load(step, micro_batch)
+        batch = replace(made_up.load(step, micro_batch), source=sources[step % len(sources)])
         if step == spoilt:
             batch.images.features[1, 3] = float("nan")
         return batch
@@ -86,7 +88,9 @@ def train(
     module = build_module(config, tokenizer, made_up.FACTS)
     per_step = config.data.micro_batches_per_step
     data = DataModule(PreparedLoader(load, module.preparation), per_step, 0)
-    held_out = [made_up.load(-1, n) for n in range(config.validation.micro_batches)]
+    held_out = [
+        replace(made_up.load(-1, n), source=sources[n % len(sources)]) for n in range(config.validation.micro_batches)
+    ]
     console = Console(quiet=True)
     start = checkpoint_of(run, "last", module, console) if resume else None
     environment = cluster_environment(resolve_hardware(config)[1], 1)
@@ -176,6 +180,26 @@ def test_a_step_that_is_left_out_leaves_the_average(tmp_path: Path) -> None:
     written = load_file(run / "model.safetensors")
     for name, value in counting.weights[1].items():
         torch.testing.assert_close(written[name], (value + counting.weights[3][name]) / 2)
+
+
+def test_sources_are_told_apart(tmp_path: Path) -> None:
+    """Where there are several. Held out, all numbers are the means of theirs, since each has two micro-batches."""
+    two = "data.sources=[{name: left, path: a}, {name: right, path: b}]"
+    overrides = [two, "logging=[csv, tensorboard]", "validation.micro_batches=4"]
+    run = train(tmp_path / "two", *overrides, sources=["left", "right"])
+    rows = rows_of(run)
+    assert [row["source"] for row in rows] == ["left", "right"] * 6
+    assert [row["source"] for row in table_of(run)] == ["left", "right"] * 6
+    for name, kept in (("left", rows[::2]), ("right", rows[1::2])):
+        seen = [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in kept]
+        assert curve_of(run, f"source/{name}/loss") == seen
+    last = rows[-1]
+    names = [name.removeprefix("source/left/") for name in last if name.startswith("source/left/")]
+    assert {"val_loss/masked_language", "val_loss/matching", "val/itm/matching_accuracy"} <= {*names}
+    for name in names:
+        if name.startswith("val/"):
+            assert last[name] == pytest.approx((last[f"source/left/{name}"] + last[f"source/right/{name}"]) / 2)
+    assert any(last[f"source/left/{name}"] != last[f"source/right/{name}"] for name in names)
 
 
 def test_a_run_that_no_longer_gets_better_ends(tmp_path: Path) -> None:

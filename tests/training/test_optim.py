@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import lightning
 import pytest
 import samples
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from vlp.build import Group
@@ -14,7 +17,7 @@ from vlp.config import ConfigError, OptimConfig, ParameterGroupConfig
 from vlp.interfaces import Batch
 from vlp.objectives.matching import Matching
 from vlp.training.module import TrainingModule
-from vlp.training.optim import build_optimizer, parameter_groups, warmup_then_linear
+from vlp.training.optim import build_optimizer, freeze, parameter_groups, warmup_then_linear
 from vlp.training.prepare import draw_group
 
 
@@ -112,6 +115,86 @@ class Rates(lightning.Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def train_net(net: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, steps: range) -> None:
+    for step in steps:
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (net(x) - x[:, :2]).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+
+
+def test_another_optimizer_has_the_groups_and_the_schedule() -> None:
+    """Plain gradient descent by hand: each group with its decay and rate, half of which is reached at step 2 of 4."""
+    torch.manual_seed(0)
+    net = Net()
+    own = config(("^head", 0.5, 10.0), (".*", 0.0, 1.0))
+    own.type, own.settings, own.frozen = "momentum", {"momentum": 0.0}, ["norm"]
+    freeze(net, own.frozen)
+    optimizer, schedule = build_optimizer(net, own, 12)
+    assert type(optimizer) is torch.optim.SGD
+    expected = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    for step in range(3):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        gradients = torch.autograd.grad(
+            (torch.func.functional_call(net, {n: v.requires_grad_() for n, v in expected.items()}, x) - x[:, :2])
+            .square()
+            .mean(),
+            [*expected.values()],
+        )
+        for (name, value), gradient in zip(list(expected.items()), gradients, strict=True):
+            rate, decay = (1.0, 0.5) if name.startswith("head") else (0.1, 0.0)
+            if not name.startswith("norm"):
+                expected[name] = (value - (step + 1) / 4 * rate * (gradient + decay * value)).detach()
+    train_net(net, optimizer, schedule, range(3))
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name].detach())
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion", "adafactor", "muon", "adan", "nadamw", "sgd", "lars"])
+def test_optimizers_of_timm_go_on_from_a_checkpoint(name: str) -> None:
+    """Through a file that holds tensors and plain values alone, to the last bit."""
+
+    def made() -> tuple[nn.Module, torch.optim.Optimizer, LRScheduler]:
+        torch.manual_seed(0)
+        net = Net()
+        own = config(("bias", 0.0, 1.0), (".*", 0.1, 1.0), lr=0.01)
+        own.type, own.settings = name, {"betas": [0.98, 0.92, 0.99]} if name == "adan" else {}
+        return net, *build_optimizer(net, own, 12)
+
+    whole, first, second = made(), made(), made()
+    train_net(*whole, range(6))
+    train_net(*first, range(3))
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in first], file)
+    file.seek(0)
+    for part, state in zip(second, torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    train_net(*second, range(3, 6))
+    for ours, expected in zip(second[0].parameters(), whole[0].parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("lambb", {}, "did you mean 'lamb'"),
+        ("adahessian", {}, "second derivatives"),
+        ("kron", {}, "another one"),
+        ("adan", {}, "optim.settings.betas"),
+        ("lamb", {"momentum": 0.9}, "optim.settings: unknown key 'momentum'"),
+        ("adamw", {"amsgrat": True}, "did you mean 'amsgrad'"),
+        ("adamw", {"lr": 1.0}, "unknown key 'lr'"),
+        ("sgd", {"momentum": -1.0}, "sgd can't be made: Invalid momentum"),
+    ],
+)
+def test_optimizers_that_are_refused(name: str, settings: dict, told: str) -> None:
+    own = config((".*", 0.0, 1.0))
+    own.type, own.settings = name, settings
+    with pytest.raises(ConfigError, match=told):
+        build_optimizer(Net(), own, 12)
 
 
 def test_the_schedule_counts_optimizer_steps_not_micro_batches() -> None:

@@ -85,8 +85,9 @@ def check_reads_codes(config: RunConfig) -> None:
                 f"{where}: a model of the type {config.model['type']} reads no codes of pictures, a token_decoder does;"
                 " leave it out"
             )
-        if (config.model.get("pixels") or {}).get("random_crop") is not None:
-            raise ConfigError(f"{where}: codes are those of whole pictures; leave model.pixels.random_crop out")
+        for key in ("random_crop", "rand_augment", "flip"):
+            if (config.model.get("pixels") or {}).get(key):
+                raise ConfigError(f"{where}: codes are those of whole pictures; leave model.pixels.{key} out")
         coder = config.model.get("pictures") or {}
         if hasattr(chosen("model.pictures", coder, PICTURES), "calibrate") and coder.get("weights") is None:
             raise ConfigError(

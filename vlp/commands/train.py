@@ -137,7 +137,7 @@ def check_resumed(began: RunConfig, now: RunConfig) -> None:
         ConfigError: such a key was changed.
     """
     another = "begin another one with the weights of this: init.path=RUN run_dir=OTHER, without resume"
-    for key in ("lr", "betas", "eps", "groups", "layer_decay", "frozen"):
+    for key in ("type", "settings", "lr", "betas", "eps", "groups", "layer_decay", "frozen"):
         if getattr(began.optim, key) != getattr(now.optim, key):
             raise ConfigError(f"optim.{key} can't change while a run goes on; {another}")
 

@@ -65,6 +65,7 @@ class StepEnd(lightning.Callback):
         stop_and_go: decides after each validation which sources rest, if any ever do.
         others: callbacks that come before this one, so that what they know of a step is in its checkpoint.
         config: of the run, without secrets, for loggers.
+        by_source: there are several sources, whose numbers are told apart.
     """
 
     def __init__(
@@ -81,12 +82,13 @@ class StepEnd(lightning.Callback):
         stop_and_go: StopAndGo | None = None,
         others: Sequence[lightning.Callback] = (),
         config: Mapping[str, Any] = MappingProxyType({}),
+        by_source: bool = False,
     ):
         self.folder, self.screen, self.validation = folder, screen, validation
         self.micro_batches_per_step = micro_batches_per_step
         self.log_every, self.validate_every, self.save_every, self.keep = log_every, validate_every, save_every, keep
         self.watch, self.stop_and_go = watch, stop_and_go
-        self.others, self.config = others, config
+        self.others, self.config, self.by_source = others, config, by_source
         self.best = float("inf")
         self.launcher: Any = None  # Lightning's, if it started the other processes
         self.signals = StopSignals(self._ask_to_stop, self._end_at_once)
@@ -242,7 +244,7 @@ class StepEnd(lightning.Callback):
             self.screen.say(f"validating at step {step}")
             self._tell_others(trainer, module, "on_validation_start", row)
             with module.averaged():
-                row.update(held_out_losses(module, self._validation_told(step)))
+                row.update(held_out_losses(module, self._validation_told(step), self.by_source))
                 found = self._validated(module)
             row.update({f"val/{name}": value for name, value in found.items()})
             if found:
@@ -339,6 +341,8 @@ class StepEnd(lightning.Callback):
         seconds = time.perf_counter() - self.step_began
         waited, self.waited = self.waited, 0.0
         row: dict[str, Any] = {"step": step, "group": record.group}
+        if self.by_source:
+            row["source"] = record.source  # all micro-batches of a step are of one
         if not record.skipped:
             means = {name: value / self.micro_batches_per_step for name, value in record.sums.items()}
             row.update(_without_idle(means))

@@ -129,6 +129,7 @@ def fit(
         stop_and_go,
         others,
         without_secrets(asdict(config)),
+        len(config.data.sources) > 1,
     )
     # then some parts have no gradient in a step: other groups' heads, or what reads images, where a source has none
     sampled = len(module.groups) > 1 or len(config.data.sources) > 1

@@ -13,9 +13,11 @@ from vlp.training.module import TrainingModule
 
 
 @torch.no_grad()
-def held_out_losses(module: TrainingModule, batches: Iterable[Batch]) -> dict[str, float]:
+def held_out_losses(module: TrainingModule, batches: Iterable[Batch], by_source: bool = False) -> dict[str, float]:
     """Mean held-out loss of every objective, and `val_loss`, their mean by the groups' ratios; of each group what
     its objectives report, as `val/GROUP/NAME`. A group is measured on the sources that it is drawn for.
+
+    by_source: the same numbers, but for `val_loss`, of each source by itself too, as `source/SOURCE/...`.
 
     Of an objective only the micro-batches count where it had something to predict, its loss being zero otherwise.
     """
@@ -38,17 +40,21 @@ def held_out_losses(module: TrainingModule, batches: Iterable[Batch]) -> dict[st
                 prepared = preparation.of_group(batch, group, *seed).to(device)
                 total, losses, report, _ = module.losses(prepared, *seed)
                 group_sums[place] += torch.stack([total.double(), one])
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, zeros) + torch.stack([value.double(), (value != 0).double()])
+                found = {
+                    f"val_loss/{name}": torch.stack([value.double(), (value != 0).double()])
+                    for name, value in losses.items()
+                }
                 for name, value in report.items():
-                    key = f"val/{group.name}/{name}"
-                    sums[key] = sums.get(key, zeros) + torch.stack([value.double(), torch.ones_like(value.double())])
+                    found[f"val/{group.name}/{name}"] = torch.stack([value.double(), one])
+                for key, value in found.items():
+                    for name in [key, f"source/{batch.source}/{key}"] if by_source else [key]:
+                        sums[name] = sums.get(name, zeros) + value
     module.train()
     # a process may have had no batch of a group, but all must add up the same numbers
     names = union_over_ranks({*sums})
     totals = sum_over_ranks(torch.cat([torch.stack([sums.get(name, zeros) for name in names]), group_sums]))
     means = (totals[:, 0] / totals[:, 1].clamp(min=1)).tolist()
-    row = {name if name.startswith("val/") else f"val_loss/{name}": means[n] for n, name in enumerate(names)}
+    row = {name: means[n] for n, name in enumerate(names)}
     measured = (totals[len(names) :, 1] > 0).tolist()
     ratios = [seen * sum(ratios_of(g.sampling_ratio).values()) for seen, g in zip(measured, module.groups, strict=True)]
     row["val_loss"] = sum(r * m for r, m in zip(ratios, means[len(names) :], strict=True)) / sum(ratios)

@@ -87,6 +87,7 @@ LOGGERS: dict[str, Callable[..., Logger]] = {
     "wandb": _wandb,
     "mlflow": _mlflow,
 }
+APART = ("val", "source/", "lr", "samples_", "tokens_", "padding_", "data_wait_", "replaced_")  # are of no source
 SERVICES = (WandbLogger, MLFlowLogger)
 
 
@@ -130,8 +131,7 @@ def build_loggers(listed: list[str | dict[str, Any]], folder: Path, first: bool)
     chosen = read_loggers(listed)
     if not first:
         return [DummyLogger()] if chosen else []
-    ids = json.loads((folder / IDS).read_text(encoding="utf-8")) if (folder / IDS).is_file() else {}
-    loggers = []
+    ids, loggers = _ids(folder), []
     for name, values in chosen.items():
         try:
             logger = LOGGERS[name](folder, ids.get(name), **values)
@@ -145,13 +145,18 @@ def build_loggers(listed: list[str | dict[str, Any]], folder: Path, first: bool)
     return loggers
 
 
+def _ids(folder: Path) -> dict[str, str]:
+    return json.loads((folder / IDS).read_text(encoding="utf-8")) if (folder / IDS).is_file() else {}
+
+
 def go_on(loggers: list[Logger], folder: Path, step: int, config: Mapping[str, Any]) -> None:
     """Called by the first process once it is known after which step the run goes on (0: it begins).
 
-    Files lose what comes after it. Services are given the configuration, without secrets; what they were told of later
-    steps stays there, and comes again.
+    Files lose what comes after it. Services are given the configuration of the first start, without secrets; what they
+    were told of later steps stays there, and comes again.
     """
-    ids = {}
+    ids = _ids(folder)
+    known = {**ids}
     for logger in loggers:
         if isinstance(logger, TableFile):
             logger.go_on(step)
@@ -159,19 +164,25 @@ def go_on(loggers: list[Logger], folder: Path, step: int, config: Mapping[str, A
             logger.experiment.close()  # it opens another file, which says that later steps of those before don't count
             logger.experiment.purge_step = step + 1
         elif isinstance(logger, SERVICES):
-            logger.log_hyperparams(dict(config))
-            ids["wandb" if isinstance(logger, WandbLogger) else "mlflow"] = logger.version
-    if ids:
+            name = "wandb" if isinstance(logger, WandbLogger) else "mlflow"
+            if name not in known:
+                logger.log_hyperparams(dict(config))  # MLflow takes no other values of them later
+            ids[name] = str(logger.version)
+    if ids != known:
         write_atomically(folder / IDS, json.dumps(ids).encode())
 
 
 def log_row(loggers: list[Logger], row: Mapping[str, Any]) -> None:
-    """Give a step's row to all of them; words are for the table alone."""
-    step = row["step"]
+    """Give a step's row to all of them; words are for the table alone. Where the row has a source, which is that of all
+    it was trained on, its losses and what its objectives report are given as `source/SOURCE/...` too, which makes a
+    curve for each source.
+    """
+    step, source = row["step"], row.get("source")
     numbers: dict[str, Any] = {n: value for n, value in row.items() if isinstance(value, int | float) and n != "step"}
     words: dict[str, Any] = {name: value for name, value in row.items() if isinstance(value, str)}
+    own = {f"source/{source}/{n}": value for n, value in numbers.items() if source and not n.startswith(APART)}
     for logger in loggers:
-        logger.log_metrics({**words, **numbers} if isinstance(logger, TableFile) else numbers, step)
+        logger.log_metrics({**words, **numbers} if isinstance(logger, TableFile) else {**numbers, **own}, step)
 
 
 def close(loggers: list[Logger]) -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlp.config import ConfigError, OptimConfig
+from vlp.convert import unknown_key
+
+DRAWS = "draws numbers that a checkpoint doesn't know, so that a resumed run would be another one"
+NOT_HERE = {  # of timm's optimizers
+    "adahessian": "needs second derivatives, which a step doesn't make",
+    "kron": DRAWS,
+    "kronc": DRAWS,
+    "kronw": DRAWS,
+}
 
 
 def freeze(module: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
@@ -132,11 +144,47 @@ def warmup_then_cosine(step: int, warmup_steps: int, max_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+OURS = {"self", "params", "lr", "weight_decay"}  # arguments of optimizers that the configuration has elsewhere
+
+
+def optimizer_of(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
+    """PyTorch's AdamW (decoupled decay, bias correction), or the optimizer of timm that the configuration names.
+
+    Raises:
+        ConfigError: there is no such optimizer, its package is missing, it can't be trained with here, or it refuses a
+            setting.
+    """
+    name = config.type
+    if name in NOT_HERE:
+        raise ConfigError(f"optim.type: {name} {NOT_HERE[name]}; choose another")
+    known = [*map(str, list_optimizers())]
+    if name not in known:
+        raise unknown_key("optim.type", name, {*known} - NOT_HERE.keys())
+    settings: dict[str, Any] = {"lr": config.lr, "eps": config.eps, "betas": config.betas, **config.settings}
+    facts = get_optimizer_info(name)
+    try:
+        taken = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+        for key in config.settings:  # timm passes over some that an optimizer doesn't take
+            if key not in taken or key in OURS:
+                raise unknown_key("optim.settings", key, {*taken} - OURS)
+        if facts.has_betas and facts.num_betas != 2 and "betas" not in config.settings:
+            raise ConfigError(f"optim.betas: {name} has {facts.num_betas}; give them as optim.settings.betas")
+        return create_optimizer_v2(groups, name, **settings)
+    except ConfigError:
+        raise
+    except Exception as error:  # of a constructor, of many kinds
+        raise ConfigError(f"optim: {name} can't be made: {error}") from error
+
+
 def build_optimizer(
     module: nn.Module, config: OptimConfig, max_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW (decoupled decay, bias correction) and its schedule, which counts optimizer steps."""
-    optimizer = torch.optim.AdamW(parameter_groups(module, config), lr=config.lr, betas=config.betas, eps=config.eps)
+    """The optimizer and its schedule, which counts optimizer steps.
+
+    Raises:
+        ConfigError: see `parameter_groups` and `optimizer_of`.
+    """
+    optimizer = optimizer_of(parameter_groups(module, config), config)
     factor = warmup_then_cosine if config.decay == "cosine" else warmup_then_linear
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: factor(done + 1, config.warmup_steps, max_steps)

@@ -92,7 +92,9 @@ class Screen:
             )
         if "val_loss" in row:
             values = "  ".join(
-                f"{name.removeprefix('val_loss/')} {value:.3f}" for name, value in row.items() if "val_loss/" in name
+                f"{name.removeprefix('val_loss/')} {value:.3f}"
+                for name, value in row.items()
+                if name.startswith("val_loss/")
             )
             self.console.print(f"step {row['step']}: held-out loss {row['val_loss']:.4f}  ({values})", highlight=False)
             found = [(name.split("/"), value) for name, value in row.items() if name.startswith("val/")]
