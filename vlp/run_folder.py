@@ -57,8 +57,8 @@ TOKENIZERS = ("vocabulary.txt", "tokenizer.json", "tokenizer.model")  # what a r
 class RunFolder:
     """Names and rules of a run's folder: `config.yaml`, `vocabulary.txt` (or `tokenizer.json`, `.model`), `data.json`,
     `metrics.jsonl`, `model.safetensors` (latest), `best.safetensors` (best validation loss), `checkpoints/`,
-    `tensorboard/`, `starts.jsonl` (when, how and with what it was started); where captions are rewarded,
-    `captions.safetensors`: how many images' captions have each n-gram.
+    `starts.jsonl` (when, how and with what it was started), what loggers write (`vlp.training.loggers`); where captions
+    are rewarded, `captions.safetensors`: how many images' captions have each n-gram.
     """
 
     path: Path
