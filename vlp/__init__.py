@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import lightning
     from torch import nn
 
     from vlp.inference import TrainedModel
@@ -42,10 +41,10 @@ def create_model(
     return create_model(name, *overrides, feature_size=feature_size, special_tokens=special_tokens)
 
 
-def train(name: str, *overrides: str, resume: str | None = None, callbacks: Sequence[lightning.Callback] = ()) -> Path:
+def train(name: str, *overrides: str, resume: str | None = None, callbacks: Sequence[Any] = ()) -> Path:
     """Train as `vlp train NAME key.sub=value ... [--resume WHERE]` does, and return the run's folder.
 
-    callbacks: objects of Lightning or of one's own, besides those that the configuration names; they come before what
+    callbacks: of the class `lightning.Callback`, Lightning's or one's own, besides those that the configuration names; they come before what
     validates and saves. What they keep in `state_dict` must be tensors and plain values.
 
     Raises:

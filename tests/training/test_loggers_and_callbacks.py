@@ -232,12 +232,11 @@ def test_a_time_that_has_passed_ends_a_run(tmp_path: Path) -> None:
         (["csv", {"type": "csv"}], "listed twice"),
         (["wandb"], "pip install 'vlp[wandb]'"),
         ([{"type": "wandb", "api_key": "abc"}], "unknown key 'api_key'"),
-        ([{"type": "mlflow", "tracking_uri": "http://me:abc@host"}], "has a password"),
+        ([{"type": "mlflow", "tracking_uri": "http://me:abc@host"}], "a password before the host"),
+        ([{"type": "mlflow", "tracking_uri": "https://abc@host/x"}], "a name or"),
     ],
 )
-def test_loggers_that_are_refused(
-    listed: list, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_loggers_that_are_refused(listed: list, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Found:
         origin = None if "pip install" in told else "somewhere"  # as of a folder that wandb has made here
 

@@ -256,7 +256,7 @@ class StepEnd(lightning.Callback):
             if self.stop_and_go is not None and not last:
                 row["resting"] = self.stop_and_go.validated(step, row)
                 self.screen.say(f"resting from step {step} on: {', '.join(row['resting']) or 'no task'}")
-        self._tell_others(trainer, module, "on_validation_end" if validate else None, row)
+        self._tell_others(trainer, module, "on_validation_end" if validate else "", row)
         end = self.told_to_end or trainer.should_stop
         if self.others and trainer.world_size > 1:
             end = trainer.strategy.reduce_boolean_decision(end, all=False)
@@ -284,9 +284,9 @@ class StepEnd(lightning.Callback):
         self.step_began = time.perf_counter()  # validation and saving are not counted as training time
 
     def _tell_others(
-        self, trainer: lightning.Trainer, module: TrainingModule, hook: str | None, row: Mapping[str, Any]
+        self, trainer: lightning.Trainer, module: TrainingModule, hook: str, row: Mapping[str, Any]
     ) -> None:
-        """Give the other callbacks a step's numbers (`trainer.callback_metrics`), and call their hook.
+        """Give the other callbacks a step's numbers (`trainer.callback_metrics`), and call their hook, if any.
 
         Raises:
             ConfigError: one looks at a number that no validation gives.
@@ -295,9 +295,7 @@ class StepEnd(lightning.Callback):
             return
         known = {name: torch.tensor(value, dtype=torch.float64) for name, value in row.items() if _is_number(value)}
         trainer.callback_metrics.update(known)
-        for callback in self.others:
-            if hook is None:
-                break
+        for callback in self.others if hook else ():
             if hook == "on_validation_end" and isinstance(callback, EarlyStopping) and callback.monitor not in known:
                 there = ", ".join(name for name in known if name.startswith("val"))
                 raise ConfigError(

@@ -96,7 +96,7 @@ def read_loggers(listed: list[str | dict[str, Any]]) -> dict[str, dict[str, Any]
 
     Raises:
         ConfigError: there is no such logger or setting, one is listed twice, its package is not installed, or an
-            address has a password.
+            address has a name or a password.
     """
     found: dict[str, dict[str, Any]] = {}
     for number, entry in enumerate(listed):
@@ -111,10 +111,11 @@ def read_loggers(listed: list[str | dict[str, Any]]) -> dict[str, dict[str, Any]
         spec = None if name == "csv" else find_spec(name)
         if name != "csv" and (spec is None or spec.origin is None):  # a folder of that name is no package
             raise ConfigError(f"{where}: {name} is not installed: pip install 'vlp[{name}]'")
-        if urlsplit(values.get("tracking_uri") or "").password is not None:
+        if urlsplit(values.get("tracking_uri") or "").username is not None:
             raise ConfigError(
-                f"{where}.tracking_uri has a password, which would be written into the run's folder; take it out, and"
-                " set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+                f"{where}.tracking_uri has a name or a password before the host, which would be written into the run's"
+                " folder; set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the"
+                " environment"
             )
         found[name] = values
     return found

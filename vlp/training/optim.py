@@ -23,6 +23,7 @@ NOT_HERE = {  # of timm's optimizers
     "kronc": DRAWS,
     "kronw": DRAWS,
 }
+OURS = {"self", "params", "lr", "weight_decay"}  # arguments of optimizers that the configuration has elsewhere
 
 
 def freeze(module: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
@@ -142,9 +143,6 @@ def warmup_then_cosine(step: int, warmup_steps: int, max_steps: int) -> float:
         return step / warmup_steps
     done = (step - warmup_steps) / max(max_steps - warmup_steps, 1)
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-OURS = {"self", "params", "lr", "weight_decay"}  # arguments of optimizers that the configuration has elsewhere
 
 
 def optimizer_of(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
