@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "initial_weights": PARTS | {"registry", "run_folder"},
     "use": LEVEL_0 | {"evaluation", "strict_yaml", "convert", "checkpoints"},
     "inference": PARTS | {"registry", "build", "run_folder", "use"},
-    "training": LEVEL_0 | {"checkpoints", "config", "build", "run_folder"},
+    "training": LEVEL_0 | {"strict_yaml", "convert", "checkpoints", "config", "build", "run_folder"},
     "create": LEVEL_0 | {"config", "build"},
     "__main__": {"commands"},
 }

@@ -44,8 +44,8 @@ def create_model(
 def train(name: str, *overrides: str, resume: str | None = None, callbacks: Sequence[Any] = ()) -> Path:
     """Train as `vlp train NAME key.sub=value ... [--resume WHERE]` does, and return the run's folder.
 
-    callbacks: of the class `lightning.Callback`, Lightning's or one's own, besides those that the configuration names; they come before what
-    validates and saves. What they keep in `state_dict` must be tensors and plain values.
+    callbacks: of the class `lightning.Callback`, Lightning's or one's own, besides those that the configuration names;
+    they come before what validates and saves. What they keep in `state_dict` must be tensors and plain values.
 
     Raises:
         vlp.config.ConfigError, and what else the command tells in a line.
