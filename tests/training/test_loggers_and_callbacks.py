@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +22,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipelines.datamodule import DataModule
+from vlp.commands.train import check_resumed
 from vlp.config import ConfigError
 from vlp.interfaces import Batch
 from vlp.run_folder import RunFolder
@@ -128,22 +133,32 @@ def test_the_table_and_the_curves_are_the_rows(unbroken: tuple[Path, Counting]) 
     assert curve_of(unbroken[0], "loss") == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in seen]
 
 
-def test_a_resumed_run_goes_on_in_the_same_files(unbroken: tuple[Path, Counting], tmp_path: Path) -> None:
-    """Broken off in the seventh step, it goes on from the fourth; steps 5 and 6 come twice, and are there once."""
+def test_a_killed_run_goes_on_in_the_same_files(unbroken: tuple[Path, Counting], tmp_path: Path) -> None:
+    """Killed in the seventh step, it goes on from the fourth; steps 5 and 6 come twice, and are there once."""
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here.parent.parent), str(here)])
+    command = [sys.executable, str(here / "run_made_up.py"), str(tmp_path), "no", "0", *ALL]
+    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths, "KILL_AT_STEP": "6"}, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    run = tmp_path / "run"
+    assert [row["step"] for row in table_of(run)] == ["1", "2", "3", "4", "5", "6"]
+    train(tmp_path, *ALL, resume=True)
+    assert rows_of(run) == rows_of(unbroken[0])
+    assert table_of(run) == table_of(unbroken[0])
+    assert curve_of(run, "loss") == curve_of(unbroken[0], "loss")
+    for name in ("model.safetensors", "best.safetensors"):
+        assert (run / name).read_bytes() == (unbroken[0] / name).read_bytes()
+    train(tmp_path, *ALL, resume=True)  # there is nothing left to do
+    assert table_of(run) == table_of(unbroken[0])
+
+
+def test_callbacks_go_on_with_what_they_know_of_a_step(unbroken: tuple[Path, Counting], tmp_path: Path) -> None:
     counting = Counting()
     with pytest.raises(BrokenOffError):
-        train(tmp_path / "one", *ALL, break_at=6, callbacks=[Counting()])
-    broken = tmp_path / "one" / "run"
-    assert [row["step"] for row in table_of(broken)] == ["1", "2", "3", "4", "5", "6"]
-    train(tmp_path / "one", *ALL, resume=True, callbacks=[counting])
-    assert rows_of(broken) == rows_of(unbroken[0])
-    assert table_of(broken) == table_of(unbroken[0])
-    assert curve_of(broken, "loss") == curve_of(unbroken[0], "loss")
+        train(tmp_path, break_at=10, callbacks=[Counting()])
+    train(tmp_path, resume=True, callbacks=[counting])
     assert counting.batches == unbroken[1].batches == 48
-    for name in ("model.safetensors", "best.safetensors"):
-        assert (broken / name).read_bytes() == (unbroken[0] / name).read_bytes()
-    train(tmp_path / "one", *ALL, resume=True)  # there is nothing left to do
-    assert table_of(broken) == table_of(unbroken[0])
+    assert {*counting.weights} == {*range(9, 13)} | {8}  # amid the ninth step the eighth is the last
 
 
 def test_averages_are_those_of_a_slow_recursion(unbroken: tuple[Path, Counting]) -> None:
@@ -273,3 +288,15 @@ def test_every_callback_can_be_built() -> None:
 def test_a_number_that_no_validation_gives_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'val_loss/x'.*they give .*val_loss/"):
         train(tmp_path / "one", "callbacks=[{type: EarlyStopping, monitor: val_loss/x}]")
+
+
+def test_what_a_callback_keeps_is_not_changed_on_the_way(tmp_path: Path) -> None:
+    """Lightning would take the patience of the checkpoint, whatever is asked for; others may come and go."""
+    stops = "callbacks=[{type: EarlyStopping, monitor: val_loss, patience: %d}]"
+    two, three = (made_up.config(tmp_path, [stops % patience]) for patience in (2, 3))
+    check_resumed(two, made_up.config(tmp_path, ["callbacks=[{type: Timer}]", "logging=[csv]", "ema={decay: 0.9}"]))
+    with pytest.raises(ConfigError, match="EarlyStopping keeps its settings"):
+        check_resumed(two, three)
+    for key in ("optim.type=lamb", "optim.settings={amsgrad: true}"):
+        with pytest.raises(ConfigError, match=r"optim\.(type|settings) can't change"):
+            check_resumed(two, made_up.config(tmp_path, [stops % 2, key]))

@@ -270,6 +270,8 @@ class StepEnd(lightning.Callback):
             self.best = row["val_loss"]
             self._save_weights("best.safetensors", module, step)
         if save:
+            for logger in trainer.loggers:
+                logger.save()  # what a kill would take along is before the checkpoint, and never comes again
             trainer.save_checkpoint(self.folder.checkpoint(step))
             self._save_weights("model.safetensors", module, step)
             if trainer.is_global_zero:
