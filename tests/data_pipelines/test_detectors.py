@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou, clip_boxes_to_image, roi_align
 
+from data_pipelines.features import detectors
 from data_pipelines.features.detectors import Choice, Detector, Found, detected, with_detected
 from data_pipelines.features.regions import ExtractionError
 from data_pipelines.shards.format import Manifest, RegionArrays, Sample, check_regions
@@ -42,7 +43,8 @@ def theirs(model: Any, picture: Image.Image, threshold: float, nms: float, most:
     heads.score_thresh, heads.nms_thresh, heads.detections_per_img, heads.topk_candidates = threshold, nms, most, 10000
     found: dict[str, Tensor] = model([tensor_of(picture)])[0]
     boxes = found["boxes"]
-    with_area = (boxes[:, 2:] - boxes[:, :2] > 0.01).all(1)  # one-stage detectors of torchvision also give others
+    scale = model.transform([tensor_of(picture)])[0].image_sizes[0][0] / picture.height
+    with_area = (boxes[:, 2:] - boxes[:, :2] > 0.01 / scale).all(1)  # torchvision's one-stage detectors give others too
     return {key: value[with_area] for key, value in found.items()}
 
 
@@ -125,7 +127,7 @@ def test_scores_of_anchors() -> None:
 @torch.no_grad()
 def test_features_of_the_box_head_by_hand() -> None:
     """Each box is cut out of the level of the pyramid that its size says (Lin et al. 2017, equation 1)."""
-    model = make_detector("fasterrcnn_resnet50_fpn", min_size=320, max_size=480)
+    model = make_detector("fasterrcnn_resnet50_fpn", min_size=160, max_size=240)
     picture = drawing(0)
     (own,) = found_in(model, [picture], threshold=0.1, most=30)
     images, _ = model.transform([tensor_of(picture)])
@@ -202,10 +204,12 @@ def test_samples(small: Any) -> None:
         assert made[first].facts["region_confidences"][0] == 0
 
 
-def test_more_samples_than_are_seen_together(small: Any) -> None:
-    samples = [Sample(f"s{n}", [], image=encoded(drawing(n % 3))) for n in range(35)]
+def test_more_samples_than_are_seen_together(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detectors, "WINDOW", 4)
+    monkeypatch.setattr(detectors, "AT_ONCE", 2)
+    samples = [Sample(f"s{n}", [], image=encoded(drawing(n % 3))) for n in range(10)]
     made = list(with_detected(samples, Detector(small, Choice(least=1, most=2)), NAMES))
-    assert [one.key for one in made] == [f"s{n}" for n in range(35)]
+    assert [one.key for one in made] == [f"s{n}" for n in range(10)]
     for number, one in enumerate(made):
         np.testing.assert_allclose(regions_of(one).boxes, regions_of(made[number % 3]).boxes, atol=1e-5)
 
