@@ -1,7 +1,7 @@
 """Speed of detectors as a ratio: python tools/benchmark_detectors.py PICTURES [--count N] [--boxes N ...].
 
 Regions of the photographs in a folder by torchvision's Faster R-CNN on MobileNet at 320 pixels, with weights of a seed
-(tests/data_pipelines/made_up_detectors.py) and 91 classes, in turn in one process:
+(tests/made_up_detectors.py) and 91 classes, in turn in one process:
 
 - as `vlp features regions` makes them of samples, with distributions and features (writing left out);
 - the bare loop over torchvision's model, one picture after another, which gives boxes, classes and scores alone.
@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "data_pipelines"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from made_up_detectors import SMALL, make_detector, tensor_of

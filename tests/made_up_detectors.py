@@ -39,8 +39,9 @@ def make_detector(name: str = SMALL, classes: int = 4, spread: float = 2.0, **se
         model.backbone(torch.stack([tensor_of(drawing(seed, 256, 256)) for seed in (100, 101)]) * 4 - 2)
         model.eval()
         head = model.roi_heads.box_predictor.cls_score if hasattr(model, "roi_heads") else _logits(model)
-        for layer in [head] if isinstance(head, nn.Linear) else [m for m in head.modules() if isinstance(m, nn.Conv2d)]:
-            _calibrate(model, layer, spread)
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
+                _calibrate(model, layer, spread)
     return model
 
 
@@ -52,7 +53,6 @@ def _logits(model: Any) -> nn.Module:
 def _calibrate(model: nn.Module, layer: Any, spread: float) -> None:
     outputs: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    layer.bias = nn.Parameter(torch.zeros(layer.out_channels)) if layer.bias is None else layer.bias
     model([tensor_of(drawing(100))])
     hook.remove()
     rows = torch.cat([o.transpose(0, 1).flatten(1) if o.dim() == 4 else o.t() for o in outputs], 1)
