@@ -88,6 +88,7 @@ class ImageMaker:
             from data_pipelines.shards.pictures import sized_pixels
 
             return Regions.from_pixels(torch.from_numpy(sized_pixels(rgb(image, name), self.loads.pixels)))
+        self._open()  # before anything is read
         return self.regions(rgb(image, name), name)
 
     def regions(self, picture: Image.Image, name: str) -> Regions:
@@ -97,15 +98,18 @@ class ImageMaker:
             ConfigError: that can't be done, or needs weights. ExtractionError: numbers are not finite.
             ShardError: the run doesn't say how they were made, and its data is not there.
         """
+        made, kept = self._open()(picture, name), slice(self.loads.max_regions)
+        scores = None if made.scores is None else torch.from_numpy(made.scores[kept]).float()
+        return Regions(torch.from_numpy(made.features[kept]).float(), torch.from_numpy(made.boxes[kept]), scores)
+
+    def _open(self) -> Any:
         if self._opened is None:
             from data_pipelines.shards.format import read_manifest
             from vlp.use.extractors import open_extractor  # with timm, which takes seconds
 
             extractor = self.extractor or read_manifest(self.data).extractor
             self._opened = open_extractor(extractor, self.weights, self.say)
-        made, kept = self._opened(picture, name), slice(self.loads.max_regions)
-        scores = None if made.scores is None else torch.from_numpy(made.scores[kept]).float()
-        return Regions(torch.from_numpy(made.features[kept]).float(), torch.from_numpy(made.boxes[kept]), scores)
+        return self._opened
 
 
 def rgb(image: str | Path | Image.Image | np.ndarray, name: str) -> Image.Image:
