@@ -28,6 +28,7 @@ import torch
 import yaml
 from made_up_benchmarks import write_json, write_pictures, write_text
 from made_up_coco import MadeUpCoco
+from made_up_detectors import SMALL, save_detector
 from made_up_published import detected, write_bottom_up
 from made_up_tars import write_like_img2dataset
 from safetensors.torch import save_file
@@ -273,6 +274,7 @@ def provide() -> None:
     write_like_img2dataset(here / "data/cc3m", 0, 8)
     trunk = timm.create_model("mobilenetv2_100", pretrained=False)
     save_file(trunk.state_dict(), "mobilenetv2_100.safetensors")
+    save_detector(here / f"{SMALL}.pth", classes=91)
     cased = open_tokenizer(write_words(here / "bert-base-cased/vocab.txt", 28996, "W"), False)
     write_words(here / "data/bert/vocab.txt", 30522)
     uncased = open_tokenizer(write_words(here / "bert-base-uncased/vocab.txt", 30522), True)

@@ -6,18 +6,21 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from test_tools_train import SIZES, run
 
+from data_pipelines.features.regions import RegionExtractor, grid_boxes
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.format import write_manifest
 from data_pipelines.shards.index import write_split
 from data_pipelines.shards.reader import ShardReader
 from vlp.config import ConfigError
 from vlp.evaluation.answers import Answered, official_file, summary
-from vlp.use.extractors import described, grid_extractor, open_trunk
+from vlp.use.extractors import described, open_extractor, open_trunk
 
 ROOT = Path(__file__).parent.parent
 
@@ -170,13 +173,14 @@ def test_predict_from_pixels(root: Path, tmp_path: Path) -> None:
 def test_regions_of_a_picture_as_those_of_the_data() -> None:
     trunk, made = open_trunk("timm:test_resnet", None, print)
     text = described(made, 96, (2, 3))
-    extractor, grid = grid_extractor(text, None, print)
-    assert (grid, extractor.image_size) == ((2, 3), 96)
-    assert all(torch.equal(a, b) for a, b in zip(extractor.trunk.parameters(), trunk.parameters(), strict=True))
-    with pytest.raises(ConfigError, match="as in a grid alone"):
-        grid_extractor(described(made, 96, None), None, print)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    regions, expected = open_extractor(text, [], print)(picture, "it"), RegionExtractor(trunk, 96)
+    assert regions.boxes.tolist() == [[0, 0, 1, 1], *grid_boxes(2, 3).tolist()]
+    np.testing.assert_array_equal(regions.features, expected(picture, regions.boxes))
+    with pytest.raises(ConfigError, match="in a grid, or of the boxes that a detector finds"):
+        open_extractor(described(made, 96, None), [], print)
     with pytest.raises(ConfigError, match="give that file of weights"):
-        grid_extractor(text.replace("random weights of seed 0", "weights a.pt (sha256 12)"), None, print)
+        open_extractor(text.replace("random weights of seed 0", "weights a.pt (sha256 12)"), [], print)
 
 
 def test_summary_and_files() -> None:

@@ -17,12 +17,15 @@ __version__ = "0.1.0"
 
 
 def load(
-    path: str | Path, device: str = "cpu", group: str | None = None, trunk: str | Path | None = None
+    path: str | Path,
+    device: str = "cpu",
+    group: str | None = None,
+    extractor: str | Path | Sequence[str | Path] = (),
 ) -> TrainedModel:
     """A trained model that embeds, scores, answers and writes; see `vlp.inference.load`."""
     from vlp.inference import load
 
-    return load(path, device, group, trunk)
+    return load(path, device, group, extractor)
 
 
 def list_configs() -> list[str]:

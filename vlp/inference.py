@@ -47,10 +47,10 @@ class TrainedModel(nn.Module):
 
     Args:
         group: the name of that of the run's groups which is asked, where several could be, or of one of its sources.
-        trunk: the file of the weights of what makes regions of pictures, where the run's data was made with one.
+        extractor: the files of weights of what makes regions of pictures, where the run's data was made with such.
 
     Wherever images are asked for they may be files, PIL pictures, arrays uint8 [h, w, 3] or `Regions`; a run that reads
-    regions makes those of a picture as those of its data were made, if that was in a grid.
+    regions makes those of a picture as those of its data were made, if that was in a grid or by a detector.
 
     Raises:
         ConfigError: the run has no such group.
@@ -64,7 +64,7 @@ class TrainedModel(nn.Module):
         config: RunConfig,
         facts: DataFacts,
         group: str | None = None,
-        trunk: str | Path | None = None,
+        extractor: Sequence[Path] = (),
     ):
         super().__init__()
         self.model: Any = model
@@ -76,10 +76,9 @@ class TrainedModel(nn.Module):
         self.source = config.data.sources[0]
         if group is not None:
             self._of_group, self.source = _objectives_of(config, objectives, group)
-        extractor = facts.extractors.get(self.source.name, "")
-        self.make_images = ImageMaker(
-            self.loads, facts.feature_size, extractor, Path(config.data.root) / self.source.path, trunk
-        )
+        made = facts.extractors.get(self.source.name, "")
+        data = Path(config.data.root) / self.source.path
+        self.make_images = ImageMaker(self.loads, facts.feature_size, made, data, extractor)
 
     @property
     def device(self) -> torch.device:
@@ -289,15 +288,18 @@ def _objectives_of(
 
 
 def load(
-    path: str | Path, device: str = "cpu", group: str | None = None, trunk: str | Path | None = None
+    path: str | Path,
+    device: str = "cpu",
+    group: str | None = None,
+    extractor: str | Path | Sequence[str | Path] = (),
 ) -> TrainedModel:
     """Load a run: its folder (the latest weights) or one of its weight files, e.g. `runs/x/best.safetensors`.
 
     group: of a run that was trained on several tasks, the name of the one to ask, or of one of its sources.
-    trunk: the weights that regions of pictures are made with, the same file as for the run's data.
+    extractor: the file of weights that regions of pictures are made with, or the files, the same as for the run's data.
 
     Raises:
-        ConfigError: there is no run, the device is not there, or a trunk is named for a model that sees pixels.
+        ConfigError: there is no run, the device is not there, or an extractor is named for a model that sees pixels.
         FileNotFoundError, ValueError: no weights, or they don't fit.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
@@ -308,8 +310,11 @@ def load(
     facts, tokenizer = folder.read_facts(), folder.tokenizer(config)
     with torch.random.fork_rng(devices=[]):  # building draws weights that are then replaced
         model, objectives, _ = build_run(config, tokenizer, facts)
-    if trunk is not None and pixel_size(config.model) is not None:
-        raise ConfigError("trunk: this run's model sees pixels, and no regions are made for it; leave trunk out")
-    trained = TrainedModel(model, objectives, tokenizer, config, facts, group, trunk)
+    files = [Path(extractor)] if isinstance(extractor, str | Path) else [Path(file) for file in extractor]
+    if files and pixel_size(config.model) is not None:
+        raise ConfigError(
+            "extractor: this run's model sees pixels, and no regions are made for it; leave its weights out"
+        )
+    trained = TrainedModel(model, objectives, tokenizer, config, facts, group, files)
     load_strictly(trained, read_weights(weights), str(weights))
     return trained.eval().to(device)

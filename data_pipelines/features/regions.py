@@ -163,16 +163,14 @@ def with_whole_image(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.array([[0, 0, 1, 1]], dtype=np.float32), boxes])
 
 
-def regions_of_grid(
-    picture: Image.Image, extractor: RegionExtractor, grid: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes float32 [1 + R, 4] and features float16 [1 + R, F] of a picture, as `with_regions` makes those of a sample.
+def regions_of_grid(picture: Image.Image, extractor: RegionExtractor, grid: tuple[int, int]) -> RegionArrays:
+    """Regions of a picture, as `with_regions` makes those of a sample.
 
     Raises:
         ExtractionError: features are not finite.
     """
     boxes = with_whole_image(grid_boxes(*grid))
-    return boxes, extractor(picture, boxes)
+    return RegionArrays(boxes, extractor(picture, boxes))
 
 
 def with_regions(

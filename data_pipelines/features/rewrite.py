@@ -43,18 +43,19 @@ def add_features(
     feature_size: int,
     class_names: list[str],
     extractor: str,
-    change: Callable[[Sample], Sample],
+    change: Callable[[Iterator[Sample]], Iterator[Sample]],
     progress: Callable[[int], None],
     attribute_names: Sequence[str] = (),
     of_pictures: bool = True,
 ) -> bool:
-    """Replace every sample of a data set without features by `change` of it, and fill in the manifest.
+    """Replace the samples of a data set without features by `change` of them, and fill in the manifest.
 
     Args:
         folder: the data set's folder.
         feature_size, class_names, attribute_names, extractor: for the manifest. `extractor` is also the identity of
             the work: only the same one goes on with what an earlier run has left.
-        change: gives the sample with regions, or without if it can have none; all else stays but facts may be added.
+        change: gives a shard's samples, in their order, with regions, or without where one can have none; all else
+            stays but facts may be added. It may look at several before it gives the first.
         progress: told how many samples were done, now or by an earlier run.
         of_pictures: whether they are made of pictures, which each split must then have.
 
@@ -149,7 +150,7 @@ def _make_shards(
     reader: ShardReader,
     work: Path,
     new: Manifest,
-    change: Callable[[Sample], Sample],
+    change: Callable[[Iterator[Sample]], Iterator[Sample]],
     progress: Callable[[int], None],
 ) -> None:
     """Make the shards and the index of a split."""
@@ -175,21 +176,18 @@ def _changed(
     reader: ShardReader,
     numbers: np.ndarray,
     new: Manifest,
-    change: Callable[[Sample], Sample],
+    change: Callable[[Iterator[Sample]], Iterator[Sample]],
     progress: Callable[[int], None],
 ) -> Iterator[Sample]:
-    for number in numbers:
-        try:
-            sample = change(reader.sample(int(number)))
+    try:
+        for sample in change(reader.sample(int(number)) for number in numbers):
             if sample.regions is not None:
                 check_regions(sample.key, sample.regions, new)
-        except BadSampleError as error:
-            # rewriting would give damaged bytes a checksum that fits
-            raise ShardError(
-                f"split {reader.split!r} of {reader.folder}: {error}; restore or remake the shard"
-            ) from error
-        yield sample
-        progress(1)
+            yield sample
+            progress(1)
+    except BadSampleError as error:
+        # rewriting would give damaged bytes a checksum that fits
+        raise ShardError(f"split {reader.split!r} of {reader.folder}: {error}; restore or remake the shard") from error
 
 
 def _refuse_other_members(path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from data_pipelines.shards.format import BadSampleError, ShardError
+from data_pipelines.shards.pictures import ImageError, decode_image
 from data_pipelines.shards.reader import ShardReader
 from data_pipelines.sources.images import all_images
 from vlp.interfaces import Loads, Regions
@@ -34,8 +36,35 @@ class Gallery:
         return replace(self, numbers=self.numbers[:count], captions=self.captions[:count], images=images)
 
 
+class _MadeRegions:
+    """Regions that are made of pictures as they are looked at. make: of an RGB picture, by its name in messages."""
+
+    lacking = "a picture"
+
+    def __init__(self, reader: ShardReader, make: Callable[[Any, str], Regions]):
+        self.reader, self.make, self.shown = reader, make, reader.has_image
+
+    def load(self, sample: int, crop: int) -> Regions:
+        """The regions of a sample's picture.
+
+        Raises:
+            BadSampleError: it can't be decoded.
+        """
+        key, data = self.reader.key(sample), self.reader.read_member(sample, "image")
+        assert data is not None, "samples without a picture are not looked at"
+        try:
+            return self.make(decode_image(data), f"sample {key}")
+        except ImageError as error:
+            raise BadSampleError(key, str(error)) from error
+
+
 def read_gallery(
-    reader: ShardReader, count: int, loads: Sequence[Loads], left_out: Callable[[str], None], first: int = 0
+    reader: ShardReader,
+    count: int,
+    loads: Sequence[Loads],
+    left_out: Callable[[str], None],
+    first: int = 0,
+    make: Sequence[Callable[[Any, str], Regions] | None] = (),
 ) -> Gallery:
     """The first `count` samples with captions from number `first` on; of these, those with all that the models see.
 
@@ -44,11 +73,17 @@ def read_gallery(
         count: samples at most.
         loads: what each model wants of the data.
         left_out: told of each that can't be shown.
+        make: for each model what makes its regions of a picture, by the picture's name in messages, where the data has
+            none; None: the data's own.
 
     Raises:
         ShardError: there is no usable sample.
     """
-    sides = [all_images(reader, own) for own in loads]
+    makers = [*make, *[None] * (len(loads) - len(make))]
+    sides = [
+        all_images(reader, own) if maker is None else _MadeRegions(reader, maker)
+        for own, maker in zip(loads, makers, strict=True)
+    ]
     gallery, end = Gallery([], [], [[] for _ in sides]), first
     for number in range(first, len(reader)):
         if len(gallery.numbers) + len(gallery.lost) == count:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def make(folder: Path) -> Path:
 
 
 def add(folder: Path, change: Any = change, extractor: str = "numbers") -> bool:
-    return add_features(folder, FEATURES, [], extractor, change, lambda done: None)
+    return add_features(folder, FEATURES, [], extractor, partial(map, change), lambda done: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -65,7 +66,7 @@ def test_samples_keep_all_and_gain_regions(tmp_path: Path, finished: dict[str, b
     older = {split: ShardReader(folder, split) for split in ("train", "val")}
     samples = {split: [r.sample(n) for n in range(len(r))] for split, r in older.items()}
     done: list[int] = []
-    assert add_features(folder, FEATURES, [], "numbers", change, done.append)
+    assert add_features(folder, FEATURES, [], "numbers", partial(map, change), done.append)
     assert sum(done) == 10
     assert contents(folder) == finished
     for split, before in samples.items():
@@ -218,7 +219,7 @@ def test_shards_that_changed_under_an_unfinished_extraction(tmp_path: Path) -> N
 def test_features_that_do_not_fit_the_manifest_are_refused(tmp_path: Path) -> None:
     folder = make(tmp_path / "d")
     with pytest.raises(ShardError, match=r"sample s0: features of \(5,\) numbers, not 6"):
-        add_features(folder, 6, [], "numbers", change, lambda done: None)
+        add_features(folder, 6, [], "numbers", partial(map, change), lambda done: None)
 
 
 def test_one_extraction_at_a_time(tmp_path: Path, finished: dict[str, bytes]) -> None:

@@ -104,7 +104,7 @@ def test_it_is_a_data_set_like_any_other(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"no index of a split 'val'; splits there: train$"):
         ShardReader(tmp_path, "val")
     with pytest.raises(ShardError, match="another tool's tars, which are never changed"):
-        add_features(tmp_path, 8, [], "x", lambda sample: sample, lambda done: None)
+        add_features(tmp_path, 8, [], "x", lambda samples: samples, lambda done: None)
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -141,7 +141,7 @@ def test_a_run_knows_how_its_regions_were_made(root: Path, tmp_path: Path, regio
     with pytest.raises(ConfigError, match=r"made so: .*weights a\.pt .*give that file of weights"):
         moved.score(TEXTS, [root / "scene.png"])
     moved.make_images = replace_extractor(moved, "bottom-up attention")
-    with pytest.raises(ConfigError, match="in a grid alone, but the data's were made so: bottom-up attention"):
+    with pytest.raises(ConfigError, match="that a detector finds, but the data's were made so: bottom-up attention"):
         moved.score(TEXTS, [root / "scene.png"])
     assert replace(facts, extractors={}).extractors == {}
 
@@ -161,7 +161,7 @@ def test_weights_of_the_trunk(root: Path, tmp_path: Path) -> None:
     grid = ["--boxes", "grid:2x2", "--trunk", "timm:test_resnet", "--image-size", "64"]
     weights = ["--weights", str(tmp_path / "trunk.pth")]
     assert main(["features", "regions", "--shards", str(tmp_path / "data" / "scenes"), *grid, *weights]) == 0
-    run = vlp.load(root / "regions", trunk=tmp_path / "trunk.pth")
+    run = vlp.load(root / "regions", extractor=tmp_path / "trunk.pth")
     run.make_images.extractor = read_manifest(tmp_path / "data" / "scenes").extractor
     made = run.make_images([root / "scene.png"])[0]
     own = ShardReader(tmp_path / "data" / "scenes", "val").regions(3)
@@ -227,7 +227,7 @@ def test_what_a_model_of_pixels_refuses(root: Path, pixels: TrainedModel) -> Non
     with pytest.raises(ValueError, match="images must be a list"):
         pixels.embed_images(str(root / "scene.png"))
     with pytest.raises(ConfigError, match="this run's model sees pixels, and no regions are made for it"):
-        vlp.load(root / "pixels", trunk=root / "none.safetensors")
+        vlp.load(root / "pixels", extractor=root / "none.safetensors")
 
 
 def test_a_device_that_is_not_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

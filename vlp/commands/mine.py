@@ -47,7 +47,7 @@ def mine(options: argparse.Namespace, console: Console) -> Path:
     (model,) = load_models(options.run, options.task, None)
     data = options.data or Path(model.config.data.root) / model.source.path
     reader = ShardReader(data, options.split)
-    check_features(model, reader)
+    check_features(model, reader, console.print)
     sides = all_images(reader, model.loads)
     out: Path = options.out or data / f"{reader.split}-neighbours.parquet"
     samples, captions = [], []

@@ -5,9 +5,10 @@ no --text. A statement about two images takes --image twice. A run on questions 
 --choice, four times: answers to the question, or rationales of the answer that --answer gives.
 A run on phrases is asked about those in brackets, as in "[a dog] on [the green grass]".
 
-For a model that reads regions they are made of the picture as those of its data were, if that was by `vlp features` in
-a grid (--weights: the same file as there). Else it takes --regions FILE.safetensors with the tensors `features` [R, F]
-and `boxes` [R, 4], corners as shares of width and height; or --sample SPLIT/KEY, a sample of its data.
+For a model that reads regions they are made of the picture as those of its data were, if that was by `vlp features
+regions` in a grid or by a detector (--weights: the same file as there; twice, if there were two). Else it takes
+--regions FILE.safetensors with the tensors `features` [R, F] and `boxes` [R, 4], corners as shares of width and height;
+or --sample SPLIT/KEY, a sample of its data.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     for name, what in (("image", "a picture"), ("regions", "a file of regions"), ("sample", "SPLIT/KEY")):
         parser.add_argument(f"--{name}", action="append", default=[], help=what)
     parser.add_argument("--task", help="of a run on several tasks, the name of the group to ask")
-    parser.add_argument("--weights", type=Path, help="of the trunk that makes regions")
+    parser.add_argument("--weights", type=Path, action="append", default=[], help="of what makes regions")
     parser.add_argument("--top", type=int, default=5, help="how many answers to show")
     parser.add_argument_group("captions", WRITING)
     options, others = parser.parse_known_intermixed_args(parser.spelled(arguments))
@@ -126,6 +127,8 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     tags = options.tags
     if options.sample and not tags and "tags" in model.segments:
         tags = _tags(Path(model.config.data.root) / model.source.path, options.sample[0])
+    elif not tags and "tags" in model.segments and images[0].scores is not None:
+        tags = ", ".join(region_names({}, images[0].scores.numpy(), model.facts.class_names, len(images[0].boxes)))
     settings = own_settings(task, options.settings, "predict")
     given = {name: getattr(settings, name) for name in options.settings}
     prompt = Prompt(options.text, images, options.choice, options.answer, tags, options.begin, given, options.top)

@@ -7,6 +7,9 @@ the fusion model RUN2 puts these in order. After Ctrl-C what is done is measured
 of a fusion model the gallery is then the images that are done, of RUN2 nothing. Prints a table, and writes
 retrieval-SPLIT-IMAGES.json and .png beside the run's weights; other weights, tasks, data or re-ranking show in the name
 too.
+
+Where the data has pictures alone, a run that reads regions makes them as those of its own data were made, if that was
+by `vlp features regions` in a grid or by a detector (--weights: the same file as there; twice, if there were two).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +50,7 @@ from vlp.evaluation.retrieval import (
 )
 from vlp.evaluation.retrieval_picture import draw_retrieval, images_shown
 from vlp.inference import TrainedModel
-from vlp.interfaces import Loads, Regions
+from vlp.interfaces import Regions
 from vlp.metrics.recall import RetrievalMetrics
 
 Results = dict[str, dict[str, RetrievalMetrics]]  # by method and direction
@@ -84,18 +87,24 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--pictures", type=count, default=8, metavar="N", help="queries that are drawn")
     parser.add_argument("--rerank", type=count, default=0, metavar="K", help="candidates that RUN2 orders")
     parser.add_argument("--rerank-by", type=Path, metavar="RUN2", help="the fusion model (default: none)")
+    parser.add_argument("--weights", type=Path, action="append", default=[], help="of what makes regions")
     options = parser.read(arguments)
     if bool(options.rerank) != bool(options.rerank_by):
         raise ConfigError("--rerank K (how many candidates) and --rerank-by RUN2 (the fusion model) need one another")
     return options
 
 
-def load_models(run: Path, group: str | None, rerank_by: Path | None) -> list[TrainedModel]:
-    """The model and, if there is one, the model that re-ranks; before any data is read, that they can score."""
+def load_models(
+    run: Path, group: str | None, rerank_by: Path | None, weights: Sequence[Path] = ()
+) -> list[TrainedModel]:
+    """The model and, if there is one, the model that re-ranks; before any data is read, that they can score.
+
+    weights: of what makes regions for the last of them.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = [vlp.load(run, device, None if rerank_by else group)]
+    models = [vlp.load(run, device, None if rerank_by else group, () if rerank_by else weights)]
     if rerank_by:
-        models.append(vlp.load(rerank_by, device, group))
+        models.append(vlp.load(rerank_by, device, group, weights))
         if not models[0].dual or models[1].dual:
             raise ConfigError("re-ranking takes a dual encoder as RUN and a fusion model as --rerank-by")
     for model in models:
@@ -104,13 +113,23 @@ def load_models(run: Path, group: str | None, rerank_by: Path | None) -> list[Tr
     return models
 
 
-def check_features(model: TrainedModel, reader: ShardReader) -> None:
+def check_features(model: TrainedModel, reader: ShardReader, warn: Callable[[str], None]) -> None:
     """Whether the data's regions are such as the model sees."""
-    if model.loads.pixels is None and reader.manifest.feature_size != model.facts.feature_size:
+    theirs, own = reader.manifest, model.facts.extractors.get(model.source.name)
+    if model.loads.pixels is not None:
+        return
+    if theirs.feature_size != model.facts.feature_size:
         raise ConfigError(
-            f"{reader.folder} has region features of {reader.manifest.feature_size} numbers, the model takes"
+            f"{reader.folder} has region features of {theirs.feature_size} numbers, the model takes"
             f" {model.facts.feature_size}; extract the features with the extractor of the training data"
         )
+    if own and theirs.extractor != own:
+        warn(f"the regions of {reader.folder} were made so: {theirs.extractor}; those of the run's data so: {own}")
+
+
+def makes_regions(model: TrainedModel, reader: ShardReader) -> bool:
+    """Whether regions have to be made of the data's pictures."""
+    return model.loads.pixels is None and not reader.manifest.feature_size and bool(reader.has_image.any())
 
 
 def embed(
@@ -196,16 +215,18 @@ class Measured:
 
 
 def read_galleries(
-    reader: ShardReader, options: argparse.Namespace, loads: list[Loads], missed: Callable[[str], None]
+    reader: ShardReader, options: argparse.Namespace, models: list[TrainedModel], missed: Callable[[str], None]
 ) -> list[Gallery]:
     """As many as are asked for, one after another.
 
     Raises:
         ConfigError: the split has too few samples for more than one.
     """
+    loads = [model.loads for model in models]
+    make = [model.make_images.regions if makes_regions(model, reader) else None for model in models]
     galleries, first = [], 0
     for number in range(options.folds):
-        galleries.append(read_gallery(reader, options.gallery, loads, missed, first))
+        galleries.append(read_gallery(reader, options.gallery, loads, missed, first, make))
         first = galleries[-1].end
         full = len(galleries[-1].numbers) + len(galleries[-1].lost) == options.gallery
         if options.folds > 1 and not full:
@@ -301,15 +322,16 @@ def evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     run = options.run
-    models = load_models(run, options.task, options.rerank_by)
+    models = load_models(run, options.task, options.rerank_by, options.weights)
     own = Path(models[0].config.data.root) / models[0].source.path
     data = options.data or own
     reader = ShardReader(data, options.split)
     for model in models:
-        check_features(model, reader)
-    loads = [model.loads for model in models]
+        model.make_images.say = warn
+        if not makes_regions(model, reader):
+            check_features(model, reader, warn)
     missed: list[str] = []
-    galleries = read_galleries(reader, options, loads, missed.append)
+    galleries = read_galleries(reader, options, models, missed.append)
     for text in missed[:SHOWN]:
         warn(f"not looked at: {text}")
     if missed:

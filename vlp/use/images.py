@@ -50,7 +50,7 @@ class ImageMaker:
         loads: what the run wants of its data.
         feature_size: of its regions.
         extractor: what made them, in a manifest's words; empty: as the data set in `data` says.
-        trunk: the file of the extractor's weights, where it had one.
+        weights: the files of the extractor's weights, where it had such.
         say: told of what the extractor leaves unused.
     """
 
@@ -60,11 +60,11 @@ class ImageMaker:
         feature_size: int,
         extractor: str,
         data: Path,
-        trunk: str | Path | None = None,
+        weights: Sequence[Path] = (),
         say: Callable[[str], None] = lambda text: None,
     ):
         self.loads, self.feature_size, self.extractor, self.data, self.say = loads, feature_size, extractor, data, say
-        self.trunk = None if trunk is None else Path(trunk)
+        self.weights = weights
         self._opened: Any = None  # with its weights, when it is first needed
 
     def __call__(self, images: Sequence[Given]) -> list[Regions]:
@@ -88,19 +88,28 @@ class ImageMaker:
             from data_pipelines.shards.pictures import sized_pixels
 
             return Regions.from_pixels(torch.from_numpy(sized_pixels(rgb(image, name), self.loads.pixels)))
-        return self._regions(image, name)
+        self._open()  # before anything is read
+        return self.regions(rgb(image, name), name)
 
-    def _regions(self, image: str | Path | Image.Image | np.ndarray, name: str) -> Regions:
-        from data_pipelines.features.regions import regions_of_grid
+    def regions(self, picture: Image.Image, name: str) -> Regions:
+        """Regions of an RGB picture, by its name in messages, as those of the run's data were made.
 
+        Raises:
+            ConfigError: that can't be done, or needs weights. ExtractionError: numbers are not finite.
+            ShardError: the run doesn't say how they were made, and its data is not there.
+        """
+        made, kept = self._open()(picture, name), slice(self.loads.max_regions)
+        scores = None if made.scores is None else torch.from_numpy(made.scores[kept]).float()
+        return Regions(torch.from_numpy(made.features[kept]).float(), torch.from_numpy(made.boxes[kept]), scores)
+
+    def _open(self) -> Any:
         if self._opened is None:
             from data_pipelines.shards.format import read_manifest
-            from vlp.use.extractors import grid_extractor  # with timm, which takes seconds
+            from vlp.use.extractors import open_extractor  # with timm, which takes seconds
 
             extractor = self.extractor or read_manifest(self.data).extractor
-            self._opened = grid_extractor(extractor, self.trunk, self.say)
-        boxes, features = regions_of_grid(rgb(image, name), *self._opened)
-        return Regions(torch.from_numpy(features).float(), torch.from_numpy(boxes))
+            self._opened = open_extractor(extractor, self.weights, self.say)
+        return self._opened
 
 
 def rgb(image: str | Path | Image.Image | np.ndarray, name: str) -> Image.Image:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,7 @@ def join(
         sizes.features,
         sizes.class_names,
         extractor,
-        change,
+        partial(map, change),
         progress,
         attribute_names=sizes.attribute_names,
         of_pictures=False,
