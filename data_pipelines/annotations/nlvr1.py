@@ -8,11 +8,12 @@ ones were: 400 x 100 pixels.
 
 `--part val` takes the sets of scenes that a hash of their names picks, about a tenth, `--part train` the others. The
 sentences of a scene are questions about its picture, with answers "False" and "True". Other facts: `boxes` and
-`box_names` of the shapes. An identifier tells the label of the original pairs, so no model may see it. A new data set
+`box_names` of the three boxes and of the shapes. An identifier tells the label of the original pairs, so no model may see it. A new data set
 gets `vocabulary.txt`, made of the words that occur twice.
 
 `--statements N` leaves people's sentences aside, which the lines then need not have, and makes about N sentences and
-counts for each scene (nlvr1_statements.py), that a model can learn to look by.
+counts for each scene (nlvr1_statements.py), that a model can learn to look by. Both have the same answers to choose
+from, so that one model learns from both.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ class Nlvr1Reader:
 
     def __init__(self, files: list[Path], part: Part = "all", statements: int = 0):
         self.left_out: list[LeftOut] = []
-        names = nlvr1_statements.ANSWERS if statements else list(ANSWERS.values())
-        self.manifest = Manifest("nlvr1", 0, [], "", "CC BY 4.0", answer_names=names)
+        self.manifest = Manifest("nlvr1", 0, [], "", "CC BY 4.0", answer_names=nlvr1_statements.ANSWERS)
         kinds = {"identifier": str, "structured_rep": list}
         if not statements:
             kinds |= {"sentence": str, "label": str}
@@ -146,8 +146,9 @@ def draw_scene(scene: Scene) -> Image.Image:
 
 
 def _boxes(scene: Scene) -> tuple[list[list[float]], list[str]]:
-    """Corners of the shapes as shares of the picture, and their names."""
-    boxes, names = [], []
+    """Corners of the three boxes and of the shapes as shares of the picture, and their names."""
+    boxes: list[list[float]] = [[n * STEP / WIDTH, 0, (n * STEP + SIDE) / WIDTH, 1] for n in range(len(scene))]
+    names = ["box"] * len(scene)
     for number, box in enumerate(scene):
         for shape in box:
             x, y, size = number * STEP + shape["x_loc"], shape["y_loc"], shape["size"]

@@ -67,49 +67,141 @@ def count(tower: bool, rng: np.random.Generator) -> tuple[str, Answer]:
     if rng.random() < 0.6:
         (_, several), fits = _noun(tower, rng, places=True)
         return f"number of {several}", lambda scene: sum(fits(shape) for box in scene for shape in box)
-    holds, condition = _condition(tower, rng)
+    condition, holds = _condition(tower, rng)
     return f"number of {'towers' if tower else 'boxes'} with {condition}", lambda scene: sum(map(holds, scene))
 
 
 def sentence(tower: bool, rng: np.random.Generator) -> tuple[str, Answer]:
-    """A sentence, and whether it is true of a scene."""
-    kind = rng.random()
-    if kind < 0.35:
-        noun, fits = _noun(tower, rng, places=True)
-        number, holds = _count(noun, rng)
-        text = f"there {'are' if noun[1] in number else 'is'} {number}"
-        return text, lambda scene: holds(sum(fits(shape) for box in scene for shape in box))
-    if kind < 0.45 and not tower:
-        noun, fits = _noun(tower, rng)
-        where, touches = _touching(rng)
-        every = bool(rng.integers(2))
-        text = f"{'all' if every else 'none of'} the {noun[1]} are {where}"
+    """A sentence, and whether it is true of a scene; with a full stop or without."""
+    kinds, shares = (
+        ([_about_shapes, _about_boxes, _about_ends, _about_one], [0.2, 0.45, 0.25, 0.1])
+        if tower
+        else ([_about_shapes, _about_boxes, _about_places, _about_one], [0.35, 0.4, 0.15, 0.1])
+    )
+    text, answer = kinds[int(rng.choice(len(kinds), p=shares))](tower, rng)
+    return text + "." * int(rng.integers(2)), answer
 
-        def test(scene: Scene) -> bool:
-            found = [touches(shape) for box in scene for shape in box if fits(shape)]
-            return len(found) > 0 and (all(found) if every else not any(found))
 
-        return text, test
+def _about_shapes(tower: bool, rng: np.random.Generator) -> tuple[str, Answer]:
+    """How many shapes there are, of one kind or of two, or of blocks on others."""
+    if tower and rng.random() < 0.4:
+        colours = rng.choice(list(COLOURS), 2)
+        upper, lower = (str(colour) for colour in colours)
+        (number, several), holds = _count((f"{upper} block", f"{upper} blocks"), rng, most=3)
+        text = f"{_there(several)} {number} {_any(rng, 'above', 'over', 'on', 'on top of')} a {lower} block"
+        return text, lambda scene: holds(sum(_stacked(box, upper, lower) for box in scene))
+    noun, fits = _noun(tower, rng, places=True)
+    (number, several), holds = _count(noun, rng)
+
+    def test(scene: Scene) -> bool:
+        return holds(sum(fits(shape) for box in scene for shape in box))
+
+    if rng.random() < 0.8:
+        return f"{_there(several)} {number}", test
+    second, also_fits = noun, fits
+    while second == noun:  # one thing twice says nothing
+        second, also_fits = _noun(tower, rng, places=True)
+    (also, _), also_holds = _count(second, rng)
+    return (
+        f"{_there(several)} {number} and {also}",
+        lambda scene: test(scene) and also_holds(sum(also_fits(shape) for box in scene for shape in box)),
+    )
+
+
+def _about_places(tower: bool, rng: np.random.Generator) -> tuple[str, Answer]:
+    """Whether all shapes of a kind touch a wall, or none, or how many."""
+    noun, fits = _noun(tower, rng)
+    where, touches = _touching(rng)
+    if rng.random() < 0.4:
+        (number, several), holds = _count(noun, rng)
+        text = f"{number} {'are' if several else 'is'} {where}"
+        return text, lambda scene: holds(sum(fits(s) and touches(s) for box in scene for s in box))
+    every = bool(rng.integers(2))
+
+    def test(scene: Scene) -> bool:
+        found = [touches(shape) for box in scene for shape in box if fits(shape)]
+        return len(found) > 0 and (all(found) if every else not any(found))
+
+    return f"{'all' if every else 'none of'} the {noun[1]} are {where}", test
+
+
+def _about_boxes(tower: bool, rng: np.random.Generator) -> tuple[str, Answer]:
+    """How many boxes are so."""
     what = "tower" if tower else "box"
-    holds_in_box, condition = _condition(tower, rng)
-    if rng.random() < 0.15:
-        text = f"{rng.choice(['each ' + what + ' has', 'all the ' + _plural(what) + ' have'])} {condition}"
+    condition, holds_in_box = _condition(tower, rng)
+    if rng.random() < 0.12:
+        text = f"{_any(rng, f'each {what} has', f'all the {_plural(what)} have')} {condition}"
         return text, lambda scene: all(holds_in_box(box) for box in scene)
-    number, holds = _count((what, _plural(what)), rng, most=3)
-    text = f"there {'are' if _plural(what) in number else 'is'} {number} with {condition}"
+    grey = "grey " if not tower and rng.random() < 0.15 else ""
+    (number, several), holds = _count((f"{grey}{what}", f"{grey}{_plural(what)}"), rng, most=3)
+    which = ("with", "with", "that have", "which have", "having", "containing")
+    linked = _any(rng, *(word if several else word.replace("have", "has") for word in which))
+    text = f"{_there(several)} {number} {linked} {condition}"
     return text, lambda scene: holds(sum(holds_in_box(box) for box in scene))
+
+
+def _about_ends(tower: bool, rng: np.random.Generator) -> tuple[str, Answer]:
+    """What is at the top or the base of towers."""
+    colour, (place, end) = _any(rng, *COLOURS), _end(rng)
+    (number, several), holds = _count((f"{colour} block", f"{colour} blocks"), rng, most=3)
+    text = f"{_there(several)} {number} as the {place} of {'towers' if several else 'a tower'}"
+    if rng.random() < 0.3:
+        return text, lambda scene: holds(sum(end(box) == COLOURS[colour] for box in scene))
+    (blocks, _), high = _count(("block", "blocks"), rng, most=5, least=1)
+    return f"{text} with {blocks}", lambda scene: holds(
+        sum(end(box) == COLOURS[colour] and high(len(box)) for box in scene)
+    )
+
+
+def _about_one(tower: bool, rng: np.random.Generator) -> tuple[str, Answer]:
+    """Whether any box is so; or the tower of so many blocks."""
+    condition, holds = _condition(tower, rng)
+    if not tower:
+        text = f"one of the grey {_any(rng, 'box', 'boxes', 'square', 'squares')} {_any(rng, 'has', 'contains')}"
+        return f"{text} {condition}", lambda scene: any(map(holds, scene))
+    number = int(rng.integers(1, 5))
+    text = f"the tower with {_said(number, rng)} {'block' if number == 1 else 'blocks'} has {condition}"
+    return text, lambda scene: any(len(box) == number and holds(box) for box in scene)
+
+
+def _any(rng: np.random.Generator, *words: str) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def _there(several: bool) -> str:
+    return "there are" if several else "there is"
 
 
 def _plural(noun: str) -> str:
     return f"{noun}es" if noun.endswith("x") else f"{noun}s"
 
 
+def _said(number: int, rng: np.random.Generator) -> str:
+    return str(number) if rng.random() < 0.4 else NUMBERS[number]
+
+
+def _end(rng: np.random.Generator) -> tuple[str, Callable[[Box], str | None]]:
+    """The top or the base of a tower, and which colour is there."""
+    place = _any(rng, "top", "top", "base", "bottom")
+
+    def end(box: Box) -> str | None:
+        return str((min if place == "top" else max)(box, key=lambda shape: shape["y_loc"])["color"]) if box else None
+
+    return place, end
+
+
+def _stacked(box: Box, upper: str, lower: str) -> bool:
+    """Whether a block of a colour lies right on one of another."""
+    order = [shape["color"] for shape in sorted(box, key=lambda shape: shape["y_loc"])]
+    return (COLOURS[upper], COLOURS[lower]) in itertools.pairwise(order)
+
+
 def _noun(tower: bool, rng: np.random.Generator, places: bool = False) -> tuple[tuple[str, str], Test]:
     """What shapes are called, one and several, and which these are."""
     colour = str(rng.choice([*COLOURS, ""], p=[0.27, 0.27, 0.27, 0.19]))
-    kind = "block" if tower else str(rng.choice(["circle", "square", "triangle", "item", "object"]))
-    size = "" if tower or rng.random() < 0.85 else str(rng.choice(list(SIZES)))
-    where, touches = _touching(rng) if places and not tower and rng.random() < 0.3 else ("", None)
+    kind = "block" if tower else _any(rng, "circle", "square", "triangle", "item", "object")
+    size = "" if tower or rng.random() < 0.9 else _any(rng, *SIZES)
+    where, touches = _touching(rng) if places and not tower and rng.random() < 0.35 else ("", None)
 
     def fits(shape: Shape) -> bool:
         return (
@@ -123,83 +215,107 @@ def _noun(tower: bool, rng: np.random.Generator, places: bool = False) -> tuple[
     return (words.format(kind), words.format(_plural(kind))), fits
 
 
+def _left(shape: Shape) -> bool:
+    return bool(shape["x_loc"] == 0)
+
+
+def _right(shape: Shape) -> bool:
+    return bool(shape["x_loc"] + shape["size"] == SIDE)
+
+
+def _top(shape: Shape) -> bool:
+    return bool(shape["y_loc"] == 0)
+
+
+def _bottom(shape: Shape) -> bool:
+    return bool(shape["y_loc"] + shape["size"] == SIDE)
+
+
+def _edge(shape: Shape) -> bool:
+    return _left(shape) or _right(shape) or _top(shape) or _bottom(shape)
+
+
+def _corner(shape: Shape) -> bool:
+    return (_left(shape) or _right(shape)) and (_top(shape) or _bottom(shape))
+
+
+PLACES: tuple[tuple[Test, tuple[str, ...]], ...] = (
+    (_left, ("the left wall", "left wall of a box")),
+    (_right, ("the right wall", "right wall of a box")),
+    (_top, ("the top", "the top of a box", "the roof of a box")),
+    (_bottom, ("the bottom", "the base", "the bottom of a box")),
+    (_edge, ("the wall", "the edge", "any edge", "a wall of a box", "the side")),
+    (_corner, ("a corner", "the corner", "a corner of a box")),
+)
+
+
 def _touching(rng: np.random.Generator) -> tuple[str, Test]:
     """Where shapes are, and which touch it."""
-    sides: dict[str, Test] = {
-        "the left wall": lambda shape: shape["x_loc"] == 0,
-        "the right wall": lambda shape: shape["x_loc"] + shape["size"] == SIDE,
-        "the top": lambda shape: shape["y_loc"] == 0,
-        "the bottom": lambda shape: shape["y_loc"] + shape["size"] == SIDE,
-    }
-    sides["the base"] = sides["the bottom"]
-    left, right, top, bottom, _ = sides.values()
-    across, along = (lambda shape: left(shape) or right(shape)), (lambda shape: top(shape) or bottom(shape))
-    sides["the wall"] = sides["the edge"] = sides["any edge"] = lambda shape: across(shape) or along(shape)
-    sides["a corner"] = lambda shape: across(shape) and along(shape)
-    side = str(rng.choice(list(sides)))
+    test, names = PLACES[int(rng.choice(len(PLACES), p=[0.1, 0.1, 0.12, 0.2, 0.33, 0.15]))]
     negated = rng.random() < 0.2
-    test = sides[side]
     closely = "closely " if rng.random() < 0.3 else ""
-    return f"{'not ' if negated else ''}{closely}touching {side}", lambda shape: test(shape) != negated
+    return f"{'not ' if negated else ''}{closely}touching {_any(rng, *names)}", lambda shape: test(shape) != negated
 
 
-def _count(noun: tuple[str, str], rng: np.random.Generator, most: int = 7) -> tuple[str, Callable[[int], bool]]:
-    """A number of things, and which numbers it is true of."""
-    kind = rng.random()
+def _count(
+    noun: tuple[str, str], rng: np.random.Generator, most: int = MOST, least: int = 0
+) -> tuple[tuple[str, bool], Callable[[int], bool]]:
+    """A number of things and whether it is a plural; and which numbers it is true of. A bare number is exact."""
     one, several = noun
-    if kind < 0.3:
-        article = "an" if one[0] in "aeiou" else "a"
-        return f"{article} {one}", lambda count: count >= 1
-    number = min(int(rng.choice([1, 2, 3, 4, 5, 6, 7], p=[0.3, 0.26, 0.2, 0.1, 0.07, 0.04, 0.03])), most)
-    said = str(number) if rng.random() < 0.4 else NUMBERS[number]
-    things = one if number == 1 else several
-    if kind < 0.36:
-        return f"no {one}", lambda count: count == 0
-    if kind < 0.7:
-        exactly = str(rng.choice(["exactly", "only"]))
-        return f"{exactly} {said} {things}", lambda count: count == number
-    if kind < 0.92:
-        return f"at least {said} {things}", lambda count: count >= number
-    return f"at most {said} {things}", lambda count: count <= number
-
-
-def _condition(tower: bool, rng: np.random.Generator) -> tuple[Test, str]:
-    """Which boxes, and how they are described after `with` or `has`."""
-    items = "blocks" if tower else str(rng.choice(["items", "objects"]))
-    colours = list(COLOURS)
-    one, other = (str(colour) for colour in rng.choice(colours, 2))
     kind = rng.random()
-    if tower and kind < 0.35:
-        top = bool(rng.integers(2))
-        place = "top" if top else str(rng.choice(["base", "bottom"]))
+    if kind < 0.25 and not least:
+        return (f"{'an' if one[0] in 'aeiou' else 'a'} {one}", False), lambda count: count >= 1
+    if kind < 0.3 and not least:
+        return (f"no {one}", False), lambda count: count == 0
+    number = min(int(rng.choice([1, 2, 3, 4, 5, 6, 7], p=[0.3, 0.26, 0.2, 0.1, 0.07, 0.04, 0.03])), most)
+    things = f"{_said(number, rng)} {one if number == 1 else several}"
+    if kind < 0.72:
+        exactly = _any(rng, "exactly ", "only ", "", "")
+        return (f"{exactly}{things}", number > 1), lambda count: count == number
+    if kind < 0.94:
+        return (f"at least {things}", number > 1), lambda count: count >= number
+    return (f"at most {things}", number > 1), lambda count: count <= number
 
-        def end(box: Box) -> bool:
-            ends = sorted(box, key=lambda shape: shape["y_loc"])
-            return bool(box) and ends[0 if top else -1]["color"] == COLOURS[one]
 
-        return end, f"a {one} block at the {place}"
-    if tower and kind < 0.5:
-        above = bool(rng.integers(2))
-        word = str(rng.choice(["above", "over", "on"] if above else ["below", "under"]))
-        upper, lower = (one, other) if above else (other, one)
-
-        def stacked(box: Box) -> bool:
-            order = [shape["color"] for shape in sorted(box, key=lambda shape: shape["y_loc"])]
-            return (COLOURS[upper], COLOURS[lower]) in itertools.pairwise(order)
-
-        return stacked, f"a {one} block {word} a {other} block"
-    if kind < 0.58:
-        return lambda box: len(box) > 0 and all(s["color"] == COLOURS[one] for s in box), f"only {one} {items}"
-    if kind < 0.66:
-        number = int(rng.integers(1, 4))
-        told = ["the same color", "exactly two different colors", "all 3 different colors"][number - 1]
-        return lambda box: len({shape["color"] for shape in box}) == number, f"{items} of {told}"
-    noun, fits = _noun(tower, rng, places=True)
-    text, holds = _count(noun, rng)
-    if kind < 0.85:
-        return lambda box: holds(sum(map(fits, box))), text
-    second, also_fits = noun, fits
-    while second == noun:  # one thing twice says nothing
-        second, also_fits = _noun(tower, rng)
-    also, also_holds = _count(second, rng)
-    return lambda box: holds(sum(map(fits, box))) and also_holds(sum(map(also_fits, box))), f"{text} and {also}"
+def _condition(tower: bool, rng: np.random.Generator) -> tuple[str, Test]:
+    """How boxes are described after `with` or `has`, and which these are."""
+    items = "blocks" if tower else _any(rng, "items", "objects")
+    one, other = (str(colour) for colour in rng.choice(list(COLOURS), 2, replace=False))
+    kind = rng.random()
+    if tower and kind < 0.25:
+        place, end = _end(rng)
+        text = f"a {one} top" if place == "top" and rng.random() < 0.2 else f"a {one} block at the {place}"
+        return text, lambda box: end(box) == COLOURS[one]
+    if tower and kind < 0.4:
+        word, turned = _any(rng, "above", "over", "on", "below", "under"), rng.random() < 0.3
+        lower = one if turned else other
+        upper, below = (lower, one) if word in ("below", "under") else (one, lower)
+        return f"a {one} block {word} a {lower} block", lambda box: _stacked(box, upper, below)
+    if kind < 0.47:
+        return f"only {one} {items}", lambda box: len(box) > 0 and all(s["color"] == COLOURS[one] for s in box)
+    if kind < 0.52:
+        both = {COLOURS[one], COLOURS[other]}
+        return f"only {one} and {other} {items}", lambda box: {s["color"] for s in box} == both
+    (number, _), holds = _count((items[:-1], items), rng)
+    if kind < 0.6:
+        colours = int(rng.integers(1, 4))
+        told = ["the same color", "2 different colors", "all 3 different colors"][colours - 1]
+        if rng.random() < 0.5:
+            return f"{items} of {told}", lambda box: len({s["color"] for s in box}) == colours
+        return f"{number} of {told}", lambda box: holds(len(box)) and len({s["color"] for s in box}) == colours
+    if kind < 0.68:
+        some = int(rng.integers(1, 5))
+        of_which = f"{number} of which {_said(some, rng)} {'is' if some == 1 else 'are'} {one}"
+        return of_which, lambda box: holds(len(box)) and sum(s["color"] == COLOURS[one] for s in box) == some
+    texts: list[str] = []
+    tests: list[tuple[Test, Callable[[int], bool]]] = []
+    nouns: set[tuple[str, str]] = set()
+    for _ in range(1 if kind < 0.84 else 2 if kind < 0.96 else 3):
+        noun, fits = _noun(tower, rng, places=True)
+        if noun not in nouns:
+            nouns.add(noun)
+            (text, _), holds = _count(noun, rng)
+            texts.append(text)
+            tests.append((fits, holds))
+    told = ", ".join(texts[:-1]) + " and " + texts[-1] if len(texts) > 1 else texts[0]
+    return told, lambda box: all(holds(sum(map(fits, box))) for fits, holds in tests)

@@ -52,6 +52,7 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 UNNAMED = "picture that no row names"
 LONGEST_LINE = 1 << 24  # bytes; a longer one is no line of a table, and would fill the memory
+LONGEST_PATTERN = 4096  # as a path may be; the database refuses much longer ones
 LOOKED_AT = 1000  # objects of JSON lines whose keys are the columns
 DIVIDERS = {",": "commas", ";": "semicolons", "\t": "tabulators"}
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -194,6 +195,8 @@ def _look_up(base: sqlite3.Connection, name: str) -> list[str]:
         if found:
             return found
     if set(name) & set("*?["):
+        if len(name) > LONGEST_PATTERN:
+            raise LookupError(f"pattern of more than {LONGEST_PATTERN} characters")
         query = "SELECT path FROM files WHERE path GLOB ? ORDER BY path"
         found = [path for (path,) in base.execute(query, (name,))]
         if not found:

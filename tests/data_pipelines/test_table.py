@@ -93,6 +93,7 @@ def test_how_pictures_are_called(tmp_path: Path) -> None:
         r"x\one.jpg",
         "missing.jpg",
         "y/0[1].jpg",
+        "*" * 60000,  # more than the database takes
     ]
     path = tmp_path / "t.csv"
     with path.open("w", newline="") as file:
@@ -116,6 +117,7 @@ def test_how_pictures_are_called(tmp_path: Path) -> None:
                 ("line 8: same.jpg", several),
                 ("line 9: same", several),
                 ("line 11: none*", "pattern that no picture fits"),
+                (f"line 18: {'*' * 60000}", "pattern of more than 4096 characters"),
             ],
             *[(name, "file name leads out of the folder") for name in ("../out.jpg", "/etc/passwd")],
             *[("missing.jpg", "file is missing"), ("line 12", gone), ("line 13", gone), ("line 16", gone)],
