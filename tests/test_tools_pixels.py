@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from test_tools_train import run
 
 import vlp
 from data_pipelines.scenes.build import build_scenes
@@ -34,6 +33,8 @@ SIZES = [
     "validation.every=3",
     "validation.micro_batches=1",
     "checkpoint.every=2",
+    "model.pixels.shorter=64",
+    "model.pixels.longer=96",
 ]
 TRUNK = "test_resnet"
 
@@ -43,17 +44,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     build_scenes(folder / "scenes", 20, 6, 0, lambda text: None, processes=1)
     return folder
-
-
-def run(tool: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / tool), *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def train(config: str, root: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess:

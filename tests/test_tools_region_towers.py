@@ -21,6 +21,7 @@ SMALL = [
     *(f"model.{side}.head.{key}" for side in ("image", "text") for key in ("layers=1", "mlp_size=16")),
     *(f"model.text.bert.{key}" for key in ("layers=2", "hidden_size=32", "heads=2", "mlp_size=32", "vocab_size=300")),
     r"model.text.trained=['layers\.1\.']", "objectives.0.objectives.0.queue_length=32", "data.micro_batch=4",
+    "model.pixels.size=64",
     "data.workers=0", "trainer.max_steps=3", "trainer.accelerator=cpu", "optim.warmup_steps=1", "checkpoint.every=2",
     "validation.every=3", "validation.micro_batches=1",
 ]  # fmt: skip
