@@ -26,6 +26,7 @@ COMMANDS = {
     "learn": ("learn", "see whether each system learns"),
     "convert-dvae": ("convert_dvae", "turn OpenAI's pickles of DALL-E's coder into weights, without running them"),
     "convert-refcoco": ("convert_refcoco", "turn RefCOCO's pickles into JSON, without running them"),
+    "assets": ("assets", "fetch published vocabularies, weights and data, and check them"),
     "list": ("list_configs", "list the configurations that come with vlp, or tasks"),
 }
 
