@@ -276,7 +276,7 @@ def provide() -> None:
     save_file(trunk.state_dict(), "mobilenetv2_100.safetensors")
     save_detector(here / f"{SMALL}.pth", classes=91)
     cased = open_tokenizer(write_words(here / "bert-base-cased/vocab.txt", 28996, "W"), False)
-    write_words(here / "data/bert/vocab.txt", 30522)
+    write_words(here / "data/bert-base-uncased/vocab.txt", 30522)
     uncased = open_tokenizer(write_words(here / "bert-base-uncased/vocab.txt", 30522), True)
     uniter = published("uniter", "uniter_base", cased)
     torch.save(uniter, "uniter-base.pt")

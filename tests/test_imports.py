@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": LEVEL_0 | {"nn", "metrics", "objectives", "evaluation"},
     "convert": {"strict_yaml"},
     "shipped": {"strict_yaml"},
+    "assets": {"strict_yaml"},
     "config": {"strict_yaml", "convert", "shipped"},
     "registry": LEVEL_0 | {"nn", "models", "objectives", "tasks", "checkpoints"},
     "fine_tuning": {"config", "registry", "shipped"},

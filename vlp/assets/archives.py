@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import lzma
 import stat
 import tarfile
@@ -95,8 +94,8 @@ def _members(archive: Path, wanted: str) -> Iterator[tuple[str, int, IO[bytes]]]
                     with opened.open(entry) as stream:
                         yield entry.filename, entry.file_size, stream
         return
-    most = MOST_TIMES * archive.stat().st_size
-    with gzip.open(archive) as plain, tarfile.open(fileobj=_Capped(plain, most), mode="r|") as tar:
+    with _Capped(archive, "rb") as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
+        plain.left = MOST_TIMES * archive.stat().st_size
         for member in tar:
             if is_wanted(member.name) and not member.isdir():
                 stream_of = tar.extractfile(member) if member.isreg() else None
@@ -105,16 +104,15 @@ def _members(archive: Path, wanted: str) -> Iterator[tuple[str, int, IO[bytes]]]
                 yield member.name, member.size, stream_of
 
 
-class _Capped(io.RawIOBase):
-    """A stream that gives no more than so many bytes."""
+class _Capped(gzip.GzipFile):
+    """A stream that gives no more than `left` bytes."""
 
-    def __init__(self, stream: IO[bytes], most: int):
-        self._stream, self._left = stream, most
+    left = 1 << 20  # the first header is read when the tar is opened
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         """Some bytes."""
-        chunk = self._stream.read(size)
-        self._left -= len(chunk)
-        if self._left < 0:
+        chunk = super().read(size)
+        self.left -= len(chunk)
+        if self.left < 0:
             raise tarfile.ReadError(f"it unpacks to more than {MOST_TIMES} times its size")
         return chunk

@@ -92,7 +92,7 @@ class Cache:
         wanted = sha256 or self.hash_of(file)
         if wanted is None:
             raise AssetError(
-                f"{asset.name}: nobody has vouched for this file; its hash is not in the registry, so it is not fetched."
+                f"{asset.name}: nobody has vouched for this file: the registry has no hash of it, so it is not fetched."
                 f"\nIt is published at {asset.page}\nFetch it there yourself, or give the SHA-256 that you trust: vlp"
                 f" assets get {asset.name} --sha256 HASH" + " --mirror URL_OR_DIR" * (not file.mirrors and not mirrors)
             )
@@ -123,7 +123,7 @@ class Cache:
         source, target = self.path(asset.file), to / asset.name
         if target.exists():
             if not _is(asset, source, target):
-                raise AssetError(f"{target} is there, and is not {asset.name} as it was fetched; nothing is overwritten")
+                raise AssetError(f"{target} is there, and is not the asset {asset.name}; nothing is overwritten")
             return target, True
         target.parent.mkdir(parents=True, exist_ok=True)
         if asset.folder:

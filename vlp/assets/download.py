@@ -35,7 +35,7 @@ from urllib.request import (
     url2pathname,
 )
 
-from vlp.assets.registry import DIGEST, PART, AssetError, File, check_url
+from vlp.assets.registry import PART, AssetError, File, check_url
 
 CHUNK = 1 << 18  # bytes read at a time
 SLOWEST = 100  # bytes a second below which a mirror is given up
@@ -65,7 +65,7 @@ class MirrorError(Exception):
         self.again = again
 
 
-def fetch(file: File, target: Path, ways: Ways = Ways()) -> None:  # noqa: B008 (it is frozen)
+def fetch(file: File, target: Path, ways: Ways = Ways()) -> None:
     """Make `target` the file, whose `sha256` is known, from the first of its mirrors that gives it.
 
     Several processes may do so at once: one fetches, and the others wait for it.
@@ -89,7 +89,8 @@ def fetch(file: File, target: Path, ways: Ways = Ways()) -> None:  # noqa: B008 
                     return
             except MirrorError as error:
                 failures.append(f"{shown(url)}: {error}")
-                ways.tell(f"{failures[-1]}")
+                if len(failures) < len(file.mirrors):
+                    ways.tell(f"{failures[-1]}; trying the next mirror")
         kept = os.fstat(part.fileno()).st_size
     tried = "".join(f"\n  {failure}" for failure in failures)
     rest = f"\n{kept:,} bytes are kept, and the next start goes on from there" * bool(kept)
@@ -260,7 +261,8 @@ def _open(url: str, start: int, timeout: float) -> tuple[Any, int, int | None]:
         if error.code == 416 and start:
             return _open(url, 0, timeout)
         name = http.client.responses.get(error.code, "unknown")
-        raise MirrorError(f"answers {error.code} {name}", error.code in PASSING) from error
+        lost = ", and leads nowhere that is followed" * (300 <= error.code < 400)
+        raise MirrorError(f"answers {error.code} {name}{lost}", error.code in PASSING) from error
     except (TimeoutError, URLError, OSError, http.client.HTTPException, ValueError) as error:
         cause = error.reason if isinstance(error, URLError) else error
         if isinstance(cause, TimeoutError):
@@ -281,10 +283,11 @@ def _place(answer: http.client.HTTPResponse, start: int) -> tuple[int, int | Non
     length = answer.headers.get("Content-Length", "")
     count = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     if answer.status == 206:
-        told = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", answer.headers.get("Content-Range", "").strip())
+        place = answer.headers.get("Content-Range", "").strip()
+        told = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", place)
         if told is None or int(told[1]) != start:
             raise MirrorError("it sends another range of bytes than it was asked for")
-        return start, None if told[3] == "*" else int(told[3])
+        return start, None if told[2] == "*" else int(told[2])
     if answer.status != 200:
         raise MirrorError(f"answers {answer.status}")
     return 0, count
@@ -304,7 +307,7 @@ def _open_file(path: Path, start: int) -> tuple[Any, int, int]:
 
 
 def _opener() -> OpenerDirector:
-    """Speaks HTTP and HTTPS alone, so that nothing leads to a file or elsewhere; proxies are those of the environment."""
+    """Speaks HTTP and HTTPS alone, so that nothing leads elsewhere; proxies are those of the environment."""
     opener = OpenerDirector()
     for handler in (
         ProxyHandler(),

@@ -5,8 +5,8 @@ configurations name the files, so that `--to data` puts each where it is looked 
 npm's tarballs (tgz) that assets lie in. Of an asset:
 
 - `what`, `licence`, `page`: a line, a name of SPDX's list or where to see it, and the URL of where it is published.
-- A file by itself: `size` (bytes), `sha256` and `mirrors` (URLs of http, https or file). Where nobody who could know has
-  told the hash, both are null.
+- A file by itself: `size` (bytes), `sha256` and `mirrors` (URLs of http, https or file). Where the hash is not known,
+  it and the size are null.
 - A member of an archive: `archive`, `member` (its path there), `size`, `sha256`.
 - A folder of an archive: `archive`, `folder` (its path there), `files` (their number) and `size` (of all, unpacked).
 
@@ -86,12 +86,12 @@ def read_registry(path: Path | None = None) -> dict[str, Asset]:
     for name, asset in (_read(path) if path else {}).items():
         known = assets.get(name)
         if known and known.file.sha256 and known != asset:
-            raise ConfigError(f"{path}, assets.{name}: vlp knows an asset of this name, with a hash; call yours otherwise")
+            raise ConfigError(f"{path}, assets.{name}: vlp knows this asset, with a hash; give yours another name")
         assets[name] = asset
     files: dict[str, File] = {}
     for asset in assets.values():
         if files.setdefault(asset.file.name, asset.file) != asset.file:
-            raise ConfigError(f"{path}: vlp knows another file {asset.file.name}; call yours otherwise")
+            raise ConfigError(f"{path}: vlp knows another file {asset.file.name}; give yours another name")
     for name in files:
         for parent in Path(name).parents:
             if parent.as_posix() in files:

@@ -180,9 +180,11 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
                 "--mirror",
                 action="append",
                 metavar="URL_OR_DIR",
-                help="of your own, in the place of all others; several are tried in order (default: $VLP_ASSETS_MIRROR)",
+                help="of your own, in the place of all others; may be repeated (default: $VLP_ASSETS_MIRROR)",
             )
-            action.add_argument("--sha256", default="", metavar="HASH", help="of a file for which the registry has none")
+            action.add_argument(
+                "--sha256", default="", metavar="HASH", help="of a file whose hash the registry does not have"
+            )
             action.add_argument(
                 "--timeout",
                 type=seconds,
