@@ -170,7 +170,11 @@ def _unpack(asset: Asset, source: Path, target: Path) -> None:
             with open(path, "xb") as stream:
                 for chunk in chunks:
                     stream.write(chunk)
-        os.rename(beside, target)
+        try:
+            os.rename(beside, target)
+        except OSError:  # another process was first
+            if not _is(asset, source, target):
+                raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     sync(target.parent)
