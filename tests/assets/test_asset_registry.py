@@ -239,3 +239,11 @@ def test_data_of_configurations_are_made_by_a_command() -> None:
     named = {name for name in named if not name.startswith("scene_")}  # made by themselves
     assert named >= {"coco", "vcr"}
     assert not {name for name in named if SOURCES.get(name, name) not in commands}
+
+
+def test_the_registry_that_the_page_shows_is_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs/weights.md").read_text(encoding="utf-8")
+    shown = re.search(r"```text\n(assets:\n.*?)```", page, re.DOTALL)
+    assert shown
+    (tmp_path / "own.yaml").write_text(shown[1].replace("its 64 hexadecimal digits", SHA), encoding="utf-8")
+    assert len(read_registry(tmp_path / "own.yaml")["ours/uniter.pt"].file.mirrors) == 2
