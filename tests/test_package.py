@@ -69,7 +69,13 @@ def run(program: Path, *arguments: str, folder: Path) -> subprocess.CompletedPro
 def test_what_the_wheel_holds(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {f"vlp/configs/{name}" for name in names()} <= held
-    assert {"vlp/py.typed", "data_pipelines/py.typed", "vlp/commands/train.py", "vlp/__main__.py"} <= held
+    assert {
+        "vlp/py.typed",
+        "vlp/assets/registry.yaml",
+        "data_pipelines/py.typed",
+        "vlp/commands/train.py",
+        "vlp/__main__.py",
+    } <= held
     tops = {name.split("/")[0] for name in held}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"vlp", "data_pipelines"}
 

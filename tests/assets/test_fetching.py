@@ -316,7 +316,7 @@ def test_stopped_and_gone_on(web: Web, tmp_path: Path, sign: int) -> None:
     again = start(tmp_path)
     output, errors = again.communicate(timeout=20)
     assert again.returncode == 0, errors
-    assert "200,000 of 300,000 bytes are here" in output
+    assert "fetching model.bin, 300.0 kB, of which 200.0 kB are here" in output
     assert [place for _, place in web.asked] == ["", "bytes=200000-"]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["model.bin"]
 

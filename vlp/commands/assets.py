@@ -25,8 +25,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -67,28 +66,19 @@ def show(assets: dict[str, Asset], cache: Cache, console: Console) -> None:
 
 @contextmanager
 def fetching(asset: Asset, timeout: float, console: Console) -> Iterator[Ways]:
-    """Ways to fetch that show how far it is: by a bar in a terminal, else by lines."""
+    """Ways to fetch that tell when it begins, and show how far it is if that is a terminal."""
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None, visible=False)
 
-    def tell(line: str) -> None:
-        console.print(line, style="yellow", markup=False)
-
-    if not console.is_terminal:
-        told = False
-
-        def begin(here: int, of: int) -> None:
-            nonlocal told
-            if not told:
-                console.print(f"fetching {asset.file.name}: {here:,} of {of:,} bytes are here", markup=False)
-            told = True
-
-        yield Ways(timeout=timeout, tell=tell, progress=begin)
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task(escape(asset.file.name), total=asset.file.size)
+        def tell(line: str) -> None:
+            console.print(line, style="yellow", markup=False, soft_wrap=True)
 
         def update(here: int, of: int) -> None:
-            progress.update(task, completed=here, total=of)
+            if not progress.tasks[0].visible:
+                begun = f", of which {decimal(here)} are here" * bool(here)
+                console.print(f"fetching {asset.file.name}, {decimal(of)}{begun}", markup=False, soft_wrap=True)
+            progress.update(task, completed=here, total=of, visible=True)
 
         yield Ways(timeout=timeout, tell=tell, progress=update)
 
