@@ -8,8 +8,8 @@ ones were: 400 x 100 pixels.
 
 `--part val` takes the sets of scenes that a hash of their names picks, about a tenth, `--part train` the others. The
 sentences of a scene are questions about its picture, with answers "False" and "True". Other facts: `boxes` and
-`box_names` of the three boxes and of the shapes. An identifier tells the label of the original pairs, so no model may see it. A new data set
-gets `vocabulary.txt`, made of the words that occur twice.
+`box_names` of the three boxes and of the shapes. An identifier tells the label of the original pairs, so no model may
+see it. A new data set gets `vocabulary.txt`, made of the words that occur twice.
 
 `--statements N` leaves people's sentences aside, which the lines then need not have, and makes about N sentences and
 counts for each scene (nlvr1_statements.py), that a model can learn to look by. Both have the same answers to choose
