@@ -49,7 +49,7 @@ def open_tokenizer(vocabulary: str | Path, lowercase: bool) -> Tokenizer:
         vocabulary = Path(vocabulary) / TokenizerFile.file_name
         if not vocabulary.is_file():
             raise FileNotFoundError(
-                f"no {vocabulary}; transformers writes it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER);"
+                f"no {vocabulary}; transformers writes it by AutoTokenizer.from_pretrained(X).save_pretrained(X);"
                 " or name a file of the folder, as a BERT's vocab.txt"
             )
     if Path(vocabulary).suffix == ".json":

@@ -87,9 +87,8 @@ class TokenizerFile:
                 own = self._tokenizer.encode(self._apart(text, e), add_special_tokens=False)
             words: list[int | None] = [None, *own.word_ids]
             starts = [now is None or now != last for last, now in pairwise(words)]
-            kept = [
-                n for n, number in enumerate(own.ids) if number not in self._controls
-            ]  # one sign alone can't be cut
+            # a special token of one sign can't be taken apart
+            kept = [n for n, number in enumerate(own.ids) if number not in self._controls]
             encoded.append(Tokens([own.ids[n] for n in kept], [starts[n] for n in kept]))
         return encoded
 
