@@ -279,8 +279,7 @@ def _check_tokens(folder: Path, tokenizer: Tokenizer) -> None:
     if there and open_tokenizer(there[0], tokenizer.lowercase).tokens != tokenizer.tokens:
         raise ConfigError(
             f"the weights of {folder} were trained with the tokens of {there[0]}, and {tokenizer.path} has others, so"
-            " that words would get the vectors of others: set data.tokenizer.vocabulary to that folder (relative to"
-            " data.root)"
+            f" that words would get the vectors of others: set data.tokenizer.vocabulary={folder.resolve()}"
         )
     if isinstance(tokenizer, TokenizerFile) and tokenizer.lowercase:
         raise ConfigError(

@@ -48,7 +48,7 @@ def unigram(folder: Path) -> Path:
         ("a red </s> a", "_a _red _ < _ / s > _a"),
         ("<pad>a<s>", "_ < _ p a d > a < _ s >"),
         ("\uff1cs\uff1e", "_ < _ s >"),  # of another width, which the normalisation makes such a token
-        ("a ^ red", "_a _ _red"),  # of one sign: left out
+        ("a ^ red", "_a _ _ _red"),  # of one sign: left out
         ("a <unk>", "_a _ <unk>"),  # which an unknown sign is too
         ("a red", "_a _red"),
     ],
