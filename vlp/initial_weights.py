@@ -263,7 +263,7 @@ def _published_weights(folder: Path) -> Path:
         f"its weights are in several files, those of {parts.name}: save them as one, by save_pretrained(FOLDER,"
         " max_shard_size='100GB') of transformers"
         if parts
-        else "without weights the tower begins at random: name its config alone, model.text.config, and no folder"
+        else "set folder to null where the encoder begins with the weights of init, or at random, by its config alone"
     )
     raise FileNotFoundError(f"{folder} has no model.safetensors and no pytorch_model.bin; {mend}")
 

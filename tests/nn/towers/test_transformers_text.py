@@ -129,13 +129,16 @@ def test_it_trains_and_stays_where_frozen(tmp_path: Path) -> None:
 def test_a_run_needs_no_folder(tmp_path: Path) -> None:
     """Its configuration has all of config.json but where that was."""
     make_folder(tmp_path)
+    change(
+        tmp_path, _name_or_path="/home/me", attn_implementation="someone/kernel", _attn_implementation="other/kernel"
+    )
     settings = {"type": "transformers_text", "folder": str(tmp_path), "config": {"hidden_dropout_prob": 0.0}}
     whole = standing_alone({"text": settings, "logit_scale": 1.0})
     for file in tmp_path.iterdir():
         file.unlink()
     kept = whole["text"].pop("config")
     assert (kept["model_type"], kept["hidden_dropout_prob"], kept["num_hidden_layers"]) == ("roberta", 0.0, 2)
-    assert "_name_or_path" not in kept
+    assert not {"_name_or_path", "attn_implementation", "_attn_implementation"} & kept.keys()
     assert whole == {"text": {"type": "transformers_text", "folder": str(tmp_path)}, "logit_scale": 1.0}
     assert TransformersText(SPECIAL, str(tmp_path), kept).backbone.config.hidden_dropout_prob == 0.0
     with pytest.raises(ConfigError, match=r"model\.text: folder: there is no .*nothing is downloaded"):
@@ -153,7 +156,9 @@ def change(folder: Path, **keys: Any) -> None:
         ({"auto_map": {"AutoModel": "modeling_mine.Mine"}}, "has auto_map: it needs code that is not of transformers"),
         ({"model_type": "mine"}, "transformers .* has no model 'mine'"),
         ({"model_type": "bart"}, "an encoder and a decoder"),
-        ({"model_type": "vit"}, "can't build a text encoder vit"),
+        ({"model_type": "vit"}, "can't build a text encoder vit: it is no model of texts"),
+        ({"model_type": "gpt2"}, "it is no model of texts that reads them in both directions"),
+        ({"quantization_config": {"quant_method": "mine"}}, "has quantization_config"),
         ({"num_attention_heads": 5}, "can't build a text encoder roberta: .*not a multiple"),
         ({"pad_token_id": 0}, "the encoder's padding is token 0, that of the vocabulary 1"),
     ],

@@ -20,7 +20,8 @@ from vlp.contracts import Start
 
 INSTALL = "pip install 'vlp[transformers]'"
 CODE = ("auto_map", "custom_pipelines", "quantization_config")  # keys that ask for code of other files or packages
-NOT_KEPT = ("_name_or_path", "transformers_version")  # of a config.json, in a run: where it was, and what wrote it
+# of a config.json what is not read: where it was, what wrote it, and names of kernels, which may be on a hub
+NOT_READ = ("_name_or_path", "transformers_version", "_implementation", "_implementation_internal")
 
 
 def transformers() -> Any:
@@ -81,7 +82,7 @@ def whole_config(folder: str | None, config: Mapping[str, Any]) -> dict[str, Any
     if "model_type" not in config and folder is None:
         raise ValueError("folder is missing: that of an encoder; or config, with a model_type, for one at random")
     said = {} if "model_type" in config else read_config(str(folder))
-    whole = {key: value for key, value in {**said, **config}.items() if key not in NOT_KEPT}
+    whole = {key: value for key, value in {**said, **config}.items() if not key.endswith(NOT_READ)}
     asked = [key for key in CODE if whole.get(key)]
     if asked:
         raise ValueError(
@@ -103,6 +104,10 @@ def build_encoder(whole: Mapping[str, Any]) -> Any:
         config = package.CONFIG_MAPPING[kind].from_dict(dict(whole))
         if config.is_encoder_decoder:
             raise ValueError("it has an encoder and a decoder, and a text tower is an encoder alone")
+        if type(config) not in package.MODEL_FOR_MASKED_LM_MAPPING and (
+            type(config) not in package.MODEL_FOR_TEXT_ENCODING_MAPPING
+        ):
+            raise ValueError("it is no model of texts that reads them in both directions")
         # those of newer models have no pooler, and no such argument
         has = "add_pooling_layer" in inspect.signature(package.MODEL_MAPPING[type(config)].__init__).parameters
         with quiet():
@@ -243,7 +248,7 @@ class TransformersText(nn.Module):
     def forward(self, ids: Tensor, lengths: Tensor, planned: None = None) -> Tensor:
         """Embeddings [T, D], not normalised; ids int64 [T, L] padded at the end, lengths int64 [T]."""
         real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        states: Tensor = self.backbone(input_ids=ids, attention_mask=real.long()).last_hidden_state
+        states: Tensor = self.backbone(input_ids=ids, attention_mask=real.long(), return_dict=True).last_hidden_state
         if self.pooling == "first":
             pooled = states[:, 0]
         elif self.pooling == "mean":
