@@ -226,6 +226,7 @@ def test_siglip_of_transformers_by_the_commands(
     assert import_checkpoint.main(["siglip_transformers", str(weights), *places, *overrides]) == 0, capsys.readouterr()
     said = capsys.readouterr().out
     assert "warning" not in said
+    assert "\n  vision_model.head.attention.in_proj_weight\n" in said
     to = ["--to=siglip_transformers", f"--out={tmp_path / 'out'}"]
     assert export_checkpoint.main([str(tmp_path / "run"), *to]) == 0, capsys.readouterr()
     back = load_file(tmp_path / "out" / "model.safetensors")

@@ -102,9 +102,6 @@ def respelled(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor
         if name in state:
             raise KeyMismatchError(f"the checkpoint has {name} twice, the other time as {key}")
         state[name] = value
-    for name, parts in key_map.fused.items():
-        if name in state:
-            state |= dict(zip(parts, state.pop(name).chunk(len(parts)), strict=True))
     return state
 
 
@@ -121,6 +118,9 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
     """
     ours: dict[str, Tensor] = {}
     theirs = respelled(theirs, key_map)
+    for name, pieces in key_map.fused.items():
+        if name in theirs:
+            theirs |= dict(zip(pieces, theirs.pop(name).chunk(len(pieces)), strict=True))
     # of two tied entries, a file may keep either
     theirs |= {name: theirs[tied] for tied, name in key_map.ties.items() if tied in theirs and name not in theirs}
     left = set(theirs)
