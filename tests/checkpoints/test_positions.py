@@ -27,6 +27,7 @@ from vlp.nn.positions import GridTable, position_tables
 from vlp.nn.towers.timm_image import TimmImage
 from vlp.registry import IMPORTERS
 from vlp.text.clip_bpe import ClipBytePairs
+from vlp.text.no_text import NoText
 
 
 def of_size(size: int, length: int, vision: dict[str, Any] = VISION) -> dict[str, Any]:
