@@ -119,7 +119,8 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
     ours: dict[str, Tensor] = {}
     theirs = respelled(theirs, key_map)
     for name, pieces in key_map.fused.items():
-        if name in theirs:
+        rows = len(theirs[name]) if name in theirs and theirs[name].ndim else 0
+        if rows and rows % len(pieces) == 0:  # else it is none of these, and is left over
             theirs |= dict(zip(pieces, theirs.pop(name).chunk(len(pieces)), strict=True))
     # of two tied entries, a file may keep either
     theirs |= {name: theirs[tied] for tied, name in key_map.ties.items() if tied in theirs and name not in theirs}
