@@ -82,8 +82,8 @@ NOT_RUN = {
         "published weights of that size can't be shipped; tests/test_tools_import_drawing.py imports small ones",
     ),
     "vlp import cogview_vqvae": "as the others; tests/test_tools_import_drawing.py",
-    "vlp assets get": "downloads; tests/assets fetches made-up files from a server of its own",
     "vlp import siglip_transformers": "as the others; tests/checkpoints/test_clip_layouts.py imports a small one",
+    "vlp assets get": "downloads; tests/assets fetches made-up files from a server of its own",
     "vlp learn": "takes minutes for each system, or nothing is learned; tests/test_learn.py",
     "vlp compare studies/pretraining_helps": "takes an hour and a half; tests/test_compare.py runs a tiny study",
 }
