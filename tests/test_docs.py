@@ -29,6 +29,7 @@ import yaml
 from made_up_benchmarks import write_json, write_pictures, write_text
 from made_up_coco import MadeUpCoco
 from made_up_detectors import SMALL, save_detector
+from made_up_encoders import make_folder
 from made_up_published import detected, write_bottom_up
 from made_up_tars import write_like_img2dataset
 from safetensors.torch import save_file
@@ -81,6 +82,7 @@ NOT_RUN = {
         "published weights of that size can't be shipped; tests/test_tools_import_drawing.py imports small ones",
     ),
     "vlp import cogview_vqvae": "as the others; tests/test_tools_import_drawing.py",
+    "vlp import siglip_transformers": "as the others; tests/checkpoints/test_clip_layouts.py imports a small one",
     "vlp assets get": "downloads; tests/assets fetches made-up files from a server of its own",
     "vlp learn": "takes minutes for each system, or nothing is learned; tests/test_learn.py",
     "vlp compare studies/pretraining_helps": "takes an hour and a half; tests/test_compare.py runs a tiny study",
@@ -276,6 +278,7 @@ def provide() -> None:
     trunk = timm.create_model("mobilenetv2_100", pretrained=False)
     save_file(trunk.state_dict(), "mobilenetv2_100.safetensors")
     save_detector(here / f"{SMALL}.pth", classes=91)
+    make_folder(here / "roberta-base", max_position_embeddings=64)
     cased = open_tokenizer(write_words(here / "bert-base-cased/vocab.txt", 28996, "W"), False)
     write_words(here / "data/bert-base-uncased/vocab.txt", 30522)
     uncased = open_tokenizer(write_words(here / "bert-base-uncased/vocab.txt", 30522), True)

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up_encoders import make_folder
 from safetensors.torch import load_file
 
 import vlp
 from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.reader import ShardReader
 from vlp.build import pixel_size
+from vlp.commands.main import main
 from vlp.interfaces import Regions
 
 ROOT = Path(__file__).parent.parent
@@ -199,3 +201,29 @@ def test_wrong_settings_are_told(root: Path, tmp_path: Path, overrides: list[str
     assert "Traceback" not in result.stderr
     assert message in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_text_tower_of_transformers(root: Path, tmp_path: Path) -> None:
+    """Trained at rates of its own, stopped, resumed and used, when the folder that it began with is gone."""
+    folder, run_dir = tmp_path / "encoder", tmp_path / "run"
+    encoder = make_folder(folder, max_position_embeddings=80)
+    overrides = [
+        f"model.text={{type: transformers_text, folder: '{folder}', embedding_size: 16}}",
+        f"data.tokenizer={{vocabulary: '{folder}', lowercase: false}}",
+        "optim.groups=[{match: text.backbone, lr_scale: 0.1, weight_decay: 0.0}, {match: '.*', weight_decay: 0.1}]",
+    ]
+    sizes = [one for one in SIZES if not one.startswith("model.text")]
+    places = [str(ROOT / "configs/clip_small.yaml"), f"data.root={root}", f"run_dir={run_dir}"]
+    assert main(["train", *places, *sizes, *overrides]) == 0
+    shutil.rmtree(folder)
+    before = digest(run_dir)
+    assert main(["train", *places[::2], "--resume", str(run_dir / "checkpoints/step-00000002.ckpt")]) == 0
+    assert digest(run_dir) == before
+    trained = vlp.load(run_dir)
+    assert trained.embed_texts(["a red circle", "</s><pad>"]).isfinite().all()
+    now, began = trained.model.text.backbone.state_dict(), encoder.base_model.state_dict()
+    moved = [name for name in now if not torch.equal(now[name], began[name])]
+    assert moved
+    assert all((now[name] - began[name]).abs().max() < 0.001 for name in moved)  # a tenth of 4 steps of 0.001
+    assert main(["retrieve", str(run_dir), "--data", str(root / "scenes"), "--gallery", "5"]) == 0
+    assert main(["train", *places[:2], f"run_dir={tmp_path / 'other'}", *sizes, *overrides]) == 1

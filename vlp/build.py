@@ -99,6 +99,25 @@ def _with_towers(settings: dict[str, Any], special_tokens: dict[str, int]) -> nn
     return model
 
 
+def standing_alone(settings: dict[str, Any]) -> dict[str, Any]:
+    """A config's `model` block with what its towers read in files of others but weights, so that it builds the same
+    model without them.
+
+    Raises:
+        ConfigError: a file is missing, or can't be read.
+    """
+    whole = dict(settings)
+    for key, choices in (("image", IMAGE_TOWERS), ("text", TEXT_TOWERS)):
+        if isinstance(whole.get(key), dict):
+            tower = chosen(f"model.{key}", whole[key], choices)
+            if hasattr(tower, "standing_alone"):
+                try:
+                    whole[key] = tower.standing_alone(whole[key])
+                except ValueError as error:
+                    raise ConfigError(f"model.{key}: {error}") from error
+    return whole
+
+
 def has_frozen_coder(settings: dict[str, Any]) -> bool:
     """Whether a config's `model` block is of a model that reads codes of pictures, and doesn't train what makes them.
 

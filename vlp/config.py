@@ -82,9 +82,9 @@ class SourceConfig:
 class TokenizerConfig:
     """What makes tokens of texts.
 
-    `vocabulary`: a WordPiece vocabulary, one token a line; or a `tokenizer.json`, whose texts are canonicalized as
-    SigLIP's if `lowercase`; or a SentencePiece model, `*.model`; relative to `data.root`. Or `clip`: CLIP's byte pairs,
-    which are always in lower case.
+    `vocabulary`: a WordPiece vocabulary, one token a line; or a `tokenizer.json` or a folder with one, whose texts
+    are canonicalized as SigLIP's if `lowercase`; or a SentencePiece model, `*.model`; relative to `data.root`. Or
+    `clip`: CLIP's byte pairs, which are always in lower case.
     """
 
     vocabulary: str

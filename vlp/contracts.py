@@ -5,7 +5,7 @@ Letters: P pairs, N rows of all sequences laid end to end, R regions, H hidden s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -144,7 +144,8 @@ class Start:
     """A part of a model that begins with the weights of a file: `trunk` with those of `path`, a file that may hold
     tensors named `left_out` besides. `begin`: of the names of its tensors in the weights of a run, whose folder `path`
     may be then; what has other names is left out. `tables`: of the trunk's tables of positions, by name, how they are
-    made from others (`vlp.nn.positions`).
+    made from others (`vlp.nn.positions`). `translate`: from the file's tensors to the trunk's, and what has to be said
+    of it; `path` is a folder of transformers then. `vocabulary`: such a folder, whose tokens the trunk's words are.
     """
 
     trunk: nn.Module
@@ -152,6 +153,8 @@ class Start:
     left_out: frozenset[str]
     begin: str = ""
     tables: Mapping[str, Any] = field(default_factory=dict)
+    translate: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], list[str]]] | None = None
+    vocabulary: str | None = None
 
 
 @dataclass(frozen=True)

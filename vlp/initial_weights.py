@@ -33,6 +33,7 @@ from vlp.nn.unshaped import unshaped
 from vlp.registry import IMPORTERS, MODELS
 from vlp.run_folder import RunFolder, answers_of_objectives, weights_file
 from vlp.text.choose import open_tokenizer
+from vlp.text.tokenizer_file import TokenizerFile
 from vlp.text.wordpiece import VocabularyError
 
 
@@ -170,10 +171,12 @@ def compare_settings(module: nn.Module, path: Path, names: Iterable[str]) -> lis
                 own = ours.get(part, {}).get(setting)
                 if own is None or own.value == theirs:
                     continue
-                line = f"{part}: {setting} is {own.value}, and {theirs} by {one.source}; set {part}.{own.change}"
+                line = f"{part}: {setting} is {own.value}, and {theirs} by {one.source}"
                 # two ways to compute one function, which published copies of the same weights differ in
-                alike = {own.value, theirs} == {"gelu", "gelu_tanh"}
-                (told if alike else wrong).append(line)
+                if {own.value, theirs} == {"gelu", "gelu_tanh"}:
+                    told.append(f"{line}; the two differ by 0.0005 at most")
+                else:
+                    wrong.append(f"{line}; set {part}.{own.change}")
     if wrong:
         lines = "".join(f"\n- {line}" for line in wrong)
         raise ConfigError(f"init: the configuration computes otherwise than these weights were trained to:{lines}")
@@ -218,24 +221,73 @@ def calibrate(model: nn.Module, images: Callable[[int], Images]) -> None:
             made.calibrate(images(made.calibration_pictures))
 
 
-def load_start_weights(model: nn.Module) -> list[str]:
-    """Load the weights that parts of a model begin with, as a backbone or an image tower whose configuration names a
-    file; see `vlp.contracts.Start`. What has to be known of it is returned, a line each.
+def load_start_weights(model: nn.Module, tokenizer: Tokenizer) -> list[str]:
+    """Load the weights that parts of a model begin with, as a backbone or a tower whose configuration names a file; see
+    `vlp.contracts.Start`. What has to be known of it is returned, a line each.
 
     Raises:
-        ConfigError: there is no such file, or it is another trunk's, or its numbers are not finite.
+        ConfigError: there is no such file, or it is another trunk's, or its numbers are not finite, or its words are
+            those of another vocabulary than the run's.
     """
     told: list[str] = []
     for name, start in _starts(model):
-        place = start.begin or f"model.{name}."
+        key = (start.begin or f"model.{name}.") + ("weights" if start.translate is None else "folder")
         try:
             path = Path(start.path)
-            path = weights_file(path) if start.begin else path
-            lines = load_trunk(start.trunk, path, start.left_out, start.begin, start.tables)
-            told += [f"{place}weights: {line}" for line in lines]
+            if start.vocabulary is not None:
+                _check_tokens(Path(start.vocabulary), tokenizer)
+            if start.translate is None:
+                path = weights_file(path) if start.begin else path
+                lines = load_trunk(start.trunk, path, start.left_out, start.begin, start.tables)
+            else:
+                lines = []
+                path = _published_weights(path)
+                tensors, told_of_it = start.translate(read_checkpoint(path, lines.append))
+                lines += [*told_of_it, f"begins with {path}"]
+                load_listing(start.trunk, tensors, str(path), Exceptions())
+            told += [f"{key}: {line}" for line in lines]
         except (FileNotFoundError, ValueError) as error:
-            raise ConfigError(f"{place}weights: {error}") from error
+            raise ConfigError(f"{key}: {error}") from error
     return told
+
+
+def _published_weights(folder: Path) -> Path:
+    """The file of weights in a folder of transformers.
+
+    Raises:
+        FileNotFoundError: there is none that can be read.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    parts = next(iter(sorted(folder.glob("*.index.json"))), None)
+    mend = (
+        f"its weights are in several files, those of {parts.name}: save them as one, by save_pretrained(FOLDER,"
+        " max_shard_size='100GB') of transformers"
+        if parts
+        else "set folder to null where the encoder begins with the weights of init, or at random, by its config alone"
+    )
+    raise FileNotFoundError(f"{folder} has no model.safetensors and no pytorch_model.bin; {mend}")
+
+
+def _check_tokens(folder: Path, tokenizer: Tokenizer) -> None:
+    """Refuse a vocabulary that is not that of a folder of transformers, where the folder has one.
+
+    Raises:
+        ConfigError: its tokens are others, or texts are changed before.
+        FileNotFoundError, VocabularyError: it can't be used.
+    """
+    there = [folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).is_file()]
+    if there and open_tokenizer(there[0], tokenizer.lowercase).tokens != tokenizer.tokens:
+        raise ConfigError(
+            f"the weights of {folder} were trained with the tokens of {there[0]}, and {tokenizer.path} has others, so"
+            f" that words would get the vectors of others: set data.tokenizer.vocabulary={folder.resolve()}"
+        )
+    if isinstance(tokenizer, TokenizerFile) and tokenizer.lowercase:
+        raise ConfigError(
+            f"{tokenizer.path} says itself how texts are read, and data.tokenizer.lowercase=true takes their signs away"
+            " before, as SigLIP does: set it to false"
+        )
 
 
 def _starts(model: nn.Module) -> list[tuple[str, Start]]:

@@ -49,6 +49,7 @@ from vlp.nn.pictures.vq_vae import VqVae
 from vlp.nn.towers.bert_text import BertText
 from vlp.nn.towers.open_clip import OpenClipImage, OpenClipText
 from vlp.nn.towers.timm_image import TimmImage
+from vlp.nn.towers.transformers_text import TransformersText
 from vlp.nn.towers.wenlan_image import wenlan_image
 from vlp.nn.towers.wenlan_text import WenlanText
 from vlp.objectives.answering import Answering
@@ -140,6 +141,7 @@ IMAGE_TOWERS: dict[str, Callable[..., nn.Module]] = {
 TEXT_TOWERS: dict[str, Callable[..., nn.Module]] = {
     "bert_text": BertText,
     "open_clip_text": OpenClipText,
+    "transformers_text": TransformersText,
     "wenlan_text": WenlanText,
 }
 IMPORTERS: dict[str, KeyMap] = {

@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 
 from torch import Tensor, nn
 
-from vlp.build import Group, build_model, build_objectives, name_of, objective_needs
+from vlp.build import Group, build_model, build_objectives, name_of, objective_needs, standing_alone
 from vlp.checkpoints.load import read_facts_of_weights, read_weights, write_atomically, write_weights
 from vlp.config import ConfigError, RunConfig, dump_config, load_config, ratio_for, read_yaml
 from vlp.contracts import AnyModel
@@ -85,7 +85,7 @@ class RunFolder:
         if counted:
             parts = {f"{name}/{part}": tensor for name, f in counted.items() for part, tensor in f.tensors().items()}
             write_weights(self.path / CAPTIONS, parts, {"format": 1})
-        self.write_config(config)
+        self.write_config(replace(config, model=standing_alone(config.model)))
 
     def note_start(self, record: Mapping[str, Any]) -> None:
         """Add a line to `starts.jsonl`; see `vlp.commands.starts`."""

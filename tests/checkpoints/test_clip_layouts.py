@@ -162,6 +162,84 @@ def test_transformers_layout() -> None:
     assert back.keys() == reference.state_dict().keys()
 
 
+def small_siglip(pretrained: bool = False, **settings: Any) -> torch.nn.Module:
+    """timm's image tower of SigLIP at a size for tests; an entry of timm's own table."""
+    from timm.models.vision_transformer import _create_vision_transformer
+
+    sizes = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+    known = {"class_token": False, "global_pool": "map"}
+    return _create_vision_transformer("vit_base_patch16_siglip_224", pretrained=False, **sizes, **(known | settings))
+
+
+@pytest.fixture
+def siglip(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
+    """transformers' SiglipModel, weights random, and the `model` block of ours."""
+    from timm.models import _registry
+    from transformers import SiglipConfig, SiglipModel
+
+    monkeypatch.setitem(_registry._model_entrypoints, "small_siglip", small_siglip)
+    tower = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower["hidden_act"] = "gelu"
+    text = {"vocab_size": 49408, "max_position_embeddings": 16, "projection_size": 64}
+    torch.manual_seed(5)
+    config = SiglipConfig(text_config=tower | text, vision_config=tower | {"image_size": SIZE, "patch_size": 8})
+    reference = SiglipModel(config).eval()
+    random_weights(reference)
+    vision = {"image_size": SIZE, "timm_model_name": "small_siglip", "timm_model_pretrained": False}
+    settings = block("ViT-B-16-SigLIP", vision, logit_bias=-10.0)
+    settings["image"]["embedding_size"] = settings["text"]["embedding_size"] = 64
+    return reference, settings
+
+
+def test_siglip_of_transformers(siglip: tuple[Any, dict[str, Any]]) -> None:
+    """The embeddings and logits of transformers' SiglipModel, whose head has query, key and value in one tensor."""
+    reference, settings = siglip
+    model = ours(settings, reference.state_dict(), "siglip_transformers")
+    tokenizer = ClipBytePairs()
+    ids = model.plan.texts(texts(tokenizer)).ids
+    assert ids.shape == (len(SENTENCES), 16)  # whose last position is read, padding or not
+    normal = (pictures().float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    images = Images.from_regions([Regions.from_pixels(p) for p in pictures()], [0, 1, 2])
+    with torch.no_grad():
+        output = reference(input_ids=ids, pixel_values=normal.permute(0, 3, 1, 2))
+        ours_of_texts, ours_of_images = model.embed_texts(texts(tokenizer)), model.embed_images(images)
+        torch.testing.assert_close(ours_of_texts, output.text_embeds, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours_of_images, output.image_embeds, atol=1e-5, rtol=1e-5)
+        logits = ours_of_texts @ ours_of_images.T * model.logit_scale.exp() + model.logit_bias
+        torch.testing.assert_close(logits, output.logits_per_text, atol=1e-5, rtol=1e-5)
+    back = export_state({f"model.{k}": v for k, v in model.state_dict().items()}, IMPORTERS["siglip_transformers"])
+    assert back.keys() == reference.state_dict().keys()
+    assert all(torch.equal(back[key], value) for key, value in reference.state_dict().items())
+
+
+def test_siglip_of_transformers_by_the_commands(
+    siglip: tuple[Any, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """In from a folder of save_pretrained, whose config.json is compared, and out to a folder that it opens again."""
+    from vlp.commands import export_checkpoint, import_checkpoint
+
+    reference, settings = siglip
+    reference.save_pretrained(tmp_path / "theirs")
+    weights = tmp_path / "theirs" / "model.safetensors"
+    overrides = [f"model.{key}={json.dumps(value)}" for key, value in settings.items()]
+    places = ["--config=siglip_vit_b16", "--vocabulary=clip", f"--out={tmp_path / 'run'}"]
+    assert import_checkpoint.main(["siglip_transformers", str(weights), *places, *overrides]) == 0, capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "warning" not in said
+    assert "\n  vision_model.head.attention.in_proj_weight\n" in said
+    to = ["--to=siglip_transformers", f"--out={tmp_path / 'out'}"]
+    assert export_checkpoint.main([str(tmp_path / "run"), *to]) == 0, capsys.readouterr()
+    back = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(back[key], value) for key, value in reference.state_dict().items())
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    del config["text_config"]["hidden_act"]  # the default is the other form of GELU, which is told and no error
+    config["vision_config"]["num_attention_heads"] = 4
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    places[-1] = f"--out={tmp_path / 'other'}"
+    assert import_checkpoint.main(["siglip_transformers", str(weights), *places, *overrides]) == 1
+    assert "model.image: heads is 2, and 4 by" in capsys.readouterr().err
+
+
 def run(tool: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(ROOT / "tools" / tool), *arguments],

@@ -27,6 +27,7 @@ from vlp.nn.positions import GridTable, position_tables
 from vlp.nn.towers.timm_image import TimmImage
 from vlp.registry import IMPORTERS
 from vlp.text.clip_bpe import ClipBytePairs
+from vlp.text.no_text import NoText
 
 
 def of_size(size: int, length: int, vision: dict[str, Any] = VISION) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def test_other_sizes_as_timm(name: str, tmp_path: Path) -> None:
     whole: Any = timm.create_model(name, pretrained=False, img_size=64)
     save_file(whole.state_dict(), tmp_path / "whole.safetensors")
     tower = TimmImage(name, 8, MEAN, STD, 96, str(tmp_path / "whole.safetensors"))
-    (told,) = load_start_weights(nn.ModuleDict({"image": tower}))
+    (told,) = load_start_weights(nn.ModuleDict({"image": tower}), NoText())
     backbone: Any = tower.backbone
     expected = resample_abs_pos_embed(whole.pos_embed, [6, 6], num_prefix_tokens=whole.num_prefix_tokens)
     torch.testing.assert_close(backbone.pos_embed, expected)
@@ -114,17 +115,17 @@ def test_start_weights_of_a_wrapped_module(tmp_path: Path) -> None:
     path = tmp_path / "whole.safetensors"
     tower = TimmImage("test_vit", 8, MEAN, STD, 64, str(path))
     save_file({f"module._orig_mod.{name}": value for name, value in whole.state_dict().items()}, path)
-    (told,) = load_start_weights(nn.ModuleDict({"image": tower}))
+    (told,) = load_start_weights(nn.ModuleDict({"image": tower}), NoText())
     assert told.endswith("are read without _orig_mod. and module.")
     assert torch.equal(tower.backbone.get_parameter("cls_token"), whole.cls_token)
     save_file({f"net.{name}": value for name, value in list(whole.state_dict().items())[2:]}, path)
     with pytest.raises(ConfigError, match=r"read without net\."):
-        load_start_weights(nn.ModuleDict({"image": tower}))
+        load_start_weights(nn.ModuleDict({"image": tower}), NoText())
     broken = {name: value.clone() for name, value in whole.state_dict().items()}
     broken["cls_token"][0, 0, 3] = torch.nan
     save_file(broken, path)
     with pytest.raises(ConfigError, match=r"model\.image\.weights: .*1 of \d+ tensors hold .*: cls_token \(1 of \d+\)"):
-        load_start_weights(nn.ModuleDict({"image": tower}))
+        load_start_weights(nn.ModuleDict({"image": tower}), NoText())
 
 
 def test_the_grid_of_vilt() -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.models import Unigram, WordLevel
+from tokenizers.normalizers import NFKC
+from tokenizers.pre_tokenizers import Metaspace, Whitespace
 from tokenizers.processors import TemplateProcessing
 
+from vlp.text.choose import open_tokenizer
 from vlp.text.tokenizer_file import TokenizerFile
 
 
@@ -26,3 +28,39 @@ def test_special_tokens_do_not_come_out_of_texts(tmp_path: Path, text: str) -> N
     assert not {1, 2} & set(tokens.ids)
     assert 3 in tokens.ids
     assert ("SEP" not in text) or 5 in tokens.ids
+
+
+def unigram(folder: Path) -> Path:
+    """A tokenizer.json as XLM-R's and SigLIP's, whose special tokens are pieces of Unigram with the best score."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [*special, "\u2581", *"abcdefghijklmnopqrstuvwxyz<>/", "\u2581a", "\u2581red", "^"]
+    made = Tokenizer(Unigram([(piece, 0.0 if piece in special else -3.0) for piece in pieces], unk_id=3))
+    made.pre_tokenizer, made.normalizer = Metaspace(), NFKC()
+    made.add_special_tokens([*special, "^"])
+    made.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("a red </s> a", "_a _red _ < _ / s > _a"),
+        ("<pad>a<s>", "_ < _ p a d > a < _ s >"),
+        ("\uff1cs\uff1e", "_ < _ s >"),  # of another width, which the normalisation makes such a token
+        ("a ^ red", "_a _ _ _red"),  # of one sign: left out
+        ("a <unk>", "_a _ <unk>"),  # which an unknown sign is too
+        ("a red", "_a _red"),
+    ],
+)
+def test_special_tokens_that_are_pieces_of_unigram(text: str, pieces: str, tmp_path: Path) -> None:
+    tokenizer = open_tokenizer(unigram(tmp_path), lowercase=False)
+    assert (tokenizer.special, tokenizer.path.name) == ({"CLS": 0, "SEP": 2, "PAD": 1}, "tokenizer.json")
+    (tokens,) = tokenizer.encode([text])
+    assert [tokenizer.tokens[number].replace("\u2581", "_") for number in tokens.ids] == pieces.split()
+    assert len(tokens.word_starts) == len(tokens.ids)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tokenizer.json; transformers writes it by .*save_pretrained"):
+        open_tokenizer(tmp_path, lowercase=False)

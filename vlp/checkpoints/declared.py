@@ -36,7 +36,7 @@ def declared(path: Path, names: Iterable[str]) -> list[Declared]:
     and Hugging Face's `config.json` in its folder.
 
     Sources: openai/CLIP, clip/model.py (build_model); open_clip, model.py (CLIPVisionCfg, CLIPTextCfg); transformers,
-    models/clip/configuration_clip.py.
+    models/clip/configuration_clip.py, models/siglip/configuration_siglip.py.
 
     Raises:
         ValueError: such a file is there and can't be read.
@@ -82,8 +82,10 @@ def _transformers(said: dict[str, Any]) -> dict[str, Settings]:
         return {WHOLE: _of_transformer(said, {})}
     # older files leave out what is the default
     defaults: dict[str, Settings] = {IMAGE: {}, TEXT: {}}
-    if said.get("model_type") == "clip":
-        defaults = {IMAGE: {"hidden_act": "quick_gelu"}, TEXT: {"hidden_act": "quick_gelu"}}
+    usual = {"clip": {"hidden_act": "quick_gelu"}, "siglip": {"hidden_act": "gelu_pytorch_tanh"}}
+    if said.get("model_type") in usual:
+        own = usual[said["model_type"]]
+        defaults = {IMAGE: own, TEXT: own}
     return {
         part: _of_transformer(said.get(key) or {}, defaults[part])
         for part, key in ((IMAGE, "vision_config"), (TEXT, "text_config"))

@@ -23,7 +23,7 @@ class Rule:
     `order`: ours has their rows in that order (row k of ours is row order[k] of theirs), as where classes are numbered
     in another way. `transposed`: ours is the transpose of theirs. `scalar`: ours is a number, theirs a vector of
     that one number. `last_as`: a key of ours with as many rows as the last of several of theirs, which are two of
-    different lengths; without it they are equally long.
+    different lengths; without it they are equally long. `leading`: ours has one dimension more, of length 1, first.
     """
 
     ours: str
@@ -35,6 +35,7 @@ class Rule:
     transposed: bool = False
     scalar: bool = False
     last_as: str | None = None
+    leading: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class KeyMap:
     `spellings`: patterns and what to put in their place, in order, where some files write a key in another way.
     `prefixes`: beginnings of our keys and of theirs, for keys that no rule has; what follows is the same.
     `ours_alone`: patterns of our keys that theirs has no place for, with the reason; they aren't exported.
+    `fused`: keys of theirs that are several tensors of equal length end to end, and what the rules call these.
     """
 
     rules: list[Rule]
@@ -52,6 +54,7 @@ class KeyMap:
     spellings: dict[str, str] = field(default_factory=dict)
     prefixes: dict[str, str] = field(default_factory=dict)
     ours_alone: dict[str, str] = field(default_factory=dict)
+    fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class KeyMismatchError(ValueError):
@@ -115,6 +118,10 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
     """
     ours: dict[str, Tensor] = {}
     theirs = respelled(theirs, key_map)
+    for name, pieces in key_map.fused.items():
+        rows = len(theirs[name]) if name in theirs and theirs[name].ndim else 0
+        if rows and rows % len(pieces) == 0:  # else it is none of these, and is left over
+            theirs |= dict(zip(pieces, theirs.pop(name).chunk(len(pieces)), strict=True))
     # of two tied entries, a file may keep either
     theirs |= {name: theirs[tied] for tied, name in key_map.ties.items() if tied in theirs and name not in theirs}
     left = set(theirs)
@@ -136,6 +143,8 @@ def import_state(theirs: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Ten
                 value = value.t()
             if rule.scalar:
                 value = value.reshape(())
+            if rule.leading:
+                value = value[None]
             ours[_fill(rule.ours, layer)] = value if rule.row is None else value[rule.row : rule.row + 1]
     left -= unused_keys(left, key_map).keys()
     for begin, their_begin in key_map.prefixes.items():
@@ -176,6 +185,8 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
                 value = value.t()
             if rule.scalar:
                 value = value.reshape(1)
+            if rule.leading:
+                value = value[0]
             if rule.row is not None and rule.rows is not None:
                 whole = value.new_zeros(rule.rows, *value.shape[1:])
                 whole[rule.row] = value[0]
@@ -198,6 +209,8 @@ def export_state(ours: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tenso
     left = {name for name in left if not any(re.fullmatch(pattern, name) for pattern in key_map.ours_alone)}
     if missing or left:
         raise KeyMismatchError(_lists("the model", missing, sorted(left)))
+    for name, pieces in key_map.fused.items():
+        theirs[name] = torch.cat([theirs.pop(piece) for piece in pieces])
     for tied, original in key_map.ties.items():
         theirs[tied] = theirs[original]
     return theirs

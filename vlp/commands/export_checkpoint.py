@@ -35,7 +35,8 @@ from vlp.text.choose import CLIP
 OPEN_CLIP = ["open_clip", "open_clip_custom_text"]
 MOST_SHOWN = 600  # characters of what is wrong with a layout
 OF_MODEL = ["dalle_pytorch", "dalle_pytorch_shared"]  # layouts that say more of the model than its weights do
-MODEL_ALONE = [*OPEN_CLIP, "clip_transformers"]  # layouts without objectives, as the queues of momentum_contrast
+# layouts without objectives, as the queues of momentum_contrast
+MODEL_ALONE = [*OPEN_CLIP, "open_clip_transformers_text", "clip_transformers", "siglip_transformers"]
 # the layouts of transformers: from our `model` block and their weights to config.json, and what a user should know
 HF: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], tuple[dict[str, Any], str]]] = {
     "lxmert_transformers": lxmert.hf_config,

@@ -158,7 +158,7 @@ def import_checkpoint(options: argparse.Namespace, console: Console) -> None:
     loaded = load_initial_weights(config.init, trained, tokenizer, answers_of_objectives(config, trained.facts))
     coder = [name for name in loaded.missing if name.startswith("model.pictures.")]
     if coder and config.model["pictures"].get("weights") is not None:  # a coder that has a run of its own
-        for line in load_start_weights(trained.model):
+        for line in load_start_weights(trained.model, tokenizer):
             console.print(line, markup=False, soft_wrap=True)
         loaded = replace(loaded, missing=[name for name in loaded.missing if name not in coder])
         told = f"{len(coder)} tensors begin with the weights of {config.model['pictures']['weights']}"

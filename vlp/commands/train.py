@@ -298,7 +298,7 @@ def train(
     first = console if launching else Console(quiet=True)  # of several processes one speaks
     start = checkpoint_of(folder, resume, module, first) if resume else None
     if start is None:
-        for line in load_start_weights(module.model):
+        for line in load_start_weights(module.model, tokenizer):
             first.print(line, markup=False, soft_wrap=True)
         calibrate(module.model, partial(some_images, sources[0], partial(first.print, style="yellow", soft_wrap=True)))
         if config.init is not None:

@@ -37,13 +37,21 @@ def check_case(tokenizer: Tokenizer) -> None:
 
 def open_tokenizer(vocabulary: str | Path, lowercase: bool) -> Tokenizer:
     """`clip`: CLIP's byte pairs. A file `*.json`: any tokenizer of that format, texts canonicalized as for SigLIP if
-    `lowercase`. A file `*.model`: a SentencePiece model. Any other file: a WordPiece vocabulary, one token a line.
+    `lowercase`; or a folder with its `tokenizer.json`. A file `*.model`: a SentencePiece model. Any other file: a
+    WordPiece vocabulary, one token a line.
 
     Raises:
         FileNotFoundError, VocabularyError: there is no such file, or it can't be used.
     """
     if Path(vocabulary).name == CLIP:
         return ClipBytePairs()
+    if Path(vocabulary).is_dir():
+        vocabulary = Path(vocabulary) / TokenizerFile.file_name
+        if not vocabulary.is_file():
+            raise FileNotFoundError(
+                f"no {vocabulary}; transformers writes it by AutoTokenizer.from_pretrained(X).save_pretrained(X);"
+                " or name a file of the folder, as a BERT's vocab.txt"
+            )
     if Path(vocabulary).suffix == ".json":
         return TokenizerFile(vocabulary, canonicalize=lowercase)
     if Path(vocabulary).suffix == ".model":

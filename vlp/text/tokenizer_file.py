@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
@@ -13,6 +14,9 @@ from vlp.text.wordpiece import VocabularyError
 
 class TokenizerFile:
     """Any tokenizer that a `tokenizer.json` describes.
+
+    A special token that is typed in a text is its letters and signs. Those of Unigram, as XLM-R's, are pieces like any
+    others there, and are taken apart after the first sign.
 
     `special`: CLS and SEP are what the file puts before and after a text, PAD its padding; each may be absent, but for
     PAD, which is SEP where the file knows no padding, as in SigLIP.
@@ -43,6 +47,9 @@ class TokenizerFile:
         self.lowercase = self.canonicalize = canonicalize
         names = {number: name for name, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
         self.tokens = [names.get(number, "") for number in range(max(names) + 1)]
+        unknown = {"<unk>", "[UNK]", getattr(self._tokenizer.model, "unk_token", None)}
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        self._controls = {number for number, token in added if token.special and token.content not in unknown}
         around, plain = self._tokenizer.encode("a").ids, self._tokenizer.encode("a", add_special_tokens=False).ids
         place = next((n for n in range(len(around)) if around[n : n + len(plain)] == plain), None)
         before, after = (around[:place], around[place + len(plain) :]) if place is not None else ([0, 0], [])
@@ -73,8 +80,23 @@ class TokenizerFile:
 
             texts = [canonicalize_text(text) for text in texts]
         encoded = []
-        for e in self._tokenizer.encode_batch(texts, add_special_tokens=False):
-            words: list[int | None] = [None, *e.word_ids]
+        found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        for text, e in zip(texts, found, strict=True):
+            own = e
+            if not self._controls.isdisjoint(e.ids):
+                own = self._tokenizer.encode(self._apart(text, e), add_special_tokens=False)
+            words: list[int | None] = [None, *own.word_ids]
             starts = [now is None or now != last for last, now in pairwise(words)]
-            encoded.append(Tokens(e.ids, starts))
+            # a special token of one sign can't be taken apart
+            kept = [n for n, number in enumerate(own.ids) if number not in self._controls]
+            encoded.append(Tokens([own.ids[n] for n in kept], [starts[n] for n in kept]))
         return encoded
+
+    def _apart(self, text: str, encoded: Any) -> str:
+        """A text with a space after the first sign of each special token that was found in it."""
+        places = [
+            first for number, (first, _) in zip(encoded.ids, encoded.offsets, strict=True) if number in self._controls
+        ]
+        for place in reversed(places):
+            text = f"{text[: place + 1]} {text[place + 1 :]}"
+        return text

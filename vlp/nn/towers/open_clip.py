@@ -199,7 +199,9 @@ class OpenClipText(nn.Module):
         super().__init__()
         known = settings_of(name)
         if known["text_cfg"].get("hf_model_name"):
-            raise ValueError(f"the text tower of {name} is one of transformers; take `type: bert_text` in its place")
+            raise ValueError(
+                f"the text tower of {name} is one of transformers; take `type: transformers_text` in its place"
+            )
         self.embedding_size: int = embedding_size or known["embed_dim"]
         text = known["text_cfg"] | text_settings(known["text_cfg"], special) | (settings or {})
         self.trunk = build(name, self.embedding_size, NO_IMAGE, text).text
