@@ -310,11 +310,11 @@ def test_stopped_and_gone_on(web: Web, tmp_path: Path, sign: int) -> None:
     process = start(tmp_path)
     wait_for(tmp_path / "cache/model.bin.part", 200_000)
     process.send_signal(sign)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=90)
     assert process.returncode == (75 if sign == signal.SIGINT else -sign)
     assert ("goes on where it was" in errors) == (sign == signal.SIGINT)
     again = start(tmp_path)
-    output, errors = again.communicate(timeout=20)
+    output, errors = again.communicate(timeout=90)
     assert again.returncode == 0, errors
     assert "fetching model.bin, 300.0 kB, of which 200.0 kB are here" in output
     assert [place for _, place in web.asked] == ["", "bytes=200000-"]
@@ -325,18 +325,18 @@ def test_processes_at_once_fetch_it_once(web: Web, tmp_path: Path) -> None:
     release = threading.Event()
 
     def slowly(handler: object) -> None:
-        release.wait(20)
+        release.wait(90)
         sends(DATA)(handler)
 
     web.answers["/a"] = slowly
     registry(tmp_path, web.url("/a"))
     processes = [start(tmp_path, "--to", str(tmp_path / "out")) for _ in range(3)]
     pipes = [process.stdout for process in processes]
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while len(select.select(pipes, [], [], 0)[0]) < 2 and time.monotonic() < until:  # two say that they wait
         time.sleep(0.05)
     release.set()
-    outputs = [process.communicate(timeout=30) for process in processes]
+    outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     waiting = sum("waiting for that" in output for output, _ in outputs)
     assert waiting == 2
