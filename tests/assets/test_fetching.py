@@ -296,7 +296,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def wait_for(path: Path, size: int) -> None:
-    for _ in range(1000):
+    for _ in range(3000):
         if path.exists() and path.stat().st_size >= size:
             return
         time.sleep(0.02)
