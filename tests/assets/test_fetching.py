@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import select
 import signal
 import socket
 import subprocess
@@ -330,16 +329,25 @@ def test_processes_at_once_fetch_it_once(web: Web, tmp_path: Path) -> None:
 
     web.answers["/a"] = slowly
     registry(tmp_path, web.url("/a"))
-    processes = [start(tmp_path, "--to", str(tmp_path / "out")) for _ in range(3)]
-    pipes = [process.stdout for process in processes]
+    words = [sys.executable, "-m", "vlp", "assets", "get", "model.bin", "--registry", str(tmp_path / "own.yaml")]
+    words += ["--to", str(tmp_path / "out")]
+    environment = os.environ | {"VLP_ASSETS": str(tmp_path / "cache")}
+    said = [tmp_path / f"said{n}" for n in range(3)]
+    processes = []
+    for path in said:
+        with path.open("w") as file:
+            processes.append(subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT))
+
+    def waiting() -> int:
+        return sum("waiting for that" in path.read_text() for path in said)
+
     until = time.monotonic() + 60
-    while len(select.select(pipes, [], [], 0)[0]) < 2 and time.monotonic() < until:  # two say that they wait
+    while waiting() < 2 and time.monotonic() < until:
         time.sleep(0.05)
     release.set()
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    waiting = sum("waiting for that" in output for output, _ in outputs)
-    assert waiting == 2
+    codes = [process.wait(120) for process in processes]
+    assert codes == [0, 0, 0], [path.read_text() for path in said]
+    assert waiting() == 2
     assert len(web.asked) == 1
     assert (tmp_path / "cache/model.bin").read_bytes() == DATA
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.bin"]
