@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from test_tools_train import SIZES
 import vlp
 from data_pipelines.shards.format import read_manifest
 from data_pipelines.shards.reader import ShardReader
+from vlp.commands import predict
 from vlp.commands.main import main
 from vlp.config import ConfigError
+from vlp.task_contracts import Prompt
 
 BOXES = ["--boxes", f"detector:{SMALL}"]
 FEW = ["--least-boxes", "2", "--most-boxes", "5", "--score-threshold", "0.5", "--nms", "0.3"]
@@ -43,7 +46,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = make_data(folder, list(range(1, 9)), "coco")
     classes = ["--classes", str(folder / "names.txt")]
     assert main(["features", "regions", "--shards", str(data), *BOXES, "--weights", str(weights), *classes, *FEW]) == 0
-    (data / "vocabulary.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "photo", "a", "2"]))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "photo", "a", "2", "ape", "bee", "cow"]
+    (data / "vocabulary.txt").write_text("\n".join(words))
     objectives = (
         "objectives=[{name: itm, sampling_ratio: 1, objectives: [{type: matching, swap_probability: 0.5}]},"
         " {name: mrc, sampling_ratio: 1, objectives: [{type: masked_region_distribution, probability: 0.15}]}]"
@@ -85,6 +89,28 @@ def test_new_photographs(root: Path) -> None:
     torch.testing.assert_close(run.score(TEXTS, [photo]), run.score(TEXTS, [given]), atol=1e-3, rtol=1e-3)
     run.make_images.loads = replace(run.loads, max_regions=2)
     assert len(run.make_images([photo])[0].boxes) == 2
+
+
+def test_captions_are_told_what_was_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new photograph has the tags that the same one has where its regions are stored."""
+    settings = [*SIZES, "trainer.max_steps=1", "data.workers=0", "validation.split=train", "init=null"]
+    settings += [f"data.root={root}", f"run_dir={root / 'captions'}", "data.tokenizer.vocabulary=coco/vocabulary.txt"]
+    assert main(["train", "captioning/oscar_small", *settings, "data.sources=[{name: coco, path: coco}]"]) == 0
+    asked: list[str] = []
+
+    def noted(*given: Any) -> Prompt:
+        prompt = Prompt(*given)
+        asked.append(prompt.tags)
+        return prompt
+
+    monkeypatch.setattr(predict, "Prompt", noted)
+    key = ShardReader(root / "coco", "train").key(2)
+    photo = root / "coco_files" / "images" / "000000000003.jpg"
+    for given in (["--sample", f"train/{key}"], ["--image", str(photo), "--weights", str(root / "rcnn.pth")]):
+        assert main(["predict", str(root / "captions"), *given]) == 0
+    stored, made = asked
+    assert stored == made
+    assert set(stored.split(", ")) <= {"ape", "bee", "cow"}
 
 
 def test_weights_are_asked_for(root: Path, tmp_path: Path) -> None:

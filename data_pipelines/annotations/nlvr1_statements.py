@@ -30,7 +30,7 @@ TRIES = 40  # sentences that are tried for a scene in which few are both true an
 
 
 def state(scenes: Sequence[Scene], each: int, rng: np.random.Generator) -> list[list[tuple[str, str]]]:
-    """At least about `each` sentences and questions for each scene, with the answer, one of `ANSWERS`.
+    """About `each` sentences and questions for each scene, with the answer, one of `ANSWERS`.
 
     Those about towers stand with scenes of towers alone. Each is tried on `WINDOW` scenes of its kind; of the answers
     that come two are drawn, and for each the scene that has fewest yet. There are fewer where `TRIES` times `each` were

@@ -245,6 +245,7 @@ def read_coco(folder: Path) -> None:
 
 def read_nlvr1(folder: Path) -> None:
     write_shard(folder / "out.tar", Nlvr1Reader([folder / "train.jsonl"]))
+    write_shard(folder / "made.tar", Nlvr1Reader([folder / "train.jsonl"], statements=1))
 
 
 def make_shards(folder: Path) -> None:

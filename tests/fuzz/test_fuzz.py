@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,11 +61,22 @@ def test_what_breaks_is_noticed_and_counted(
     assert len(set(seen)) > len(seen) / 2
 
 
-def test_an_input_that_takes_too_long_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(folder: Path) -> None:
-        while True:
-            pass
+def compute(folder: Path) -> None:
+    while True:
+        pass
 
+
+def wait(folder: Path) -> None:
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("read", [compute, wait])
+def test_an_input_that_takes_too_long_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], None]
+) -> None:
+    """By its computing; one that waits computes nothing, and is noticed by the clock."""
     monkeypatch.setitem(READERS, "gqa", replace(READERS["gqa"], read=read))
-    monkeypatch.setattr(fuzz, "LONGEST", 1)
-    assert fuzz.try_input("gqa", 0, 0, tmp_path / "files")[0] == "broken"
+    monkeypatch.setattr(fuzz, "LONGEST", 0.2)
+    outcome, told = fuzz.try_input("gqa", 0, 0, tmp_path / "files")
+    assert outcome == "broken"
+    assert "TooLongError" in told

@@ -72,7 +72,7 @@ class Cache:
             return f"{100 * part.stat().st_size // file.size} %"
         return "no"
 
-    def get(self, asset: Asset, mirrors: Sequence[str] = (), sha256: str = "", ways: Ways = Ways()) -> Path:  # noqa: B008
+    def get(self, asset: Asset, mirrors: Sequence[str] = (), sha256: str = "", ways: Ways = Ways()) -> Path:  # noqa: B008 (frozen)
         """The path of an asset's file in the cache, with the right hash; fetched if it is not there.
 
         Args:

@@ -233,6 +233,6 @@ class TrainingModule(lightning.LightningModule):
             self.average.values = {name: value.to(self.device) for name, value in self.average.values.items()}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and decay, one schedule step an optimizer step."""
+        """The optimizer of the configuration, one step of its schedule an optimizer step."""
         optimizer, schedule = build_optimizer(self, self.optim, self.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
