@@ -12,7 +12,7 @@ from made_up_benchmarks import write_json_lines
 
 from data_pipelines.annotations.build import build_split
 from data_pipelines.annotations.nlvr1 import Nlvr1Reader
-from data_pipelines.annotations.nlvr1_statements import ANSWERS, count, is_tower, sentence, state
+from data_pipelines.annotations.nlvr1_statements import ANSWERS, PLACES, count, is_tower, sentence, state
 
 COLOUR = {"yellow": "Yellow", "black": "Black", "blue": "#0099ff"}
 
@@ -96,6 +96,29 @@ def test_by_hand(scene: Any, expected: dict[str, bool | int]) -> None:
             if len(found) == len(expected):
                 break
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "touched"),
+    [
+        (0, 40, "left edge"),
+        (1, 40, ""),
+        (70, 40, "right edge"),
+        (69, 40, ""),
+        (40, 0, "top edge"),
+        (40, 1, ""),
+        (40, 70, "bottom edge"),
+        (40, 69, ""),
+        (0, 0, "left top edge corner"),
+        (70, 70, "right bottom edge corner"),
+        (0, 69, "left edge"),
+    ],
+)
+def test_what_touches_a_wall(x: int, y: int, touched: str) -> None:
+    """A shape of 30 pixels in a box of 100; a pixel away it touches nothing."""
+    names = ("left", "right", "top", "bottom", "edge", "corner")
+    found = [name for name, (test, _) in zip(names, PLACES, strict=True) if test(shape("circle", "blue", 30, x, y))]
+    assert set(found) == set(touched.split())
 
 
 def drawn_scene(rng: np.random.Generator) -> Any:
