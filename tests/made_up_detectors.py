@@ -36,7 +36,7 @@ def make_detector(name: str = SMALL, classes: int = 4, spread: float = 2.0, **se
             if isinstance(norm, nn.BatchNorm2d):
                 norm.momentum = 1.0  # running means are those of what comes next
         model.backbone.train()
-        model.backbone(torch.stack([tensor_of(drawing(seed, 256, 256)) for seed in (100, 101)]) * 4 - 2)
+        model.backbone(torch.stack([tensor_of(drawing(seed, 300, 300)) for seed in (100, 101)]) * 4 - 2)
         model.eval()
         head = model.roi_heads.box_predictor.cls_score if hasattr(model, "roi_heads") else _logits(model)
         for layer in head.modules():

@@ -9,19 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_up_detectors import SMALL, drawing, make_detector, tensor_of
+from made_up_detectors import drawing, make_detector, tensor_of
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou, clip_boxes_to_image, roi_align
 
 from data_pipelines.features import detectors
-from data_pipelines.features.detectors import Choice, Detector, Found, detected, with_detected
+from data_pipelines.features.detectors import DETECTORS, Choice, Detector, Found, detected, with_detected
 from data_pipelines.features.regions import ExtractionError
 from data_pipelines.shards.format import Manifest, RegionArrays, Sample, check_regions
 
 NAMES = ["background", "ape", "bee", "cow"]
-# of each kind one, and of its logits the class 0: torchvision's one-stage detectors may find a "background"
-KINDS = [SMALL, "ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"]
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +46,15 @@ def theirs(model: Any, picture: Image.Image, threshold: float, nms: float, most:
     return {key: value[with_area] for key, value in found.items()}
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_boxes_are_torchvisions(name: str) -> None:
-    """With one class beside the background no proposal can have a second; among pictures of several shapes."""
-    sizes = {} if "320" in name else {"min_size": 96, "max_size": 160}
+    """With one class beside the background no proposal can have a second; among pictures of several shapes.
+
+    Of logits the class 0 is put out: torchvision's one-stage detectors may find a "background".
+    """
+    sizes = {} if "320" in name or "ssd" in name else {"min_size": 96, "max_size": 160}
+    if name.startswith("fasterrcnn"):
+        sizes["rpn_post_nms_top_n_test"] = 200
     model = make_detector(name, 2, **sizes)
     if name.startswith(("retinanet", "fcos")):
         logits = model.head.classification_head.cls_logits
@@ -59,12 +62,16 @@ def test_boxes_are_torchvisions(name: str) -> None:
         logits.weight.data.view(-1, 2, *logits.weight.shape[1:])[:, 0] = 0.0
     pictures = [drawing(0), drawing(1), drawing(2, 40, 70), drawing(3)]
     for picture, own in zip(pictures, found_in(model, pictures, threshold=0.6, least=0, most=40, nms=0.4), strict=True):
-        expected = {key: value[:40] for key, value in theirs(model, picture, 0.6, 0.4, 1000).items()}
+        expected = theirs(model, picture, 0.6, 0.4, 1000)
         assert len(expected["scores"]) > 5
-        assert own.classes.tolist() == [0, *expected["labels"].tolist()]
-        pixels = own.boxes * np.array([*picture.size, *picture.size])
-        np.testing.assert_allclose(pixels[1:], expected["boxes"], atol=2e-3)
-        np.testing.assert_allclose(own.confidences[1:], expected["scores"], atol=1e-5)
+        np.testing.assert_allclose(own.confidences[1:], expected["scores"][:40], atol=5e-5)
+        pixels = own.boxes[1:] * np.array([*picture.size, *picture.size])
+        apart = np.abs(pixels[:, None] - expected["boxes"].numpy()).max(2)
+        same = apart.argmin(1)  # in order, but for boxes that are scored alike
+        assert len(set(same.tolist())) == len(pixels)
+        assert (apart.min(1) < 2e-3).all()
+        assert own.classes.tolist() == [0, *expected["labels"][same].tolist()]
+        np.testing.assert_allclose(own.confidences[1:], expected["scores"][same], atol=5e-5)
         assert own.boxes[0].tolist() == [0, 0, 1, 1]
         np.testing.assert_allclose(own.scores.astype(np.float32).sum(1), 1, atol=2e-3)
 
