@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_tools_train import SIZES, run
 
 from data_pipelines.features.regions import RegionExtractor, grid_boxes
@@ -18,6 +20,7 @@ from data_pipelines.scenes.build import build_scenes
 from data_pipelines.shards.format import write_manifest
 from data_pipelines.shards.index import write_split
 from data_pipelines.shards.reader import ShardReader
+from vlp.commands import data, evaluate, features
 from vlp.config import ConfigError
 from vlp.evaluation.answers import Answered, official_file, summary
 from vlp.use.extractors import described, open_extractor, open_trunk
@@ -204,3 +207,44 @@ def test_summary_and_files() -> None:
     assert summary([*statements, Answered("dev-1-0-1", "True", ["True"])])["consistency"] == 0.5
     assert official_file(statements, "csv") == "dev-1-0-0,True\ndev-1-1-0,True\n"
     assert summary([Answered(1, "x", [])]) == {"questions": 1, "known": 0}
+
+
+def test_features_joined_to_a_table_are_evaluated(finished: Path, root: Path, tmp_path: Path) -> None:
+    """A table of questions, published features by the images' names, and the answers about the data set itself."""
+    run = copytree(finished, tmp_path / "run")
+    weights = load_file(run / "model.safetensors")
+    noise = torch.Generator().manual_seed(0)  # so that answers differ by what is seen
+    drawn = {name: torch.randn(w.shape, generator=noise) for name, w in weights.items() if w.dim() == 2}
+    save_file(weights | drawn, run / "model.safetensors")
+    reader = ShardReader(root / "scenes", "val")
+    rows: list[list[str]] = []
+    (tmp_path / "photos").mkdir()
+    for number in range(len(reader)):
+        sample = reader.sample(number)
+        assert sample.image is not None
+        (tmp_path / "photos" / f"{sample.key}.png").write_bytes(sample.image)
+        asked = zip(sample.facts["questions"], sample.facts["answers"], strict=True)
+        rows += [[f"{sample.key}.png", question, answer] for question, answer in asked]
+    with (tmp_path / "questions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "question", "answer"], *rows])
+    npz, joined = tmp_path / "npz", tmp_path / "joined"
+    table = ["--images", str(tmp_path / "photos"), "--file", str(tmp_path / "questions.csv")]
+    published = ["--shards", str(joined), "--form", "uniter", "--file", str(npz)]
+    for command, arguments in (
+        (
+            features,
+            ["export", "--shards", str(root / "scenes"), "--split", "val", "--form", "uniter", "--out", str(npz)],
+        ),
+        (data, ["table", *table, "--split", "val", "--out", str(joined)]),
+        (features, ["published", *published]),
+        (evaluate, [str(run)]),
+    ):
+        assert command.main(arguments) == 0
+    expected = answers_of(run)
+    assert evaluate.main([str(run), "--data", str(joined)]) == 0
+    assert len(set(expected)) > 2
+    assert answers_of(run) == expected
+
+
+def answers_of(run: Path) -> list[str]:
+    return [row["answer"] for row in json.loads((run / "predictions-val.json").read_text())]

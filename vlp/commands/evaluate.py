@@ -12,7 +12,7 @@ right answers, of right rationales of the right answer, and of both; and the fil
 that was trained on captioning writes a caption of each image of the split, in COCO's result format, and measures them
 by those of the split. Of one that draws pictures, of the embedded scenes, which share of what the captions say is true
 of the pictures, as a reader of scenes finds them (--most: 200), beside true pictures, others, and what the coder loses;
-its settings are --count 1, --temperature, --top_k, --top_p, --seed 0, --guidance and --rerank-by RUN.
+its settings are --count 1, --temperature, --top-k, --top-p, --seed 0, --guidance and --rerank-by RUN.
 
 Questions about samples that can't be looked at are in the file of predictions, named, counted, and wrong (--seen-only).
 """
@@ -46,10 +46,10 @@ from vlp.task_contracts import Task
 WRITING = (
     "Captions are written as these say, each with its default: --beams 1 (beginnings that are followed, or samples"
     " drawn; `vlp predict`: 5), --search beams (or frames, VLP's search; or constrained, which names objects; or"
-    " sample), --length_penalty 1.0 (of beams and constrained), --length_bonus 0.0 (of frames), --objects 3,"
-    " --least_named 2 and --unnamed 'NAME, NAME' (of constrained: how many objects are asked for, how many of these a"
-    " caption names at least, and which are never asked for), --temperature, --top_k, --top_p and --seed 0 (of"
-    " samples), --no_repeat (no N words in a row twice), --least_length 0 (words)."
+    " sample), --length-penalty 1.0 (of beams and constrained), --length-bonus 0.0 (of frames), --objects 3,"
+    " --least-named 2 and --unnamed 'NAME, NAME' (of constrained: how many objects are asked for, how many of these a"
+    " caption names at least, and which are never asked for), --temperature, --top-k, --top-p and --seed 0 (of"
+    " samples), --no-repeat (no N words in a row twice), --least-length 0 (words)."
 )
 SHOWN = 5  # of what could not be looked at; the rest is in a file
 DRAWN = 200  # pictures that a token decoder draws, if --most is not given
