@@ -53,22 +53,23 @@ def command(tool: str, *arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "tools" / tool), *arguments]
 
 
-# what reads a run, by the tool's name: in this process, for the start of a new one takes longer than the work
-READING = {
+# by the tool's name: in this process, for the start of a new one takes longer than the work
+HERE = {
     "eval_retrieval.py": "retrieve",
     "evaluate.py": "evaluate",
     "mine_negatives.py": "mine",
     "predict.py": "predict",
+    "train.py": "train",
 }
 
 
 def run(tool: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """A tool as its user runs it; what trains is a process of its own."""
-    if tool in READING and not environment:
+    """A tool as its user runs it; what trains in several processes, in its own."""
+    if tool in HERE and not environment and not any(a.startswith("trainer.devices") for a in arguments):
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
             patch.setenv("COLUMNS", "160")
-            code = main([READING[tool], *arguments])
+            code = main([HERE[tool], *arguments])
         return subprocess.CompletedProcess([tool, *arguments], code, out.getvalue(), err.getvalue())
     return subprocess.run(
         command(tool, *arguments),
