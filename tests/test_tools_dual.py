@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from made_up_encoders import make_folder
 from safetensors.torch import load_file
+from test_tools_train import run
 
 import vlp
 from data_pipelines.scenes.build import build_scenes
@@ -59,21 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(root: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
     places = [f"data.root={root}", f"run_dir={run_dir}"]
-    return subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "tools/train.py"),
-            str(ROOT / "configs/clip_small.yaml"),
-            *places,
-            *SIZES,
-            *overrides,
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run("train.py", str(ROOT / "configs/clip_small.yaml"), *places, *SIZES, *overrides)
 
 
 def rows(run_dir: Path) -> list[dict]:
@@ -99,17 +84,9 @@ def test_resuming_is_exact(finished: Path) -> None:
     """Queues, momentum copy, random crops and all."""
     before = rows(finished), digest(finished)
     assert [row["step"] for row in before[0]] == [1, 2, 3, 4]
-    command = [sys.executable, str(ROOT / "tools/train.py"), str(ROOT / "configs/clip_small.yaml")]
     checkpoint = finished / "checkpoints" / "step-00000002.ckpt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    resumed = subprocess.run(
-        [*command, f"run_dir={finished}", f"resume={checkpoint}", "checkpoint.keep=5"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    config = str(ROOT / "configs/clip_small.yaml")
+    resumed = run("train.py", config, f"run_dir={finished}", f"resume={checkpoint}", "checkpoint.keep=5")
     assert resumed.returncode == 0, resumed.stderr
     assert (rows(finished), digest(finished)) == before
     assert "keep: 5" in (finished / "config.yaml").read_text()  # the folder tells how the run went on

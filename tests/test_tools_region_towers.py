@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from test_tools_train import run
 
 from data_pipelines.scenes.build import build_scenes
 
@@ -25,12 +23,6 @@ SMALL = [
     "data.workers=0", "trainer.max_steps=3", "trainer.accelerator=cpu", "optim.warmup_steps=1", "checkpoint.every=2",
     "validation.every=3", "validation.micro_batches=1",
 ]  # fmt: skip
-
-
-def run(tool: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / tool), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_training_from_a_trunk_s_file(tmp_path: Path) -> None:

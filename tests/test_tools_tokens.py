@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_tools_train import run
 
 import vlp
 from data_pipelines.batches import collate
@@ -58,14 +57,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(config: str, root: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
     places = [f"data.root={root}", f"run_dir={run_dir}"]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools/train.py"), str(ROOT / f"configs/{config}.yaml"), *places, *overrides],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run("train.py", str(ROOT / f"configs/{config}.yaml"), *places, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -109,20 +101,7 @@ def test_resuming_is_exact(finished: Path) -> None:
     assert [row["step"] for row in before[0]] == [1, 2, 3, 4]
     config = finished.name
     checkpoint = finished / "checkpoints" / "step-00000002.ckpt"
-    resumed = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "tools/train.py"),
-            str(ROOT / f"configs/{config}.yaml"),
-            f"run_dir={finished}",
-            f"resume={checkpoint}",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    resumed = run("train.py", str(ROOT / f"configs/{config}.yaml"), f"run_dir={finished}", f"resume={checkpoint}")
     assert resumed.returncode == 0, resumed.stderr
     assert (rows(finished), digest(finished)) == before
 
