@@ -222,7 +222,7 @@ def test_evaluate(finished: Path, root: Path, capsys: pytest.CaptureFixture[str]
     """True pictures are read without an error; what is drawn depends on the settings alone."""
     found = []
     for settings in ([], [], ["--seed", "1", "--count", "2", "--top-k", "3"]):
-        assert evaluate.main([str(finished), "--most", "9", *settings]) == 0, capsys.readouterr().err
+        assert evaluate.main([str(finished), "--most", "6", *settings]) == 0, capsys.readouterr().err
         found.append(json.loads((finished / "generation-val.json").read_text()))
     told = capsys.readouterr().out
     assert found[0] == found[1]
@@ -234,7 +234,7 @@ def test_evaluate(finished: Path, root: Path, capsys: pytest.CaptureFixture[str]
     check_losses(finished, root, found[0]["losses"])
     assert set(found[0]) >= {"nearest of training", "reproduced by the coder", "drawn", "same words, dealt otherwise"}
     assert "objects found" in " ".join(told.split())
-    assert "9 captions, split val" in told
+    assert "6 captions, split val" in told
     assert Image.open(finished / "generation-val.png").size[0] > 1000
     assert evaluate.main([str(finished), "--beams", "3"]) == 1
     assert "unknown key 'beams'; known keys: count, guidance, rerank_by, seed" in capsys.readouterr().err
