@@ -181,7 +181,7 @@ def test_other_settings_are_an_error(
     study: dict[str, Any], out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = times(out)
-    for changed in (["optim.lr=1e-3"], ["trainer.max_steps=3"]):
+    for changed in (["optim.lr=2e-3"], ["trainer.max_steps=3"]):
         assert main([write(study, tmp_path / "study.yaml"), *changed]) == 1
         error = capsys.readouterr().err
         assert "is of other settings" in error

@@ -227,13 +227,13 @@ def test_features_joined_to_a_table_are_evaluated(finished: Path, root: Path, tm
         rows += [[f"{sample.key}.png", question, answer] for question, answer in asked]
     with (tmp_path / "questions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["image", "question", "answer"], *rows])
-    npz, joined = tmp_path / "npz", tmp_path / "joined"
+    tsv, joined = tmp_path / "features.tsv", tmp_path / "joined"
     table = ["--images", str(tmp_path / "photos"), "--file", str(tmp_path / "questions.csv")]
-    published = ["--shards", str(joined), "--form", "uniter", "--file", str(npz)]
+    published = ["--shards", str(joined), "--form", "bottom_up", "--file", str(tsv)]
     for command, arguments in (
         (
             features,
-            ["export", "--shards", str(root / "scenes"), "--split", "val", "--form", "uniter", "--out", str(npz)],
+            ["export", "--shards", str(root / "scenes"), "--split", "val", "--form", "bottom_up", "--out", str(tsv)],
         ),
         (data, ["table", *table, "--split", "val", "--out", str(joined)]),
         (features, ["published", *published]),
