@@ -107,6 +107,16 @@ def read_json_lines(path: Path, kinds: Kinds) -> Iterator[dict[str, Any]]:
         FileNotFoundError: it is missing.
         AnnotationError: a line is no such object.
     """
+    return (entry for _, entry in numbered_json_lines(path, kinds))
+
+
+def numbered_json_lines(path: Path, kinds: Kinds) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read_json_lines`, each with the number of its line (from 1); empty lines count too.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        AnnotationError: a line is no such object.
+    """
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -117,7 +127,7 @@ def read_json_lines(path: Path, kinds: Kinds) -> Iterator[dict[str, Any]]:
                 f"{path}, line {number} cannot be read as JSON ({error}); it may be cut short"
             ) from error
         check_entry(f"{path}, line {number}", entry, kinds)
-        yield entry
+        yield number, entry
 
 
 def entries(path: Path, values: Any, name: str, kinds: Kinds) -> list[dict[str, Any]]:

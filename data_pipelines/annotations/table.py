@@ -14,8 +14,8 @@ With a column `split`, rows of --split are taken, or of those that --take names.
 tenth of the pictures, by the CRC-32 of their paths, and `--part train` the others.
 
 Facts of a picture: `questions`, `question_ids` (the rows' numbers), `answers` (a text, or a list where a question has
-several, scored as VQA's), `class` (its label), and `caption_languages`. The answers to choose from are those of the
-split that makes the data set.
+several, scored as VQA's), `class` (its label), and `caption_languages`, one for each caption, "" where a row names
+none. The answers to choose from are those of the split that makes the data set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from typing import IO, Any, Literal
 import pyarrow
 import pyarrow.parquet
 
-from data_pipelines.annotations.files import AnnotationError, LeftOut, read_json_lines
+from data_pipelines.annotations.files import AnnotationError, LeftOut, numbered_json_lines
 from data_pipelines.annotations.pictures import Annotations, Picture
 from data_pipelines.annotations.vocabulary import answer_vocabulary
 from data_pipelines.shards.facts import is_unicode
@@ -294,11 +294,13 @@ class _Taken:
         return self.part == "all" or held_out == (self.part == "val")
 
     def answers(self, base: sqlite3.Connection) -> Counter[str]:
-        """How often each answer, normalised, is the first of a question."""
+        """How often each answer, normalised, is one of a question that is taken: with its picture, by `pictures`."""
         counts: Counter[str] = Counter()
-        for picture, split, said in base.execute("SELECT picture, split, said FROM rows"):
+        first = "SELECT picture, split AS own, min(row) FROM rows GROUP BY picture"  # SQLite: `own` is of that row
+        query = f"SELECT picture, own, split, said FROM rows JOIN ({first}) USING (picture)"
+        for picture, own, split, said in base.execute(query):
             typed = json.loads(said)[2]
-            if typed and self.has(picture, split):
+            if typed and self.has(picture, own) and self.has(picture, split):
                 counts.update(map(normalise_answer, typed))
         return counts
 
@@ -312,17 +314,22 @@ class _Taken:
         for number, (path, group) in enumerate(groupby(base.execute(query), key=lambda row: row[0])):
             rows = list(group)
             split = rows[0][2]
-            if not self.has(path, split):
+            here = self.has(path, split)
+            if here or self.splits is not None:  # rows of a part stand or fall with their picture
+                # of two splits a picture is in that of its first row; whoever makes either is told of the others
+                other = [row for _, row, own, _ in rows if self.has(path, own) != here]
+                why = f"{self.kind} whose picture is in another split by an earlier one"
+                left_out += [LeftOut(f"{self.kind} {row}", why) for row in other]
+            if not here:
                 continue
+            rows = [row for row in rows if self.has(path, row[2])]
             picture = Picture(f"table-{number:08d}", [path])
             labels = {label for *_, said in rows if (label := json.loads(said)[3])}
             joined += len(rows) > 1
-            for _, row, own, said in rows:
-                what = f"{self.kind} {row}"
-                if own != split:
-                    left_out.append(LeftOut(what, f"{self.kind} whose picture is in another split by an earlier one"))
-                    continue
-                self._add(picture, what, row, json.loads(said), left_out)
+            for _, row, _, said in rows:
+                self._add(picture, f"{self.kind} {row}", row, json.loads(said), left_out)
+            if not any(picture.facts.get("caption_languages", [])):
+                picture.facts.pop("caption_languages", None)
             if len(labels) == 1:
                 picture.facts["class"] = labels.pop()
             elif labels:
@@ -339,8 +346,7 @@ class _Taken:
                 left_out.append(LeftOut(what, "caption that its picture has already"))
                 continue
             picture.captions.append(caption)
-            if language:
-                picture.facts.setdefault("caption_languages", []).append(language)
+            picture.facts.setdefault("caption_languages", []).append(language)  # "": not said; one for each caption
         picture.records.append(what)
         if question:
             others = {"answers": answers if len(answers) > 1 else normalise_answer(answers[0])} if answers else {}
@@ -410,11 +416,11 @@ def _open(file: Path) -> tuple[list[str], Iterator[Row], list[str]]:
 
 
 def _open_json_lines(file: Path) -> tuple[list[str], Iterator[Row], list[str]]:
-    rows = enumerate(read_json_lines(file, {}), 1)
+    rows = numbered_json_lines(file, {})
     first = list(islice(rows, LOOKED_AT))
     for number, row in first:
         if not isinstance(row, dict):
-            raise AnnotationError(f"{file}, object {number} is no object with names and values")
+            raise AnnotationError(f"{file}, line {number} is no object with names and values")
     names = list(dict.fromkeys(name for _, row in first for name in row if is_unicode(name)))
     checked = ((number, row if isinstance(row, dict) else None) for number, row in chain(first, rows))
     return names, checked, []
@@ -448,7 +454,10 @@ def _open_csv(file: Path, usual: str) -> tuple[list[str], Iterator[Row], list[st
     if declared:
         before, divider, head = 1, declared[1], next(lines, "")
     else:
-        counts = {sign: len(next(csv.reader([head], delimiter=sign), [])) for sign in (usual, *DIVIDERS)}
+        try:
+            counts = {sign: len(next(csv.reader([head], delimiter=sign), [])) for sign in (usual, *DIVIDERS)}
+        except csv.Error as error:
+            raise AnnotationError(f"{file}, line 1: {error}; {_mend(file, error)}") from error
         divider = max(counts, key=lambda sign: counts[sign])
         told = "found by its first line"
     reader = csv.reader(chain([head], lines), delimiter=divider, strict=True)
@@ -461,10 +470,7 @@ def _open_csv(file: Path, usual: str) -> tuple[list[str], Iterator[Row], list[st
             except StopIteration:
                 return
             except csv.Error as error:
-                raise AnnotationError(
-                    f"{file}, line {number}: {error}; a cell with quotes is written in quotes, with those inside"
-                    " doubled; if one is not closed, the file may be cut short"
-                ) from error
+                raise AnnotationError(f"{file}, line {number}: {error}; {_mend(file, error)}") from error
 
     cells = records()
     names = [name.strip() for name in next(cells, (0, []))[1]]
@@ -485,6 +491,16 @@ def _open_csv(file: Path, usual: str) -> tuple[list[str], Iterator[Row], list[st
             yield number, {name: cell for name, cell in zip(names, found, strict=False) if name} if fits else None
 
     return [name for name in names if name], rows(), [f"its cells are divided by {DIVIDERS[divider]}, {told}"]
+
+
+def _mend(file: Path, error: csv.Error) -> str:
+    """What to do about a line that is none of a CSV."""
+    if str(error).startswith("new-line character"):
+        return f"lines end with a carriage return alone; `tr '\\r' '\\n' < {file.name} > mended.csv` ends them as usual"
+    return (
+        "a cell with quotes is written in quotes, with those inside doubled; if one is not closed, the file may be cut"
+        " short"
+    )
 
 
 def _lines(file: Path) -> Iterator[str]:

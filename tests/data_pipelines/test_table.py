@@ -215,7 +215,7 @@ def test_a_tenth_is_held_out(tmp_path: Path) -> None:
         ("t.csv.gz", gzip.compress(b"image,caption\n", mtime=0)[:-4], "cannot be unpacked"),
         ("t.xlsx", b"PK", "save a spreadsheet as CSV"),
         ("t.jsonl", b'{"image": "a.jpg", "caption": "x"}\n{"image": ', "line 2 cannot be read as JSON"),
-        ("t.jsonl", b"[1]\n", "object 1 is no object"),
+        ("t.jsonl", b"[1]\n", "line 1 is no object"),
         ("t.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
 )
@@ -261,3 +261,54 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         assert read_rows == count
         grown.append(kilobytes)
     assert grown[1] - grown[0] < 5_000, f"{grown} kB: more than half of what the rows take themselves"
+
+
+def test_rows_of_one_picture_in_several_splits(tmp_path: Path) -> None:
+    """Whoever makes either split is told what went; splits that are to be one are one; labels are those of the split's
+    rows, and answers to choose from those of questions that are there.
+    """
+    images = write_pictures(tmp_path / "images", "a.jpg", "b.jpg")
+    text = "image,caption,label,split,question,answer\na.jpg,one,cat,train,,\na.jpg,two,dog,val,who?,lost\n"
+    path = write_text(tmp_path / "t.csv", f"{text}b.jpg,three,x,val,why?,kept\n")
+    moved = ("line 3", "line whose picture is in another split by an earlier one")
+    for splits, captions, label, answers in (
+        (("train",), ["one"], "cat", []),
+        (("val",), ["three"], "x", ["kept"]),
+    ):
+        annotations = read(path, images, splits)
+        (sample,) = samples_of(annotations, images).values()
+        assert (sample.captions, sample.facts["class"]) == (captions, label)
+        assert (annotations.manifest.answer_names, left_out(annotations)) == (answers, [moved])
+    both = read(path, images, ("train", "val"))
+    assert [sample.captions for sample in samples_of(both, images).values()] == [["one", "two"], ["three"]]
+    assert left_out(both) == [("a.jpg", "label of a picture that has several")]
+    assert set(both.manifest.answer_names) == {"kept", "lost"}
+
+
+def test_each_caption_has_its_language(tmp_path: Path) -> None:
+    images = write_pictures(tmp_path / "images", "a.jpg", "b.jpg")
+    text = "image,caption,lang\na.jpg,one dog,\na.jpg,un chien,fr\nb.jpg,two,\n"
+    samples = samples_of(read(write_text(tmp_path / "t.csv", text), images), images)
+    one, two = samples.values()
+    assert list(zip(one.captions, one.facts["caption_languages"], strict=True)) == [("one dog", ""), ("un chien", "fr")]
+    assert "caption_languages" not in two.facts
+
+
+def test_lines_of_json_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
+    images = write_pictures(tmp_path / "images", "a.jpg")
+    path = write_text(tmp_path / "t.jsonl", '{"image": "a", "text": "x"}\n\n\n{"image": "a", "text": ""}\n')
+    annotations = read(path, images)
+    samples_of(annotations, images)
+    assert left_out(annotations) == [("line 4", "line without a caption")]
+    path.write_text('\n{"image": "a", "text": "x"}\n\n[]\n')
+    with pytest.raises(AnnotationError, match="line 4 is no object"):
+        read(path, images)
+
+
+def test_lines_that_end_with_a_carriage_return_alone(tmp_path: Path) -> None:
+    images = write_pictures(tmp_path / "images", "a.jpg")
+    for text in ("image,text\ra.jpg,one\r", "image,text\na.jpg,one\ra.jpg,two\r"):
+        path = tmp_path / "t.csv"
+        path.write_bytes(text.encode())
+        with pytest.raises(AnnotationError, match=r"tr '\\r' '\\n'"):
+            samples_of(read(path, images), images)
