@@ -23,7 +23,7 @@ from data_pipelines.features.published.bottom_up import BottomUpReader
 from data_pipelines.features.published.ids import canonical_id
 from data_pipelines.features.published.join import Index
 from data_pipelines.features.published.write import WRITERS
-from data_pipelines.shards.format import Manifest, Sample, read_manifest, write_manifest
+from data_pipelines.shards.format import Manifest, RegionArrays, Sample, read_manifest, write_manifest
 from data_pipelines.shards.index import write_split
 from data_pipelines.shards.reader import ShardReader
 from vlp.commands.features import main
@@ -582,3 +582,45 @@ def test_memory_is_that_of_the_ids(tmp_path: Path) -> None:
     assert len(index.entries) == 100
     assert (tmp_path / "many.tsv").stat().st_size > 39e6
     assert peak < 5e6
+
+
+@pytest.mark.parametrize("names", [("red/0.jpg", "blue/0.jpg"), ("猫.jpg", "狗.jpg"), ("a b.jpg", "a_b.jpg")])
+def test_different_pictures_of_one_name_are_all_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, str]
+) -> None:
+    """And find their samples again."""
+    folders = [tmp_path / "first", tmp_path / "again"]
+    box = np.array([[0, 0, 0.5, 0.5]], np.float32)
+    for folder in folders:
+        folder.mkdir()
+        with_regions = folder == folders[0]
+        write_manifest(folder, Manifest("table", 4 if with_regions else 0, [], "x" if with_regions else "", "unknown"))
+        samples = [
+            Sample(
+                f"table-{number:08d}",
+                ["text"],
+                regions=RegionArrays(box, np.full((1, 4), number, np.float32)) if with_regions else None,
+                facts={"file_name": name, "width": 8, "height": 8},
+            )
+            for number, name in enumerate((*names, names[0]))  # the third is the first's picture
+        ]
+        write_split(folder, "train", samples)
+    out = tmp_path / "out"
+    assert main(["export", "--shards", str(folders[0]), "--form", "arrays", "--out", str(out)]) == 0
+    assert "named by the samples' keys" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == [f"table-0000000{number}.npz" for number in range(3)]
+    assert command(Written("arrays", [out], []), "--shards", folders[1]) == 0
+    reader = ShardReader(folders[1], "train")
+    assert [reader.regions(number).features[0, 0] for number in range(3)] == [0, 1, 2]  # type: ignore[union-attr]
+
+
+def test_names_in_other_letters_make_samples(tmp_path: Path) -> None:
+    names = ["猫", "_", "狗", "_-1", "鳥"]
+    (tmp_path / "npz").mkdir()
+    for number, name in enumerate(names):
+        arrays = {"features": np.full((1, 4), number, np.float32), "boxes": np.array([[0, 0, 0.5, 0.5]], np.float32)}
+        np.savez(tmp_path / "npz" / f"{name}.npz", allow_pickle=False, **arrays)
+    assert command(Written("arrays", [tmp_path / "npz"], []), "--out", tmp_path / "d") == 0
+    reader = ShardReader(tmp_path / "d", "train")
+    found = {reader.facts(n)["image_id"]: reader.regions(n).features[0, 0] for n in range(5)}  # type: ignore[union-attr]
+    assert found == {name: number for number, name in enumerate(names)}

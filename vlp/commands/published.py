@@ -98,6 +98,12 @@ def export(options: argparse.Namespace, console: Console) -> None:
         task = progress.add_task("samples", total=len(reader))
         written = write.export(reader, options.form, options.out, lambda done: progress.advance(task, done))
     console.print(f"written: {options.out}, regions of {written.images} images", soft_wrap=True)
+    if written.by_key:
+        console.print(
+            "named by the samples' keys, since two images have one name without their folders and other signs than"
+            " letters and digits",
+            soft_wrap=True,
+        )
     for number, why in ((written.without, "without regions"), (written.again, "of an image that was written already")):
         if number:
             console.print(f"left out: {number} samples {why}", style="yellow", soft_wrap=True)

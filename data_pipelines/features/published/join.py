@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -309,8 +310,13 @@ def new_samples(index: Index, sizes: Sizes, captions: Mapping[str, list[str]], j
     for name, texts in captions.items():
         if name not in index.entries:
             joined.left_out += [(f"caption of image {name}", UNPUBLISHED)] * len(texts)
+    keys: set[str] = set()
     for name, entry in index.entries.items():
         stem = canonical_stem(entry.name)
+        if stem in keys:  # names in other letters than Latin ones are all underscores
+            numbered = (f"{stem}-{number}" for number in count(len(keys)))
+            stem = next(key for key in numbered if key not in keys)
+        keys.add(stem)
         facts: dict[str, Any] = {"image_id": int(name) if name.isdigit() and len(name) < 19 else name}
         joined.counts["captions"] += len(captions.get(name, []))
         yield maker.regions(entry, Sample(stem, list(captions.get(name, [])), facts=facts))

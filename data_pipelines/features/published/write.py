@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -320,18 +319,24 @@ WRITERS: dict[str, Callable[[Path, Manifest, np.ndarray, ExitStack], _Writer]] =
 
 @dataclass
 class Written:
-    """How many images were written, and samples without regions or whose image was written already."""
+    """How many images were written, and samples without regions or whose image was written already. `by_key`: whether
+    images are named by the samples' keys.
+    """
 
     images: int
     without: int
     again: int
+    by_key: bool = False
 
 
 def export(reader: ShardReader, form: str, out: Path, progress: Callable[[int], None]) -> Written:
     """Write the regions of a split in one of `WRITERS`' forms. All appears at once, or nothing.
 
+    Images are named as they were published, else by their file or id. Where that gives two of them one name, since
+    folders and signs that are no letters go, all are named by their samples' keys.
+
     Raises:
-        FeatureFileError: `out` is there, or the regions lack what the form has.
+        FeatureFileError: `out` is there, the regions lack what the form has, or two keys give one name.
         BadSampleError: a sample is damaged.
     """
     if out.exists():
@@ -339,7 +344,13 @@ def export(reader: ShardReader, form: str, out: Path, progress: Callable[[int], 
     if not reader.manifest.feature_size:
         raise FeatureFileError(f"{reader.folder} has no region features to write")
     seen: set[str] = set()
-    written = Written(0, 0, 0)
+    by_key = not _are_apart(reader, by_key=False)
+    if by_key and not _are_apart(reader, by_key=True):
+        raise FeatureFileError(
+            f"{reader.folder}: two images have one name in these files, whose names have letters, digits, _ and -"
+            " alone, by their own names and by their samples' keys; give the samples other keys"
+        )
+    written = Written(0, 0, 0, by_key)
     with _whole(out) as temporary, ExitStack() as stack:
         writer = WRITERS[form](temporary, reader.manifest, reader.region_counts, stack)
         for number in range(len(reader)):
@@ -348,7 +359,7 @@ def export(reader: ShardReader, form: str, out: Path, progress: Callable[[int], 
             if regions is None or not len(regions.boxes):
                 written.without += 1
                 continue
-            name = _name(reader.key(number), facts)
+            name = canonical_stem(_source(reader.key(number), facts, by_key))
             if name in seen:
                 written.again += 1
                 continue
@@ -371,13 +382,23 @@ def _whole(out: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _name(key: str, facts: dict[str, Any]) -> str:
-    """How an image is named: as it was published, else by its file or id, else by the sample's key."""
-    for fact in ("published_as", "file_name", "image_id"):
+def _source(key: str, facts: dict[str, Any], by_key: bool) -> str:
+    """What an image is named by: as it was published, else its file or id, else the sample's key."""
+    for fact in () if by_key else ("published_as", "file_name", "image_id"):
         value = facts.get(fact)
         if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
-            return canonical_stem(str(value))
-    return re.sub(r"[^A-Za-z0-9_-]", "_", key)
+            return str(value)
+    return key
+
+
+def _are_apart(reader: ShardReader, by_key: bool) -> bool:
+    """Whether different images have different names in the files."""
+    sources: dict[str, str] = {}
+    for number in range(len(reader)):
+        source = _source(reader.key(number), reader.facts(number), by_key)
+        if sources.setdefault(canonical_stem(source), source) != source:
+            return False
+    return True
 
 
 def _size(facts: dict[str, Any]) -> tuple[int, int] | None:
