@@ -624,3 +624,28 @@ def test_names_in_other_letters_make_samples(tmp_path: Path) -> None:
     reader = ShardReader(tmp_path / "d", "train")
     found = {reader.facts(n)["image_id"]: reader.regions(n).features[0, 0] for n in range(5)}  # type: ignore[union-attr]
     assert found == {name: number for number, name in enumerate(names)}
+
+
+def test_captions_of_two_spellings_of_one_id_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Image 5 of val would have its captions told of that of train."""
+    (tmp_path / "npz").mkdir()
+    arrays = {"features": np.ones((1, 4), np.float32), "boxes": np.array([[0, 0, 0.5, 0.5]], np.float32)}
+    np.savez(tmp_path / "npz" / "train_5.npz", allow_pickle=False, **arrays)
+    captions = tmp_path / "captions.tsv"
+    captions.write_text("train_5\ta ring\nval_5\ta bar\n")
+    given = Written("arrays", [tmp_path / "npz"], ["--captions", str(captions)])
+    assert command(given, "--out", tmp_path / "d") == 1
+    assert "'train_5' and 'val_5' are both image 5" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "d").exists()
+
+
+def test_features_that_float16_does_not_hold_are_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(tmp_path, Manifest("table", 4, [], "x", "unknown"))
+    regions = RegionArrays(np.array([[0, 0, 0.5, 0.5]], np.float32), np.full((1, 4), 70000, np.float32))
+    write_split(tmp_path, "train", [Sample("a", ["text"], regions=regions, facts={"width": 8, "height": 8})])
+    export = ["export", "--shards", str(tmp_path), "--form", "uniter", "--out", str(tmp_path / "out")]
+    assert main(export) == 1
+    assert "image a: this form has float16, which a feature of size 70000" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()

@@ -156,8 +156,15 @@ def published(options: argparse.Namespace, console: Console) -> None:
 def _make(options: argparse.Namespace, index: Index, sizes: Sizes, made: str, progress: Callable[[], None]) -> Joined:
     """One split of a data set without pictures."""
     captions: dict[str, list[str]] = {}
+    spelled: dict[str, str] = {}
     for name, texts in (read_captions_by_id(options.captions) if options.captions else {}).items():
-        captions.setdefault(canonical_id(name), []).extend(texts)
+        first = spelled.setdefault(canonical_id(name), name)
+        if first != name:
+            raise FeatureFileError(
+                f"{options.captions}: {first!r} and {name!r} are both image {canonical_id(name)}; nobody knows"
+                " whose the captions are; take them apart, or spell an image's id in one way"
+            )
+        captions[canonical_id(name)] = texts
     if captions and not captions.keys() & index.entries.keys():
         theirs = [entry.name for entry in list(index.entries.values())[:1]]
         raise FeatureFileError(

@@ -134,7 +134,15 @@ class _BottomUp:
 
 
 def _npz_of(item: Item) -> bytes:
-    arrays = {"norm_bb": item.places.astype(np.float16), "features": item.regions.features.astype(np.float16)}
+    with np.errstate(over="ignore"):  # which is refused below
+        features = item.regions.features.astype(np.float16)
+    if not np.isfinite(features).all():
+        raise FeatureFileError(
+            f"image {item.name}: this form has float16, which a feature of size"
+            f" {float(np.abs(item.regions.features).max())} does not fit; take a form with float32, as"
+            " arrays or bottom_up"
+        )
+    arrays = {"norm_bb": item.places.astype(np.float16), "features": features}
     if item.regions.scores is not None:
         arrays |= {"conf": item.classes()[1].astype(np.float16), "soft_labels": item.scores.astype(np.float16)}
     stream = io.BytesIO()
