@@ -626,7 +626,9 @@ def test_names_in_other_letters_make_samples(tmp_path: Path) -> None:
     assert found == {name: number for number, name in enumerate(names)}
 
 
-def test_captions_of_two_spellings_of_one_id_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_captions_of_two_splits_that_come_to_one_id_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Image 5 of val would have its captions told of that of train."""
     (tmp_path / "npz").mkdir()
     arrays = {"features": np.ones((1, 4), np.float32), "boxes": np.array([[0, 0, 0.5, 0.5]], np.float32)}
@@ -635,7 +637,7 @@ def test_captions_of_two_spellings_of_one_id_are_refused(tmp_path: Path, capsys:
     captions.write_text("train_5\ta ring\nval_5\ta bar\n")
     given = Written("arrays", [tmp_path / "npz"], ["--captions", str(captions)])
     assert command(given, "--out", tmp_path / "d") == 1
-    assert "'train_5' and 'val_5' are both image 5" in capsys.readouterr().err.replace("\n", " ")
+    assert "'train_5' and 'val_5' would both be image 5" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "d").exists()
 
 

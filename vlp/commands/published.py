@@ -25,7 +25,7 @@ from data_pipelines.annotations.files import LeftOut, read_lines
 from data_pipelines.features.published import write
 from data_pipelines.features.published.check import Sizes
 from data_pipelines.features.published.forms import FORMS, Files
-from data_pipelines.features.published.ids import canonical_id
+from data_pipelines.features.published.ids import canonical_id, stem_of
 from data_pipelines.features.published.join import Index, Joined, join, new_samples, sizes_of
 from data_pipelines.features.published.record import FeatureFileError
 from data_pipelines.features.published.write import WRITERS
@@ -156,15 +156,17 @@ def published(options: argparse.Namespace, console: Console) -> None:
 def _make(options: argparse.Namespace, index: Index, sizes: Sizes, made: str, progress: Callable[[], None]) -> Joined:
     """One split of a data set without pictures."""
     captions: dict[str, list[str]] = {}
-    spelled: dict[str, str] = {}
+    named: dict[str, str] = {}  # by id, who has a word before the number: train_5 and val_5 are two images
     for name, texts in (read_captions_by_id(options.captions) if options.captions else {}).items():
-        first = spelled.setdefault(canonical_id(name), name)
-        if first != name:
-            raise FeatureFileError(
-                f"{options.captions}: {first!r} and {name!r} are both image {canonical_id(name)}; nobody knows"
-                " whose the captions are; take them apart, or spell an image's id in one way"
-            )
-        captions[canonical_id(name)] = texts
+        image = canonical_id(name)
+        if word := stem_of(name).lower().rstrip("0123456789"):
+            first = named.setdefault(image, name)
+            if stem_of(first).lower().rstrip("0123456789") != word:
+                raise FeatureFileError(
+                    f"{options.captions}: {first!r} and {name!r} would both be image {image}; nobody knows whose the"
+                    " captions are; take them apart"
+                )
+        captions.setdefault(image, []).extend(texts)
     if captions and not captions.keys() & index.entries.keys():
         theirs = [entry.name for entry in list(index.entries.values())[:1]]
         raise FeatureFileError(
