@@ -142,6 +142,8 @@ def test_a_killed_run_goes_on_in_the_same_files(unbroken: tuple[Path, Counting],
     assert killed.returncode == -signal.SIGKILL
     run = tmp_path / "run"
     assert [row["step"] for row in table_of(run)] == ["1", "2", "3", "4", "5", "6"]
+    (events,) = (run / "tensorboard").glob("events.*")
+    events.rename(events.parent / "events.out.tfevents.9999999999.of-a-machine-whose-clock-is-ahead.1.0")
     train(tmp_path, *ALL, resume=True)
     assert rows_of(run) == rows_of(unbroken[0])
     assert table_of(run) == table_of(unbroken[0])
@@ -150,6 +152,7 @@ def test_a_killed_run_goes_on_in_the_same_files(unbroken: tuple[Path, Counting],
         assert (run / name).read_bytes() == (unbroken[0] / name).read_bytes()
     train(tmp_path, *ALL, resume=True)  # there is nothing left to do
     assert table_of(run) == table_of(unbroken[0])
+    assert curve_of(run, "loss") == curve_of(unbroken[0], "loss")
 
 
 def test_callbacks_go_on_with_what_they_know_of_a_step(unbroken: tuple[Path, Counting], tmp_path: Path) -> None:

@@ -161,9 +161,10 @@ def go_on(loggers: list[Logger], folder: Path, step: int, config: Mapping[str, A
     for logger in loggers:
         if isinstance(logger, TableFile):
             logger.go_on(step)
-        elif isinstance(logger, TensorBoardLogger) and len([*Path(logger.log_dir).glob("events.*")]) > 1:
+        elif isinstance(logger, TensorBoardLogger) and len([*Path(logger.log_dir).glob("*tfevents*")]) > 1:
             logger.experiment.close()  # it opens another file, which says that later steps of those before don't count
             logger.experiment.purge_step = step + 1
+            _name_as_before(Path(logger.log_dir))
         elif isinstance(logger, SERVICES):
             name = "wandb" if isinstance(logger, WandbLogger) else "mlflow"
             if name not in known:
@@ -171,6 +172,18 @@ def go_on(loggers: list[Logger], folder: Path, step: int, config: Mapping[str, A
             ids[name] = str(logger.version)
     if ids != known:
         write_atomically(folder / IDS, json.dumps(ids).encode())
+
+
+def _name_as_before(folder: Path) -> None:
+    """Give TensorBoard's files names that sort before those of new ones, whichever second the clock is in.
+
+    TensorBoard reads files by the order of their names, which have the second, the host and the process. A run that
+    goes on within the same second, or on a machine whose clock is behind, would come before what it goes on from.
+    """
+    number = len([*folder.glob("before-*")])
+    for file in sorted(folder.glob("events.*")):
+        number += 1
+        file.rename(folder / f"before-{number:05d}-{file.name}")
 
 
 def log_row(loggers: list[Logger], row: Mapping[str, Any]) -> None:
