@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from data_pipelines.annotations.boxes import turn_facts
 from data_pipelines.annotations.files import LeftOut
@@ -136,7 +137,9 @@ def stored_size(folder: Path, names: list[str]) -> tuple[int, int]:
 
 
 def _read_file(folder: Path, names: list[str]) -> tuple[str, bytes]:
-    for name in names:
+    # systems spell an accent as a sign of its own, or with its letter; a list and a disk may differ in that
+    spellings = [normalize(form, name) for name in names for form in ("NFC", "NFD")]
+    for name in dict.fromkeys([*names, *spellings]):
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise ImageError("file name leads out of the folder")
         path = folder / name

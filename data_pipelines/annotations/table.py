@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
+from unicodedata import normalize
 
 import pyarrow
 import pyarrow.parquet
@@ -175,7 +176,26 @@ def _plain(stem: str) -> str:
 
 
 def _look_up(base: sqlite3.Connection, name: str) -> list[str]:
-    """The pictures that a cell may mean: one or none, several if it is a pattern; several of one name are told."""
+    """The pictures that a cell may mean: one or none, several if it is a pattern; several of one name are told.
+
+    Systems spell an accent as a sign of its own, or with its letter: that makes no difference.
+    """
+    for spelling in dict.fromkeys((name, normalize("NFC", name), normalize("NFD", name))):
+        if found := _called(base, spelling):
+            return found
+    if set(name) & set("*?["):
+        if len(name) > LONGEST_PATTERN:
+            raise LookupError(f"pattern of more than {LONGEST_PATTERN} characters")
+        query = "SELECT path FROM files WHERE path GLOB ? ORDER BY path"
+        found = [path for (path,) in base.execute(query, (name,))]
+        if not found:
+            raise LookupError("pattern that no picture fits")
+        return found
+    return [name]
+
+
+def _called(base: sqlite3.Connection, name: str) -> list[str]:
+    """The one picture of that path, name, or path or name without ending; [] if there is none."""
     if base.execute("SELECT 1 FROM files WHERE path = ?", (name,)).fetchone():
         return [name]
     stem = _plain(re.sub(r"^(\d+)\.0$", r"\1", name))  # a number that a program has made a fraction of
@@ -194,15 +214,7 @@ def _look_up(base: sqlite3.Connection, name: str) -> list[str]:
             raise LookupError("name that stands for several pictures")
         if found:
             return found
-    if set(name) & set("*?["):
-        if len(name) > LONGEST_PATTERN:
-            raise LookupError(f"pattern of more than {LONGEST_PATTERN} characters")
-        query = "SELECT path FROM files WHERE path GLOB ? ORDER BY path"
-        found = [path for (path,) in base.execute(query, (name,))]
-        if not found:
-            raise LookupError("pattern that no picture fits")
-        return found
-    return [name]
+    return []
 
 
 # rows

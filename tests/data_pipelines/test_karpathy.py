@@ -66,7 +66,8 @@ def test_oddities(tmp_path: Path) -> None:
     listed[5]["filename"] = "../4.jpg"
     listed.append(image(6, raw=("A größe.",), filename="größe.jpg"))
     values = {"dataset": "flickr30k", "images": listed}
-    images = write_pictures(tmp_path, "1.jpg", "2.jpg", "4.jpg", "5.jpg", "größe.jpg")
+    decomposed = "gro\u0308ße.jpg"  # as macOS spells names on a disk
+    images = write_pictures(tmp_path, "1.jpg", "2.jpg", "4.jpg", "5.jpg", decomposed)
     annotations = read_karpathy(write_json(tmp_path / "d.json", values), ["train"])
     samples = samples_of(annotations, images)
     assert {key: sample.captions for key, sample in samples.items()} == {
@@ -74,6 +75,7 @@ def test_oddities(tmp_path: Path) -> None:
         "flickr30k-5": [],
         "flickr30k-größe": ["A größe."],
     }
+    assert samples["flickr30k-größe"].facts["file_name"] == decomposed
     assert left_out(annotations) == [
         ("1.jpg", "image is listed twice"),
         *[("2.jpg", "image id stands for different records")] * 2,

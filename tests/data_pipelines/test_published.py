@@ -117,6 +117,44 @@ def refused(capsys: pytest.CaptureFixture[str], given: Written, *where: object) 
 # joining
 
 
+def without_boxes(number: int) -> Detected:
+    """What a detector with a threshold says of a picture in which it finds nothing."""
+    found = detected(number)
+    arrays = {name: value[:0] for name, value in vars(found).items() if isinstance(value, np.ndarray)}
+    return replace(found, **arrays)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hy5_36"])
+def test_an_image_without_a_box_is_left_out_and_named(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes first, so that it doesn't say how wide features are; in a data set it stays, without regions."""
+    given, folder = write(kind, tmp_path / "files", [without_boxes(5), *IMAGES]), shards(tmp_path / "d", (7, 5, 42))
+    assert command(given, "--shards", folder) == 0
+    assert "without regions: 1 x published without a box: coco-000000000005" in capsys.readouterr().out
+    reader = ShardReader(folder, "train")
+    assert [len(r.boxes) if (r := reader.regions(n)) else 0 for n in range(3)] == [
+        len(next(d for d in IMAGES if d.number == 7).boxes),
+        0,
+        len(next(d for d in IMAGES if d.number == 42).boxes),
+    ]
+    if kind in ("vinvl", "vlp", "arrays_apart"):
+        return  # boxes are in pixels, and nothing says of how many
+    (captions := tmp_path / "captions.tsv").write_text("5\tnothing\n42\ta dog\n")
+    assert command(given, "--out", tmp_path / "new", "--captions", captions) == 0
+    assert "left out: 2 x published without a box" in capsys.readouterr().out
+    left = [json.loads(line) for line in (tmp_path / "new/train.left_out.jsonl").read_text().splitlines()]
+    assert [entry["reason"] for entry in left] == ["published without a box"] * 2
+    assert left[1]["what"] == "caption of image 5"
+    assert len(ShardReader(tmp_path / "new", "train")) == 3
+
+
+def test_files_of_images_without_boxes_alone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = write("uniter", tmp_path / "files", [without_boxes(7), without_boxes(42)])
+    error = refused(capsys, given, "--shards", shards(tmp_path / "d"))
+    assert "all 2 images of the files are published without a box" in error
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_find_their_samples_exactly(tmp_path: Path, kind: str) -> None:
     given, folder = write(kind, tmp_path / "files"), shards(tmp_path / "d")
@@ -259,6 +297,7 @@ def test_new_data_of_features_and_captions(tmp_path: Path, capsys: pytest.Captur
         (("dev-850-0-0",), "dev-850-0-0"),
         (("dev-850-1-0",), "dev-850-1-0"),
         (("n235859",), "n235859"),
+        (("caf\u00e9.jpg", "cafe\u0301.npz"), "caf\u00e9"),
         (("cc_00012_000034",), "cc_00012_000034"),
     ],
 )

@@ -22,6 +22,7 @@ from data_pipelines.annotations.table import UNNAMED, Columns, read_table
 from data_pipelines.shards.format import read_manifest
 from vlp.commands.data import main
 
+COMPOSED, DECOMPOSED = "y/caf\u00e9.jpg", "y/cafe\u0301.jpg"  # one name in two spellings, as systems have them
 ODD = 'a "red" ring,\nand; a\tbar'
 ROWS = [("a.jpg", "a ring", ODD), ("b.jpg", "ü bar", "")]
 
@@ -83,7 +84,16 @@ def test_every_form_says_the_same(tmp_path: Path, form: str) -> None:
 
 
 def test_how_pictures_are_called(tmp_path: Path) -> None:
-    names = ["x/one.jpg", "x/000000000042.jpg", "y/two.png", "y/same.jpg", "z/same.jpg", "z/3.jpg", "y/0[1].jpg"]
+    names = [
+        "x/one.jpg",
+        "x/000000000042.jpg",
+        "y/two.png",
+        "y/same.jpg",
+        "z/same.jpg",
+        "z/3.jpg",
+        "y/0[1].jpg",
+        COMPOSED,
+    ]
     images = write_pictures(tmp_path / "images", *names)
     calls = ["x/one.jpg", "42", "42.0", "two", "two.png", "y/same", "same.jpg", "same", "z/*.jpg", "none*"]
     calls += [
@@ -94,6 +104,8 @@ def test_how_pictures_are_called(tmp_path: Path) -> None:
         "missing.jpg",
         "y/0[1].jpg",
         "*" * 60000,  # more than the database takes
+        DECOMPOSED,
+        "caf\u00e9",
     ]
     path = tmp_path / "t.csv"
     with path.open("w", newline="") as file:
@@ -108,6 +120,7 @@ def test_how_pictures_are_called(tmp_path: Path) -> None:
         "z/3.jpg": ["by z/*.jpg", f"by {images.absolute() / 'z/3.jpg'}"],
         "z/same.jpg": ["by z/*.jpg"],
         "y/0[1].jpg": ["by y/0[1].jpg"],
+        COMPOSED: [f"by {DECOMPOSED}", "by caf\u00e9"],
     }
     several = "name that stands for several pictures"
     gone = "line of a picture that is not used"

@@ -127,7 +127,7 @@ def published(options: argparse.Namespace, console: Console) -> None:
         task = progress.add_task("ids", total=None)
         index.fill(lambda done: progress.advance(task, done))
     sizes = sizes_of(
-        index.reader.read(next(iter(index.entries.values()))),
+        index.first_record(),
         _names(options.classes),
         _names(options.attributes),
         options.background,
@@ -178,10 +178,9 @@ def _make(options: argparse.Namespace, index: Index, sizes: Sizes, made: str, pr
 
     def counted() -> Iterator[Sample]:
         for sample in new_samples(index, sizes, captions, joined):
-            if not left_out:
-                left_out.extend(LeftOut(*entry) for entry in joined.left_out)
             progress()
             yield sample
+        left_out.extend(LeftOut(*entry) for entry in joined.left_out)
 
     manifest = Manifest(
         options.out.name, sizes.features, sizes.class_names, made, "", attribute_names=sizes.attribute_names

@@ -21,6 +21,7 @@ from data_pipelines.features.published.record import (
     existing,
     read_npy,
     read_npz,
+    refuse_no_boxes,
     whole,
 )
 
@@ -59,6 +60,7 @@ class ArraysReader:
                 raise FeatureFileError(f"{where}: there are no boxes of this image in --boxes")
             arrays["boxes"] = read_npy(str(apart), apart.read_bytes())
         features, boxes = (_first(where, arrays, names) for names in (FEATURES, BOXES))
+        refuse_no_boxes(where, features)
         if features.ndim != 2 or boxes.ndim != 2 or boxes.shape[1] != 4:
             raise FeatureFileError(
                 f"{where}: features have the shape {list(features.shape)} and boxes {list(boxes.shape)}, not [boxes,"

@@ -15,6 +15,7 @@ from data_pipelines.features.published.record import (
     Entry,
     FeatureFileError,
     Record,
+    box_count,
     decoded,
     existing,
     whole,
@@ -37,7 +38,6 @@ COLUMNS = {10: LXMERT, 6: VILBERT[:6], 7: VILBERT}
 # other names of the same
 RENAMED = {"img_id": "image_id", "img_w": "image_w", "img_h": "image_h"}
 MOST_LINE = 64 << 20  # bytes
-MOST_BOXES = 10_000
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -114,7 +114,7 @@ class BottomUpReader:
         for name in ("image_w", "image_h", "num_boxes", "boxes", "features"):
             if name not in values:
                 raise FeatureFileError(f"{where} has no column {name}")
-        rows = whole(where, "num_boxes", values["num_boxes"], MOST_BOXES)
+        rows = box_count(where, values["num_boxes"])
         record = Record(
             decoded(where, "boxes", values["boxes"], rows, "<f4", 4),
             decoded(where, "features", values["features"], rows, "<f4"),

@@ -20,7 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.features.published.record import NUMBERS, Entry, FeatureFileError, Record, existing
+from data_pipelines.features.published.record import (
+    NUMBERS,
+    WITHOUT_BOXES,
+    Entry,
+    FeatureFileError,
+    Record,
+    WithoutBoxesError,
+    existing,
+    refuse_no_boxes,
+)
 from data_pipelines.pickles import ConversionError, read_plain
 from data_pipelines.shards.format import LARGEST_MEMBER
 
@@ -107,6 +116,7 @@ class VlpReader:
         """See `FeatureReader`."""
         path, name = entry.place, entry.name
         features = rows_of(entry.where, data_set(str(path), self._open(path), name))
+        refuse_no_boxes(entry.where, features)
         where = f"{self.boxes}, key {name}"
         boxes = rows_of(where, data_set(str(self.boxes), self._open(self.boxes), name))
         if boxes.ndim != 2 or boxes.shape[1] < 4:
@@ -168,6 +178,8 @@ class Hy5Reader:
         rows: Any = row
         if self.ranges is not None:
             first, last = (int(number) for number in self.ranges[row])
+            if first == last:
+                raise WithoutBoxesError(f"{where} is {WITHOUT_BOXES}")
             if not 0 <= first < last <= len(self.features):
                 raise FeatureFileError(f"{where}: pos_boxes says rows {first} to {last} of {len(self.features)}")
             rows = slice(first, last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from unicodedata import normalize
 
 # of files, one behind the other as in 42.jpg.npz
 ENDINGS = re.compile(r"(\.(jpe?g|png|webp|np[yz]|json))+$", re.IGNORECASE)
@@ -20,8 +21,8 @@ def canonical_id(name: str) -> str:
 
     `COCO_val2014_000000000042`, `coco_val2014_000000000042.npz`, `val2014/COCO_val2014_000000000042.jpg` and `42` give
     `42`. Folders, endings of files, capitals, names of data sets before the last number and zeros before it go; an id
-    of another form keeps all else.
+    of another form keeps all else. Accents that are signs of their own are those of letters with accents.
     """
-    stem = stem_of(name).lower()
+    stem = normalize("NFC", stem_of(name)).lower()
     found = NUMBERED.fullmatch(stem)
     return found[1] if found else stem

@@ -19,7 +19,14 @@ import numpy as np
 
 from data_pipelines.features.published.check import Sizes, checked
 from data_pipelines.features.published.ids import canonical_id, stem_of
-from data_pipelines.features.published.record import Entry, FeatureFileError, FeatureReader, Record
+from data_pipelines.features.published.record import (
+    WITHOUT_BOXES,
+    Entry,
+    FeatureFileError,
+    FeatureReader,
+    Record,
+    WithoutBoxesError,
+)
 from data_pipelines.features.regions import WITHOUT_REGIONS
 from data_pipelines.features.rewrite import add_features, splits_of
 from data_pipelines.shards.format import Sample, read_manifest
@@ -66,18 +73,43 @@ class Index:
                     f"{entry.where}: {entry.name!r} and {there.name!r} ({there.where}) are both image {name};"
                     " take them apart, or rename one"
                 )
-            if not _equal(self.reader.read(there), self.reader.read(entry)):
+            if not _equal(self.record(there), self.record(entry)):
                 raise FeatureFileError(
                     f"{entry.where}: the image {entry.name!r} has other features there than in {there.where}"
                 )
             self.twice.append(entry.name)
         if last is None:
             raise FeatureFileError("the files hold no features")
-        self.reader.read(last)  # a file that is cut short ends in the midst of it
+        self.record(last)  # a file that is cut short ends in the midst of it
         return self
 
+    def record(self, entry: Entry) -> Record | None:
+        """The regions of an image; None if it is published without a box.
 
-def _equal(first: Record, second: Record) -> bool:
+        Raises:
+            FeatureFileError: they are damaged.
+        """
+        try:
+            return self.reader.read(entry)
+        except WithoutBoxesError:
+            return None
+
+    def first_record(self) -> Record:
+        """The regions of the first image that has some.
+
+        Raises:
+            FeatureFileError: it is damaged, or no image has any.
+        """
+        for entry in self.entries.values():
+            record = self.record(entry)
+            if record is not None:
+                return record
+        raise FeatureFileError(f"all {len(self.entries)} images of the files are {WITHOUT_BOXES}")
+
+
+def _equal(first: Record | None, second: Record | None) -> bool:
+    if first is None or second is None:
+        return first is second
     pairs = [(getattr(first, name), getattr(second, name)) for name in vars(first)]
     return all(
         np.array_equal(a, b) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else a is b or a == b
@@ -154,7 +186,9 @@ class _Maker:
 
     def regions(self, entry: Entry, sample: Sample) -> Sample:
         """The sample with its regions."""
-        record = self.index.reader.read(entry)
+        record = self.index.record(entry)
+        if record is None:
+            return replace(sample, facts={**sample.facts, WITHOUT_REGIONS: WITHOUT_BOXES})
         own = _size_of(sample)
         size = record.size or own
         if record.size and own and not _of_one_shape(record.size, own):
@@ -294,7 +328,7 @@ def _raw(key: str, facts: Mapping[str, Any], naming: str) -> str | None:
 
 
 def new_samples(index: Index, sizes: Sizes, captions: Mapping[str, list[str]], joined: Joined) -> Iterator[Sample]:
-    """A sample without a picture of each published image, in the files' order.
+    """A sample without a picture of each published image that has a box, in the files' order.
 
     Args:
         index: of the published files.
@@ -312,14 +346,19 @@ def new_samples(index: Index, sizes: Sizes, captions: Mapping[str, list[str]], j
             joined.left_out += [(f"caption of image {name}", UNPUBLISHED)] * len(texts)
     keys: set[str] = set()
     for name, entry in index.entries.items():
+        own = captions.get(name, [])
+        facts: dict[str, Any] = {"image_id": int(name) if name.isdigit() and len(name) < 19 else name}
+        made = maker.regions(entry, Sample("", list(own), facts=facts))
+        if made.regions is None:
+            joined.left_out += [(entry.name, WITHOUT_BOXES), *[(f"caption of image {name}", WITHOUT_BOXES)] * len(own)]
+            continue
         stem = canonical_stem(entry.name)
         if stem in keys:  # names in other letters than Latin ones are all underscores
             numbered = (f"{stem}-{number}" for number in count(len(keys)))
             stem = next(key for key in numbered if key not in keys)
         keys.add(stem)
-        facts: dict[str, Any] = {"image_id": int(name) if name.isdigit() and len(name) < 19 else name}
-        joined.counts["captions"] += len(captions.get(name, []))
-        yield maker.regions(entry, Sample(stem, list(captions.get(name, [])), facts=facts))
+        joined.counts["captions"] += len(own)
+        yield replace(made, key=stem)
 
 
 def canonical_stem(name: str) -> str:

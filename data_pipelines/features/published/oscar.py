@@ -19,13 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.features.published.bottom_up import MOST_BOXES, line_at, lines_of, text_of
+from data_pipelines.features.published.bottom_up import line_at, lines_of, text_of
 from data_pipelines.features.published.ids import canonical_id
 from data_pipelines.features.published.record import (
+    WITHOUT_BOXES,
     Entry,
     FeatureFileError,
     Label,
     Record,
+    WithoutBoxesError,
+    box_count,
     decoded,
     existing,
     whole,
@@ -81,7 +84,7 @@ class OscarReader:
             if not isinstance(values, dict) or not {"num_boxes", "features"} <= values.keys():
                 raise FeatureFileError(f"{where} has no JSON with num_boxes and features")
             count, features = values["num_boxes"], values["features"]
-        numbers = decoded(where, "features", features, whole(where, "num_boxes", count, MOST_BOXES), "<f4")
+        numbers = decoded(where, "features", features, box_count(where, count), "<f4")
         if numbers.shape[1] <= PLACE:
             raise FeatureFileError(f"{where}: features of {numbers.shape[1]} numbers, of which six are the place")
         place = numbers[:, -PLACE:]
@@ -111,7 +114,7 @@ class OscarReader:
 def _of_objects(where: str, objects: list[Any]) -> Record:
     """Regions that are listed one by one, each with its name."""
     if not objects:
-        raise FeatureFileError(f"{where} has no object")
+        raise WithoutBoxesError(f"{where} is {WITHOUT_BOXES}")
     labels = [_label(f"{where}, object {n}", value) for n, value in enumerate(objects)]
     features = [decoded(f"{where}, object {n}", "feature", o.get("feature"), 1, "<f4") for n, o in enumerate(objects)]
     if len({row.shape for row in features}) != 1:

@@ -22,12 +22,18 @@ import numpy as np
 from data_pipelines.shards.format import LARGEST_MEMBER
 
 MOST_SIDE = 1_000_000  # pixels of a picture's side
+MOST_BOXES = 10_000
+WITHOUT_BOXES = "published without a box"
 FLOATS = ("float16", "float32", "float64")
 NUMBERS = (*FLOATS, "int32", "int64", "uint8", "int16")
 
 
 class FeatureFileError(ValueError):
     """Published features cannot be used; the message names the file, the line or key, and what is wrong."""
+
+
+class WithoutBoxesError(FeatureFileError):
+    """An image is published without a box, as detectors with a threshold leave some: nothing of it can be taken."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class FeatureReader(Protocol):
 
         Raises:
             FeatureFileError: they are damaged, or not of this form.
+            WithoutBoxesError: there are none.
         """
 
 
@@ -123,6 +130,24 @@ def whole(where: str, name: str, text: object, most: int = MOST_SIDE) -> int:
     if not 1 <= number <= most:
         raise FeatureFileError(f"{where}: {name} is {str(text)[:40]!r}, not a whole number from 1 to {most}")
     return number
+
+
+def box_count(where: str, text: object) -> int:
+    """How many boxes an image says that it has.
+
+    Raises:
+        WithoutBoxesError: none.
+        FeatureFileError: it is no number, or too large a one.
+    """
+    if not isinstance(text, bool) and str(text).strip() == "0":
+        raise WithoutBoxesError(f"{where} is {WITHOUT_BOXES}")
+    return whole(where, "num_boxes", text, MOST_BOXES)
+
+
+def refuse_no_boxes(where: str, features: np.ndarray) -> None:
+    """Raise WithoutBoxesError if features have no row."""
+    if features.shape[:1] == (0,):
+        raise WithoutBoxesError(f"{where} is {WITHOUT_BOXES}")
 
 
 def decoded(where: str, name: str, text: object, rows: int, dtype: str, columns: int | None = None) -> np.ndarray:

@@ -23,6 +23,7 @@ from data_pipelines.features.published.record import (
     Record,
     existing,
     read_npz,
+    refuse_no_boxes,
     taken,
 )
 
@@ -91,6 +92,7 @@ def uniter_record(where: str, arrays: dict[str, np.ndarray]) -> Record:
         FeatureFileError: one is missing, or of another shape.
     """
     places, features = taken(where, arrays, "norm_bb"), taken(where, arrays, "features")
+    refuse_no_boxes(where, features)
     if places.ndim != 2 or places.shape[1] not in (4, 6, 7):
         raise FeatureFileError(f"{where}: norm_bb has the shape {list(places.shape)}, not [boxes, 6]")
     record = Record(places[:, :4], features, shares=True, scores=arrays.get("soft_labels"))

@@ -13,9 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.features.published.bottom_up import MOST_BOXES
 from data_pipelines.features.published.lmdb_file import LmdbFile
-from data_pipelines.features.published.record import Entry, FeatureFileError, Record, decoded, existing, taken, whole
+from data_pipelines.features.published.record import (
+    Entry,
+    FeatureFileError,
+    Record,
+    box_count,
+    decoded,
+    existing,
+    taken,
+    whole,
+)
 from data_pipelines.pickles import ConversionError, read_arrays
 
 
@@ -60,7 +68,7 @@ def map_record(where: str, values: dict[Any, Any]) -> Record:
     Raises:
         FeatureFileError: one is missing, or of another length.
     """
-    rows = whole(where, "num_boxes", taken(where, values, "num_boxes"), MOST_BOXES)
+    rows = box_count(where, taken(where, values, "num_boxes"))
     scores = values.get("cls_prob", values.get("classes"))
     return Record(
         _array(where, "boxes", taken(where, values, "boxes"), rows, 4),
