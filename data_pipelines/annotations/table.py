@@ -535,7 +535,7 @@ def _lines(file: Path) -> Iterator[str]:
                     raise AnnotationError(
                         f"{file}, line {number} is not UTF-8: byte {place + error.start} is"
                         f" 0x{line[error.start]:02x}; `iconv -f WINDOWS-1252 -t UTF-8 {file.name} > utf8.csv` converts"
-                        " from the usual one of Windows"
+                        " from the usual one of Windows, with GB18030 in its place from that of Windows in Chinese"
                     ) from error
                 if "\0" in text:
                     raise AnnotationError(
