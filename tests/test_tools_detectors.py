@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_up_coco import MadeUpCoco
+from made_up_coco import MadeUpCoco, picture
 from made_up_detectors import SMALL, make_detector, save_detector
 from safetensors.torch import save_file
 from test_tools_train import SIZES
@@ -167,6 +167,59 @@ def test_a_trunk_beside_a_detector(root: Path, tmp_path: Path, capsys: pytest.Ca
     stored = ShardReader(data, "train").regions(1)
     assert stored is not None
     np.testing.assert_allclose(made.features, stored.features.astype(np.float32), atol=2e-3, rtol=2e-3)
+
+
+def test_a_box_is_chosen_beside_what_a_detector_finds(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Visual7W's four boxes among the detector's, as 12-in-1 has them; a new photograph has the detector's alone."""
+    images, boxes, pointing = tmp_path / "images", [], []
+    images.mkdir()
+    for n in range(1, 5):
+        (images / f"v7w_{n}.jpg").write_bytes(picture(n))
+        own = [
+            {"box_id": 10 * n + k, "x": 5 * k, "y": 2, "width": 6 + k, "height": 9, "name": "thing"} for k in range(4)
+        ]
+        boxes += own
+        choices = {"multiple_choices": [box["box_id"] for box in own[1:]], "answer": own[0]["box_id"]}
+        pointing.append({"question": "Which photo?", "qa_id": n, "image_id": n, "type": "which", **choices})
+    listed = [
+        {"image_id": n, "filename": f"v7w_{n}.jpg", "split": "train", "qa_pairs": [p]}
+        for n, p in enumerate(pointing, 1)
+    ]
+    (tmp_path / "v7w.json").write_text(json.dumps({"dataset": "visual7w", "boxes": boxes, "images": listed}))
+    data, weights = tmp_path / "v7w", ["--weights", str(root / "rcnn.pth")]
+    command = ["data", "visual7w", "--images", str(images), "--file", str(tmp_path / "v7w.json"), "--split", "train"]
+    assert main([*command, "--out", str(data)]) == 0
+    command = ["features", "regions", "--shards", str(data), *BOXES, *FEW]
+    assert main([*command, *weights, "--with-annotated"]) == 0
+    assert read_manifest(data).extractor.endswith("; whole image, then its boxes, then annotated boxes")
+    reader = ShardReader(data, "train")
+    assert min(reader.region_counts.tolist()) >= 1 + 2 + 4
+    (data / "vocabulary.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "which", "photo", "?"])
+    )
+    settings = [*SIZES, "trainer.max_steps=2", "data.workers=0", "validation.split=train", "init=null"]
+    settings += [f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}", "data.tokenizer.vocabulary=v7w/vocabulary.txt"]
+    settings += ["objectives.0.objectives.0.head.hidden_size=8", "data.sources=[{name: v7w, path: v7w}]"]
+    assert main(["train", "refcoco/uniter_small", *settings]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "train"]) == 0
+    found = vlp.load(tmp_path / "run", extractor=root / "rcnn.pth").make_images([images / "v7w_1.jpg"])[0]
+    stored = reader.regions(0)
+    assert stored is not None
+    np.testing.assert_allclose(found.boxes, stored.boxes[:-4], atol=2e-3)
+    capsys.readouterr()
+    ssd = ["--boxes", "detector:ssdlite320_mobilenet_v3_large", "--trunk", "timm:test_resnet", "--with-annotated"]
+    state = make_detector("ssdlite320_mobilenet_v3_large").state_dict()
+    torch.save(state, tmp_path / "ssd.pth")
+    others = make_data(tmp_path, [1], "coco")
+    assert main(["features", "regions", "--shards", str(others), *ssd, "--weights", str(tmp_path / "ssd.pth")]) == 1
+    assert "can't say what is in boxes that it didn't find itself" in capsys.readouterr().err
+    assert main(["features", "regions", "--shards", str(others), *BOXES, *weights, "--with-annotated"]) == 1
+    assert "has no annotated boxes" in capsys.readouterr().err
+    grid = ["--boxes", "grid:2x2", "--trunk", "timm:test_resnet", "--with-annotated"]
+    assert main(["features", "regions", "--shards", str(others), *grid]) == 1
+    assert "--with-annotated: of detectors alone" in capsys.readouterr().err
 
 
 def test_what_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from data_pipelines.features.regions import WITHOUT_REGIONS, ExtractionError, with_whole_image
+from data_pipelines.features.regions import WITHOUT_REGIONS, ExtractionError, annotated_boxes, with_whole_image
 from data_pipelines.shards.format import WHOLE_IMAGE, RegionArrays, Sample
 from data_pipelines.shards.pictures import MOST_ELONGATED, ImageError, decode_image
 
@@ -64,12 +64,14 @@ class Choice:
 @dataclass(frozen=True)
 class Scaled:
     """A picture as a detector sees it: `pixels` float32 [1, 3, H, W] with a margin, `size` its height and width
-    without that. `name`: for messages.
+    without that. `name`: for messages. `given` float32 [n, 4]: boxes, corners as shares of the image, that become
+    regions behind those that are found; None: no others.
     """
 
     name: str
     pixels: Tensor
     size: tuple[int, int]
+    given: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class Detector:
         maps = self.model.backbone(images.tensors)
         candidates = self._proposals(images, maps) if self.two_stage else self._anchors(images, maps)
         chosen = [self._chosen(own, p) for own, p in zip(candidates, pictures, strict=True)]
+        if any(p.given is not None for p in pictures):
+            chosen = self._with_given(chosen, pictures, maps, images)
         features: list[np.ndarray | None] = [None] * len(pictures)
         if self.feature_size is not None:
             heads = self.model.roi_heads
@@ -209,6 +213,30 @@ class Detector:
             if len(rows) >= choice.least:
                 break
         return boxes, classes[rows], best[rows], candidates.distribution(rows)
+
+    def _with_given(
+        self,
+        chosen: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+        pictures: Sequence[Scaled],
+        maps: dict[str, Tensor],
+        images: ImageList,
+    ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """What was chosen, then the given boxes as the box head classifies them, without moving them."""
+        heads, given = self.model.roi_heads, []
+        for (boxes, *_), picture in zip(chosen, pictures, strict=True):
+            height, width = picture.size
+            own = np.zeros((0, 4), np.float32) if picture.given is None else picture.given
+            given.append(boxes.new_tensor(own) * boxes.new_tensor([width, height, width, height]))
+        logits, _ = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, given, images.image_sizes)))
+        scores = logits.softmax(1).split([len(own) for own in given])
+        for number, (found, boxes, own) in enumerate(zip(chosen, given, scores, strict=True)):
+            if not bool(torch.isfinite(own).all()):
+                raise ExtractionError(f"{pictures[number].name}: the detector's scores are not finite")
+            best, classes = own[:, 1:].max(1)
+            parts = (boxes, classes + 1, best, own)
+            together = [torch.cat(pair) for pair in zip(found, parts, strict=True)]
+            chosen[number] = (together[0], together[1], together[2], together[3])
+        return chosen
 
     def _with_whole(self, boxes: Tensor, picture: Scaled) -> Tensor:
         height, width = picture.size
@@ -310,6 +338,7 @@ def with_detected(
     detector: Detector,
     class_names: Sequence[str],
     features_of: Callable[[Image.Image, np.ndarray], np.ndarray] | None = None,
+    annotated: bool = False,
 ) -> Iterator[Sample]:
     """The samples with regions: the whole image, then what the detector finds, the best first.
 
@@ -317,16 +346,19 @@ def with_detected(
     sample whose picture cannot be decoded gets no regions, and the fact `without_regions` says why.
 
     features_of: features of a picture's boxes, as a `RegionExtractor` gives them; None: those of the box head.
+    annotated: whether the sample's annotated boxes become regions too, behind those, in their order; the detector is
+        one that can classify them (`Detector.two_stage`).
 
     Raises:
-        ExtractionError: scores or features are not finite; the message names the sample.
+        ExtractionError: scores or features are not finite, or a sample has no annotated boxes; the message names it.
     """
     waiting = iter(samples)
     while window := list(islice(waiting, WINDOW)):
         scaled: dict[int, Scaled] = {}
         for number, sample in enumerate(window):
             try:
-                scaled[number] = detector.scaled(_picture(sample), f"sample {sample.key}")
+                seen = detector.scaled(_picture(sample), f"sample {sample.key}")
+                scaled[number] = replace(seen, given=annotated_boxes(sample)[0]) if annotated else seen
             except ImageError as error:
                 window[number] = replace(sample, facts={**sample.facts, WITHOUT_REGIONS: str(error)})
         results = dict(zip(scaled, _by_shape(detector, list(scaled.values())), strict=True))

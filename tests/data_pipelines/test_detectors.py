@@ -211,6 +211,39 @@ def test_samples(small: Any) -> None:
         assert made[first].facts["region_confidences"][0] == 0
 
 
+@torch.no_grad()
+def test_annotated_boxes_follow(small: Any) -> None:
+    """They stay where they are, and have the features that the same box has where it is found; their classes are those
+    that torchvision's box head says of them. One picture has many, one has none.
+    """
+    choice, pictures = Choice(threshold=0.1, most=6), [drawing(0), drawing(1)]
+    alone = detected([("a", pictures[0]), ("b", pictures[1])], Detector(small, choice))
+    given = [[*alone[0].boxes[[3, 1, 2]].tolist(), [0.25, 0.0, 0.5, 1.0]], []]
+    samples = [
+        Sample(f"s{n}", [], image=encoded(picture), facts={"boxes": boxes})
+        for n, (picture, boxes) in enumerate(zip(pictures, given, strict=True))
+    ]
+    made = list(with_detected(samples, Detector(small, choice), NAMES, annotated=True))
+    regions = regions_of(made[0])
+    assert regions.scores is not None
+    np.testing.assert_array_equal(regions.boxes[:-4], alone[0].boxes)
+    np.testing.assert_allclose(regions.boxes[-4:], given[0], atol=1e-6)
+    np.testing.assert_allclose(regions.features[-4:-1], alone[0].regions.features[[3, 1, 2]], rtol=2e-3, atol=2e-3)
+    images, _ = small.transform([tensor_of(pictures[0])])
+    height, width = images.image_sizes[0]
+    corners = torch.tensor(given[0]) * torch.tensor([width, height, width, height])
+    pooled = small.roi_heads.box_roi_pool(small.backbone(images.tensors), [corners], images.image_sizes)
+    expected = small.roi_heads.box_predictor(small.roi_heads.box_head(pooled))[0].softmax(1)
+    np.testing.assert_allclose(regions.scores[-4:], expected, atol=1e-3)
+    assert made[0].facts["region_names"][-4:] == [NAMES[n] for n in expected[:, 1:].argmax(1) + 1]
+    np.testing.assert_allclose(made[0].facts["region_confidences"][-4:], expected[:, 1:].amax(1), atol=1e-5)
+    np.testing.assert_array_equal(regions_of(made[1]).features, alone[1].regions.features)
+    flat = with_detected(samples, Detector(small, choice, box_head=False), NAMES, lambda p, b: b[:, :2], annotated=True)
+    np.testing.assert_allclose(regions_of(next(flat)).features[-4:], np.array(given[0])[:, :2], atol=1e-6)
+    with pytest.raises(ExtractionError, match="sample none has no annotated boxes"):
+        next(with_detected([Sample("none", [], image=samples[0].image)], Detector(small, choice), NAMES, None, True))
+
+
 def test_more_samples_than_are_seen_together(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detectors, "WINDOW", 4)
     monkeypatch.setattr(detectors, "AT_ONCE", 2)

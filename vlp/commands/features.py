@@ -45,7 +45,7 @@ from vlp.config import ConfigError
 from vlp.use.extractors import boxes_described, described, described_detector, open_detector, open_trunk
 
 # options that say something of a detector alone
-OF_DETECTORS = ("trunk_weights", "classes", "score_threshold", "least_boxes", "most_boxes", "nms")
+OF_DETECTORS = ("with_annotated", "trunk_weights", "classes", "score_threshold", "least_boxes", "most_boxes", "nms")
 
 
 def read_boxes_option(text: str) -> tuple[int, int] | str | None:
@@ -118,9 +118,10 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--least-boxes", type=count, metavar="N", help=f"the best, if fewer are above (default: {Choice.least})")
     add("--most-boxes", type=whole_number, metavar="N", help=f"the best, if more are (default: {Choice.most})")
     add("--nms", type=read_share, metavar="S", help=f"most overlap of boxes of a class (default: {Choice.nms})")
+    add("--with-annotated", action="store_true", help="the samples' own boxes follow (Faster R-CNN alone)")
     options = parser.read(arguments)
     if not isinstance(options.boxes, str):
-        given = [f"--{n.replace('_', '-')}" for n in OF_DETECTORS if getattr(options, n) is not None]
+        given = [f"--{n.replace('_', '-')}" for n in OF_DETECTORS if getattr(options, n) not in (None, False)]
         if given:
             raise ConfigError(f"{', '.join(given)}: of detectors alone, and --boxes names none (detector:NAME)")
         if options.trunk is None:
@@ -168,20 +169,28 @@ def by_detector(options: argparse.Namespace, say: Callable[[str], None]) -> Maki
     detector, class_names, made = open_detector(options.boxes, options.weights, choice, say, options.trunk is None)
     if options.classes is not None:
         class_names = read_class_names(options.classes, len(class_names))
+    annotated = options.with_annotated
+    if annotated and not detector.two_stage:
+        raise ConfigError(
+            f"detector:{options.boxes} can't say what is in boxes that it didn't find itself; with --with-annotated"
+            " take one of Faster R-CNN's"
+        )
     if options.trunk is None:
         if detector.feature_size is None:
             raise ConfigError(
                 f"detector:{options.boxes} has no box head, so its boxes want features of a trunk: --trunk timm:NAME"
             )
-        size, text, extractor = detector.feature_size, described_detector(made, choice, None), None
+        size, text, extractor = detector.feature_size, described_detector(made, choice, None, annotated), None
     elif options.trunk == "scenes":
         raise ConfigError("--trunk scenes is made for the boxes of drawn shapes; name one of timm beside a detector")
     else:
         trunk, trunk_made = open_trunk(options.trunk, options.trunk_weights, say)
         extractor = RegionExtractor(trunk, options.image_size, detector.device)
         size = extractor.feature_size
-        text = described_detector(made, choice, (trunk_made, extractor.image_size))
-    change = partial(with_detected, detector=detector, class_names=class_names, features_of=extractor)
+        text = described_detector(made, choice, (trunk_made, extractor.image_size), annotated)
+    change = partial(
+        with_detected, detector=detector, class_names=class_names, features_of=extractor, annotated=annotated
+    )
     return Making(size, class_names, text, change)
 
 

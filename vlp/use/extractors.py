@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from data_pipelines.shards.format import RegionArrays
 
 Extract = Callable[[Image.Image, str], "RegionArrays"]  # regions of an RGB picture, by its name in messages
+ANNOTATED = ", then annotated boxes"
 SEED = 0  # of the random weights
 # torchvision sets the epsilon of norms to 0 for these files of its own, by the beginning of their sha256
 WITHOUT_EPSILON = ("258fb6c6", "eeacb38b")
@@ -160,19 +161,21 @@ def boxes_described(grid: tuple[int, int] | None) -> str:
     return "annotated boxes" if grid is None else f"grid {grid[0]}x{grid[1]}"
 
 
-def described_detector(made: str, choice: Choice, trunk: tuple[str, int] | None) -> str:
+def described_detector(made: str, choice: Choice, trunk: tuple[str, int] | None, annotated: bool) -> str:
     """What a manifest says of a detector: how it was made, as `open_detector` tells, which boxes are taken, and whose
     features they have. trunk: how that was made, as `open_trunk` tells, and its image size; None: the box head.
+    annotated: whether annotated boxes follow.
     """
     whose = "of its box head" if trunk is None else f"by RoIAlign over {trunk[0]}; image size {trunk[1]}"
     return (
         f"{made}; scores above {choice.threshold:g}, {choice.least} to {choice.most} boxes, NMS {choice.nms:g};"
-        f" features {whose}; whole image, then its boxes"
+        f" features {whose}; whole image, then its boxes{ANNOTATED * annotated}"
     )
 
 
 def open_extractor(text: str, files: Sequence[Path], say: Callable[[str], None]) -> Extract:
-    """What a manifest describes, to make regions of another picture as its data's were.
+    """What a manifest describes, to make regions of another picture as its data's were. Of a detector's boxes that are
+    followed by annotated ones it has the first alone, since nobody annotated it.
 
     files: of the weights, if it had such, in any order; they are known by their SHA-256.
 
@@ -192,7 +195,7 @@ def open_extractor(text: str, files: Sequence[Path], say: Callable[[str], None])
     grid = re.fullmatch(rf"{roi_align}; whole image, then grid (\d+)x(\d+)", text)
     found = re.fullmatch(
         r"detector:(\w+), (weights .* \(sha256 \w+\)); scores above (\S+), (\d+) to (\d+) boxes, NMS (\S+);"
-        rf" features (?:of its box head|by {roi_align}); whole image, then its boxes",
+        rf" features (?:of its box head|by {roi_align}); whole image, then its boxes(?:{ANNOTATED})?",
         text,
     )
     if grid:
