@@ -46,7 +46,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = make_data(folder, list(range(1, 9)), "coco")
     classes = ["--classes", str(folder / "names.txt")]
     assert main(["features", "regions", "--shards", str(data), *BOXES, "--weights", str(weights), *classes, *FEW]) == 0
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "photo", "a", "2", "ape", "bee", "cow"]
+    # numbers apart, or captions of several photographs would be one text, and their order chance
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "photo", "a", "2", "3", "4", "11", "ape", "bee", "cow"]
     (data / "vocabulary.txt").write_text("\n".join(words))
     objectives = (
         "objectives=[{name: itm, sampling_ratio: 1, objectives: [{type: matching, swap_probability: 0.5}]},"
