@@ -64,10 +64,13 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def captioner(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CogView's decoder, codes before captions, trained a little."""
-    folder = tmp_path_factory.mktemp("runs") / "captions"
+    return train_captioner(root, tmp_path_factory.mktemp("runs") / "captions")
+
+
+def train_captioner(root: Path, folder: Path, *more: str) -> Path:
     sizes = [size for size in SIZES if "patterns" not in size and "empty_share" not in size and "max_steps" not in size]
     words = [f"data.tokenizer.vocabulary={root}/scenes_of_two/vocabulary.txt", "data.sources.0.path=scenes_of_two"]
-    own = [f"data.root={root}", f"run_dir={folder}", "init=null", "trainer.max_steps=6", *words]
+    own = [f"data.root={root}", f"run_dir={folder}", "init=null", "trainer.max_steps=6", *words, *more]
     result = run("train.py", str(ROOT / "configs/captioning/cogview_small.yaml"), *sizes, *own)
     assert result.returncode == 0, result.stderr
     return folder
@@ -164,6 +167,10 @@ def test_fits_of_pairs_are_those_of_each_alone(finished: Path, captioner: Path) 
     told = fits(judge, texts, judge.make_images(pictures))
     alone = [caption_score(judge, text, picture) for text, picture in zip(texts, pictures, strict=True)]
     assert told.tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_padding_that_is_predicted_is_no_part_of_the_fit(finished: Path, root: Path, tmp_path: Path) -> None:
+    test_fits_of_pairs_are_those_of_each_alone(finished, train_captioner(root, tmp_path / "run", "model.padding=each"))
 
 
 def test_a_captioner_draws_nothing(captioner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

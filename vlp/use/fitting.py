@@ -59,6 +59,7 @@ def _of_last_part(model: Any, decoded: Decoded) -> Tensor:
         last = slice(-(len(template.items) - 1 - template.items.index("caption") + template.most), None)
         logits = model.logits(decoded.text_states[:, last], "text")
         labels, weight = decoded.text[:, last], decoded.text_weight[:, last]
+        weight = weight * (labels < template.text_offset + template.words + len(template.own_commands))  # no padding
     each = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
     return (each.view_as(labels) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
