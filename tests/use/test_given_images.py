@@ -103,7 +103,8 @@ def test_any_form_of_a_picture_for_a_model_of_pixels(root: Path, pixels: Trained
     expected = pixels.score(TEXTS, [Regions.from_pixels(torch.from_numpy(seen))])
     for form in forms(root):
         assert torch.equal(pixels.score(TEXTS, [form]), expected)
-        assert torch.equal(pixels.embed_images([form, form])[1:], pixels.embed_images([form]))
+        beside, alone = pixels.embed_images([form, form])[1:], pixels.embed_images([form])
+        torch.testing.assert_close(beside, alone, rtol=1e-5, atol=1e-6)  # some CPUs round two otherwise than one
     assert expected.shape == (2, 1)
 
 
