@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs with a detector's regions, others without regions, and a run that learned classes and matching."""
     folder = tmp_path_factory.mktemp("detected")
     weights = save_detector(folder / "rcnn.pth")
-    (folder / "names.txt").write_text("ape\nbee\ncow\n")
+    (folder / "names.txt").write_text("ape\nbee\ncow\n", encoding="utf-8-sig")  # as some editors write it
     make_data(folder, [3, 4, 11], "others")
     data = make_data(folder, list(range(1, 9)), "coco")
     classes = ["--classes", str(folder / "names.txt")]

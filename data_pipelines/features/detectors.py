@@ -206,6 +206,8 @@ class Detector:
             if len(rows) > MOST_CANDIDATES:
                 rows = rows[best[rows].topk(MOST_CANDIDATES).indices]
             boxes = clip_boxes_to_image(candidates.decode(rows, classes[rows]), picture.size)
+            if not bool(torch.isfinite(boxes).all()):
+                raise ExtractionError(f"{picture.name}: the detector's boxes are not finite; are its weights damaged?")
             kept = remove_small_boxes(boxes, SMALLEST)
             rows, boxes = rows[kept], boxes[kept]
             kept = batched_nms(boxes, best[rows], classes[rows], choice.nms)[:most]

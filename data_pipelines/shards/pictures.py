@@ -73,7 +73,8 @@ def picture_size(data: bytes, most_pixels: int = MOST_PIXELS) -> tuple[str, int,
 
 
 def orientation(data: bytes) -> int:
-    """By which of EXIF's orientations (1 to 8) `decode_image` turns a picture; 1: it stays as it is stored.
+    """By which of EXIF's orientations (1 to 8) `decode_image` turns a picture; 1: it stays as it is stored. Of TIFF it
+    is 1 too: what reads one turns it at once, so nobody sees its pixels as they are stored.
 
     Raises:
         ImageError: as `decode_image`.

@@ -259,6 +259,10 @@ def test_numbers_that_are_not_finite() -> None:
     broken.roi_heads.box_predictor.cls_score.bias.data[2] = float("nan")
     with pytest.raises(ExtractionError, match="picture 0: the detector's scores are not finite"):
         found_in(broken, [drawing(0)])
+    lost = make_detector()
+    lost.roi_heads.box_predictor.bbox_pred.bias.data[5] = float("nan")
+    with pytest.raises(ExtractionError, match="picture 0: the detector's boxes are not finite"):
+        found_in(lost, [drawing(0)], threshold=0.0)
     large = make_detector()
     large.roi_heads.box_head.fc7.weight.data *= 1e6
     with pytest.raises(ExtractionError, match=r"picture 0: a feature of size .* does not fit float16"):

@@ -200,7 +200,7 @@ def read_class_names(path: Path, classes: int) -> list[str]:
     Raises:
         ConfigError: they are not as many as the weights have.
     """
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if names and names[0].strip("_").lower() == "background":
         names = names[1:]
     if len(names) != classes - 1:

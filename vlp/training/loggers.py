@@ -111,7 +111,11 @@ def read_loggers(listed: list[str | dict[str, Any]]) -> dict[str, dict[str, Any]
         spec = None if name == "csv" else find_spec(name)
         if name != "csv" and (spec is None or spec.origin is None):  # a folder of that name is no package
             raise ConfigError(f"{where}: {name} is not installed: pip install 'vlp[{name}]'")
-        if urlsplit(values.get("tracking_uri") or "").username is not None:
+        try:
+            named = urlsplit(values.get("tracking_uri") or "").username is not None
+        except ValueError as error:
+            raise ConfigError(f"{where}.tracking_uri is no address: {error}") from error
+        if named:
             raise ConfigError(
                 f"{where}.tracking_uri has a name or a password before the host, which would be written into the run's"
                 " folder; set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the"
