@@ -650,7 +650,7 @@ def test_different_pictures_of_one_name_are_all_written(
     assert sorted(path.name for path in out.iterdir()) == [f"table-0000000{number}.npz" for number in range(3)]
     assert command(Written("arrays", [out], []), "--shards", folders[1]) == 0
     reader = ShardReader(folders[1], "train")
-    assert [reader.regions(number).features[0, 0] for number in range(3)] == [0, 1, 2]  # type: ignore[union-attr]
+    assert [reader.regions(number).features[0, 0] for number in range(3)] == [0, 1, 2]
 
 
 def test_names_in_other_letters_make_samples(tmp_path: Path) -> None:
@@ -661,7 +661,7 @@ def test_names_in_other_letters_make_samples(tmp_path: Path) -> None:
         np.savez(tmp_path / "npz" / f"{name}.npz", allow_pickle=False, **arrays)
     assert command(Written("arrays", [tmp_path / "npz"], []), "--out", tmp_path / "d") == 0
     reader = ShardReader(tmp_path / "d", "train")
-    found = {reader.facts(n)["image_id"]: reader.regions(n).features[0, 0] for n in range(5)}  # type: ignore[union-attr]
+    found = {reader.facts(n)["image_id"]: reader.regions(n).features[0, 0] for n in range(5)}
     assert found == {name: number for number, name in enumerate(names)}
 
 

@@ -252,7 +252,8 @@ def test_a_time_that_has_passed_ends_a_run(tmp_path: Path) -> None:
         ([{"type": "wandb", "api_key": "abc"}], "unknown key 'api_key'"),
         ([{"type": "mlflow", "tracking_uri": "http://me:abc@host"}], "a password before the host"),
         ([{"type": "mlflow", "tracking_uri": "https://abc@host/x"}], "a name or"),
-        ([{"type": "mlflow", "tracking_uri": "http://[x"}], "tracking_uri is no address"),
+        ([{"type": "mlflow", "tracking_uri": "http://me:abc@[x"}], "tracking_uri is no address"),
+        ([{"type": "mlflow", "tracking_uri": "http://me:abc@h\u2100"}], "tracking_uri is no address"),
     ],
 )
 def test_loggers_that_are_refused(listed: list, told: str, monkeypatch: pytest.MonkeyPatch) -> None:

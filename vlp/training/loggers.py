@@ -114,7 +114,7 @@ def read_loggers(listed: list[str | dict[str, Any]]) -> dict[str, dict[str, Any]
         try:
             named = urlsplit(values.get("tracking_uri") or "").username is not None
         except ValueError as error:
-            raise ConfigError(f"{where}.tracking_uri is no address: {error}") from error
+            raise ConfigError(f"{where}.tracking_uri is no address") from error  # the error may tell a password
         if named:
             raise ConfigError(
                 f"{where}.tracking_uri has a name or a password before the host, which would be written into the run's"

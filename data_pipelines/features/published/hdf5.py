@@ -178,10 +178,10 @@ class Hy5Reader:
         rows: Any = row
         if self.ranges is not None:
             first, last = (int(number) for number in self.ranges[row])
+            if not 0 <= first <= last <= len(self.features):
+                raise FeatureFileError(f"{where}: pos_boxes says rows {first} to {last} of {len(self.features)}")
             if first == last:
                 raise WithoutBoxesError(f"{where} is {WITHOUT_BOXES}")
-            if not 0 <= first < last <= len(self.features):
-                raise FeatureFileError(f"{where}: pos_boxes says rows {first} to {last} of {len(self.features)}")
             rows = slice(first, last)
         features, boxes, places = (rows_of(where, data, rows) for data in (self.features, self.boxes, self.places))
         return Record(boxes, features, size=_size(where, boxes, places), geometry=places)
